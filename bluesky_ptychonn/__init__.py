@@ -1,0 +1,1 @@
+"""Live neural ptychography for Bluesky: reconstruct while you scan, and scan only as densely as needed."""

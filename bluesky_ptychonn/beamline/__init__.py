@@ -1,0 +1,1 @@
+"""Devices and plans. Acquisition never needs the network, so nothing here imports ``recon``."""

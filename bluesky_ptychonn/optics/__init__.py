@@ -1,0 +1,1 @@
+"""Physics of far-field ptychography: geometry, forward model, simulator. Knows nothing of the layers above."""
