@@ -1,0 +1,323 @@
+"""The durable journal that the callback appends to and the worker follows.
+
+One session is one folder; one run is one file of JSON lines in it, ``{"name": …, "doc": …, "t": seconds}``. An append
+is one `write` on an ``O_APPEND`` descriptor: it survives ``kill -9`` of the writer. Only a power cut needs
+`fdatasync`, which costs two hundred times more, so the reader does that, once a second.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import re
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+SUFFIX = ".jsonl"
+# What a descriptor says of the data; its configuration (hundreds of areaDetector settings) is in Tiled already.
+_DESCRIPTOR_KEYS = ("uid", "run_start", "name", "time", "data_keys", "hints")
+_EVENT_KEYS = ("uid", "descriptor", "seq_num", "time", "filled")
+_SCALARS = (int, float, str, bool, type(None))
+_OPTIONS = orjson.OPT_APPEND_NEWLINE | orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_NON_STR_KEYS
+_LONGEST_LINE = 64 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One journaled document.
+
+    Parameters
+    ----------
+    name : str
+        Kind of document: ``start``, ``event``, …
+    doc : dict
+        The document, arrays left out (see `slim`).
+    time : float
+        When it was journaled, seconds since the epoch.
+    """
+
+    name: str
+    doc: dict[str, Any]
+    time: float
+
+
+def _is_scalar(value: Any) -> bool:
+    return isinstance(value, _SCALARS) or getattr(value, "ndim", 1) == 0
+
+
+def _slim_event(doc: Mapping[str, Any]) -> dict[str, Any]:
+    slimmed = {key: doc[key] for key in _EVENT_KEYS if key in doc}
+    data = doc["data"]
+    slimmed["data"] = kept = {key: value for key, value in data.items() if _is_scalar(value)}
+    slimmed["timestamps"] = doc.get("timestamps", {})
+    if len(kept) < len(data):
+        slimmed["arrays"] = [key for key in data if key not in kept]
+    return slimmed
+
+
+def _slim_page(doc: Mapping[str, Any]) -> dict[str, Any]:
+    slimmed = {key: doc[key] for key in _EVENT_KEYS if key in doc}
+    data = doc["data"]
+    slimmed["data"] = kept = {key: column for key, column in data.items() if len(column) == 0 or _is_scalar(column[0])}
+    slimmed["timestamps"] = doc.get("timestamps", {})
+    if len(kept) < len(data):
+        slimmed["arrays"] = [key for key in data if key not in kept]
+    return slimmed
+
+
+def slim(name: str, doc: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """Keep of a document what pairing frames with positions needs.
+
+    In-event arrays are replaced by their names under ``arrays``: Tiled has the data, the journal stays small.
+
+    Parameters
+    ----------
+    name : str
+        Kind of document.
+    doc : mapping
+        The document; not changed.
+
+    Returns
+    -------
+    mapping or None
+        None for a kind of document that has no part in a reconstruction.
+
+    Examples
+    --------
+    >>> event = {"descriptor": "d", "seq_num": 1, "time": 0.0, "data": {"x": 1.5, "image": [[1, 2]]}, "timestamps": {}}
+    >>> slim("event", event)["data"], slim("event", event)["arrays"]
+    ({'x': 1.5}, ['image'])
+    """
+    if name == "event":
+        return _slim_event(doc)
+    if name == "event_page":
+        return _slim_page(doc)
+    if name == "descriptor":
+        return {key: doc[key] for key in _DESCRIPTOR_KEYS if key in doc}
+    if name in ("start", "stop", "resource", "datum", "datum_page", "stream_resource", "stream_datum"):
+        return doc
+    return None
+
+
+def _plain(value: Any) -> Any:
+    return value.tolist() if hasattr(value, "tolist") else str(value)
+
+
+def encode(name: str, doc: Mapping[str, Any], when: float) -> bytes:
+    """One journal line. NaN and infinity become null, numpy values plain ones, anything else its `str`."""
+    entry = {"name": name, "doc": doc, "t": when}
+    try:
+        return orjson.dumps(entry, default=_plain, option=_OPTIONS)
+    except TypeError:  # an integer beyond 64 bit, a recursive default: rare, and slower
+        return json.dumps(entry, default=str).encode() + b"\n"
+
+
+def journal_path(folder: Path, run_uid: str) -> Path:
+    """File of one run. A uid that is no safe file name is hashed."""
+    safe = run_uid if re.fullmatch(r"[\w-]{1,128}", run_uid) else hashlib.sha256(run_uid.encode()).hexdigest()
+    return folder / f"{safe}{SUFFIX}"
+
+
+class _Lines:
+    """An append-only file whose every line is whole, also after a disk that was full for a while."""
+
+    def __init__(self, path: Path) -> None:
+        self._fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+        self._torn = False
+
+    def append(self, line: bytes) -> None:
+        if self._torn:
+            line = b"\n" + line
+        written = 0
+        try:
+            while written < len(line):
+                written += os.write(self._fd, line[written:])
+        finally:
+            if written:
+                self._torn = written < len(line)
+
+    def close(self) -> None:
+        os.close(self._fd)
+
+
+class JournalWriter:
+    """Appends documents to the file of their run; called in the RunEngine's thread.
+
+    Interleaved runs are told apart by the uids in the documents. Documents of a run whose start was never seen are
+    left out, and counted in `strays`.
+
+    Parameters
+    ----------
+    folder : Path
+        The session's folder; made, readable by its owner only.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> folder = Path(tempfile.mkdtemp())
+    >>> journal = JournalWriter(folder)
+    >>> journal.append("start", {"uid": "a-run", "time": 0.0})
+    >>> journal.append("stop", {"uid": "s", "run_start": "a-run", "time": 1.0, "exit_status": "success"})
+    >>> [entry.name for entry in JournalReader(journal_path(folder, "a-run")).read()]
+    ['start', 'stop']
+    """
+
+    def __init__(self, folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self.folder = folder
+        self.strays = 0
+        self._files: dict[str, _Lines] = {}
+        self._run_of: dict[str, str] = {}  # uid of descriptor, resource or stream_resource -> run
+        self._uids: dict[str, list[str]] = {}  # run -> those uids, to forget them at its stop
+
+    @property
+    def open_runs(self) -> tuple[str, ...]:
+        """Uids of the runs begun and not stopped."""
+        return tuple(self._files)
+
+    def append(self, name: str, doc: Mapping[str, Any]) -> None:
+        """Append one document; a kind of document without a part in a reconstruction is passed over.
+
+        Raises
+        ------
+        OSError
+            When the file cannot be opened or written.
+        """
+        slimmed = slim(name, doc)
+        if slimmed is None:
+            return
+        if name == "start":
+            self._begin(doc["uid"])
+        line = encode(name, slimmed, time.time())
+        for run in self._runs(name, doc):
+            self._files[run].append(line)
+            if name == "stop":
+                self._end(run)
+
+    def _runs(self, name: str, doc: Mapping[str, Any]) -> tuple[str, ...]:
+        if name == "start":
+            run: str | None = doc["uid"]
+        elif name in ("event", "event_page"):
+            run = self._run_of.get(doc["descriptor"])
+        elif name in ("datum", "datum_page"):
+            run = self._run_of.get(doc["resource"])
+        elif name == "stream_datum":
+            run = self._run_of.get(doc["descriptor"]) or self._run_of.get(doc["stream_resource"])
+        else:
+            run = doc.get("run_start")
+            if run is None and name in ("resource", "stream_resource"):
+                # Resources were not always stamped with their run: every open run may be the one.
+                for open_run in self._files:
+                    self._know(doc["uid"], open_run)
+                return tuple(self._files)
+            if run in self._files and name != "stop":
+                self._know(doc["uid"], run)
+        if run not in self._files:
+            self.strays += 1
+            return ()
+        return (run,)
+
+    def _know(self, uid: str, run: str) -> None:
+        self._run_of[uid] = run
+        self._uids[run].append(uid)
+
+    def _begin(self, run: str) -> None:
+        self._files[run] = _Lines(journal_path(self.folder, run))
+        self._uids[run] = []
+
+    def _end(self, run: str) -> None:
+        self._files.pop(run).close()
+        for uid in self._uids.pop(run, ()):
+            self._run_of.pop(uid, None)
+
+    def close(self) -> None:
+        """Close every file; runs without a stop document stay unfinished in the journal."""
+        for run in tuple(self._files):
+            self._end(run)
+
+
+class JournalReader:
+    """Follows the journal of one run while it is written.
+
+    Parameters
+    ----------
+    path : Path
+        The run's file.
+    offset : int
+        Byte to begin at: 0, or another reader's `offset`.
+
+    Attributes
+    ----------
+    offset : int
+        Byte after the last whole line that was read.
+    corrupt : int
+        Whole lines that were not journal entries (a write torn by a full disk), passed over.
+    """
+
+    def __init__(self, path: Path, offset: int = 0) -> None:
+        self.path = path
+        self.offset = offset
+        self.corrupt = 0
+        self._fd: int | None = None
+        self._synced = (0.0, offset)
+
+    def read(self, max_bytes: int = 1 << 20) -> list[Entry]:
+        """Entries appended since the last call, at most about `max_bytes` of them; never a line still being written.
+
+        Returns
+        -------
+        list of Entry
+            Empty when there is nothing new, or no file yet.
+        """
+        if self._fd is None:
+            try:
+                self._fd = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
+            except FileNotFoundError:
+                return []
+        chunk = os.pread(self._fd, max_bytes, self.offset)
+        end = chunk.rfind(b"\n")
+        if end < 0:
+            if len(chunk) == max_bytes and max_bytes < _LONGEST_LINE:
+                return self.read(max_bytes * 4)
+            return []
+        self.offset += end + 1
+        return list(self._parse(chunk[:end]))
+
+    def _parse(self, lines: bytes) -> Iterator[Entry]:
+        for line in lines.split(b"\n"):
+            if not line:
+                continue
+            try:
+                entry = orjson.loads(line)
+                yield Entry(entry["name"], entry["doc"], entry["t"])
+            except (orjson.JSONDecodeError, KeyError, TypeError):
+                self.corrupt += 1
+
+    def sync(self, every_s: float = 1.0) -> None:
+        """Have the disk keep what was written, at most once in `every_s` seconds."""
+        when, offset = self._synced
+        now = time.monotonic()
+        if self._fd is not None and self.offset > offset and now - when >= every_s:
+            with contextlib.suppress(OSError):  # a file system that cannot: then the append alone has to do
+                os.fdatasync(self._fd)
+            self._synced = (now, self.offset)
+
+    def close(self) -> None:
+        """Close the file; a later `read` opens it again."""
+        if self._fd is not None:
+            os.close(self._fd)
+            self._fd = None
+
+
+def journaled_runs(folder: Path) -> list[Path]:
+    """Journals in a session's folder, in no meaningful order."""
+    with contextlib.suppress(FileNotFoundError), os.scandir(folder) as entries:
+        return [folder / entry.name for entry in entries if entry.name.endswith(SUFFIX)]
+    return []
