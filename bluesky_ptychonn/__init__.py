@@ -1,1 +1,66 @@
-"""Live neural ptychography for Bluesky: reconstruct while you scan, and scan only as densely as needed."""
+"""Live neural ptychography for Bluesky: reconstruct while you scan, and scan only as densely as needed.
+
+Everything here is imported on first use, so that ``import bluesky_ptychonn`` costs nothing and a plan never pays for torch.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from bluesky_ptychonn.beamline.plans import (
+        ptycho_scan,
+        rel_ptycho_scan,
+        rel_sparse_ptycho_scan,
+        sparse_ptycho_scan,
+    )
+    from bluesky_ptychonn.optics.geometry import Geometry
+    from bluesky_ptychonn.recon.checkpoint import load_model
+    from bluesky_ptychonn.stream.client import reconstructions
+    from bluesky_ptychonn.stream.live import LiveReconstruction, reconstruct
+    from bluesky_ptychonn.stream.server import connect, serve_catalog
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Geometry",
+    "LiveReconstruction",
+    "__version__",
+    "connect",
+    "load_model",
+    "ptycho_scan",
+    "reconstruct",
+    "reconstructions",
+    "rel_ptycho_scan",
+    "rel_sparse_ptycho_scan",
+    "serve_catalog",
+    "sparse_ptycho_scan",
+]
+
+_HOMES = {
+    "Geometry": "optics.geometry",
+    "LiveReconstruction": "stream.live",
+    "connect": "stream.server",
+    "load_model": "recon.checkpoint",
+    "ptycho_scan": "beamline.plans",
+    "reconstruct": "stream.live",
+    "reconstructions": "stream.client",
+    "rel_ptycho_scan": "beamline.plans",
+    "rel_sparse_ptycho_scan": "beamline.plans",
+    "serve_catalog": "stream.server",
+    "sparse_ptycho_scan": "beamline.plans",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import `name` from where it lives, once (PEP 562)."""
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}; it offers {', '.join(__all__)}")
+    value = getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return __all__

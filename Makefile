@@ -1,0 +1,57 @@
+# Everything a developer needs. Only Python >= 3.11 and make have to be there: the rest is set up on first use.
+
+VENV := .venv
+BIN := $(VENV)/bin
+DEMO_OUTPUT ?= demo-output
+SESSION := build/session
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test check docs bench session clean
+
+help: ## print this help
+	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+demo: $(VENV)/.ready ## scan a simulated sample sparsely, reconstruct it live, query it, draw it (demo-output/)
+	$(BIN)/ptychonn demo --out $(DEMO_OUTPUT)
+
+test: check ## lint, types, layers, then every test
+	$(BIN)/python -m pytest
+
+check: $(VENV)/.ready ## lint, formatting, types and layer contracts
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+docs: $(VENV)/.docs ## build the documentation (docs/_build/html), warnings are errors
+	$(BIN)/python -m sphinx -W --keep-going -q -b html docs docs/_build/html
+
+bench: $(VENV)/.ready ## run the benchmarks and rewrite benchmarks/results
+	$(BIN)/python -m benchmarks
+
+session: $(VENV)/.ready ## open IPython on the simulated beamline with profile_startup/
+	@mkdir -p $(SESSION)/profile_default
+	@ln -sfn $(CURDIR)/profile_startup $(SESSION)/profile_default/startup
+	$(BIN)/ipython --ipython-dir=$(SESSION)
+
+clean: ## remove what demo, tests, docs and sessions left; .venv stays
+	rm -rf $(DEMO_OUTPUT) build dist docs/_build .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis .coverage .coverage.*
+	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +
+
+# Set-up, redone only when what is installed changes.
+$(VENV)/.ready: pyproject.toml constraints.txt
+	@for python in $(PYTHON) python3 python3.13 python3.12 python3.11; do \
+	    if $$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then found=$$python; break; fi; \
+	done; \
+	if [ -z "$$found" ]; then \
+	    echo "make: no Python >= 3.11 found (looked for python3, python3.13, python3.12, python3.11)."; \
+	    echo "      Install one, or name it: make $(MAKECMDGOALS) PYTHON=/path/to/python3"; exit 1; \
+	fi; \
+	[ -x $(BIN)/python ] || $$found -m venv $(VENV) || { \
+	    echo "make: $$found cannot make a virtual environment; on Debian and Ubuntu: apt install python3-venv"; exit 1; }
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test]'
+	@touch $@
+
+$(VENV)/.docs: $(VENV)/.ready
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[docs]'
+	@touch $@
