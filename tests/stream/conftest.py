@@ -1,0 +1,46 @@
+"""One real catalog server for all stream tests, and a RunEngine that writes into it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bluesky_ptychonn.stream.server import CatalogServer, serve_catalog
+
+
+@pytest.fixture(scope="session")
+def detector_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder that the catalog server may read the detector's files from."""
+    return tmp_path_factory.mktemp("detector")
+
+
+@pytest.fixture(scope="session")
+def catalog_server(tmp_path_factory: pytest.TempPathFactory, detector_folder: Path) -> Iterator[CatalogServer]:
+    """A real server on loopback, started once a session; tests tell their data apart by uid."""
+    with serve_catalog(tmp_path_factory.mktemp("catalog"), readable=[detector_folder]) as server:
+        yield server
+
+
+@pytest.fixture
+def RE() -> Iterator[Any]:
+    """A bare RunEngine, quiet and closed afterwards."""
+    from bluesky import RunEngine
+
+    engine = RunEngine({}, context_managers=[])
+    yield engine
+    if engine.state != "idle":
+        engine.abort()
+    engine.loop.call_soon_threadsafe(engine.loop.stop)
+
+
+@pytest.fixture
+def tiled_writer(RE: Any, catalog_server: CatalogServer) -> Any:
+    """TiledWriter subscribed to `RE`, every event written as it comes."""
+    from bluesky_tiled_plugins import TiledWriter
+
+    writer = TiledWriter(catalog_server.raw, batch_size=1)
+    RE.subscribe(writer)
+    return writer
