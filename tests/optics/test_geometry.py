@@ -1,0 +1,65 @@
+"""Geometry: the one place where units are converted."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from bluesky_ptychonn.optics.geometry import HC_EV_M, LENGTH_UNITS, Geometry, to_metres
+
+VELOCIPROBE = {"energy_ev": 8800.0, "distance_m": 1.92, "pixel_pitch_m": 75e-6, "frame_shape": (128, 128)}
+
+
+def test_object_pixel_of_the_velociprobe_scan() -> None:
+    # shared/data/README.md gives 28.2 nm for these nominal values.
+    assert Geometry(**VELOCIPROBE).object_pixel_m == pytest.approx(28.2e-9, abs=0.05e-9)
+
+
+def test_wavelength_against_codata() -> None:
+    planck, light, charge = 6.62607015e-34, 299792458.0, 1.602176634e-19
+    assert pytest.approx(planck * light / charge, rel=1e-12) == HC_EV_M
+
+
+@given(st.floats(1e-9, 1e-3))
+def test_pixels_and_metres_are_inverse(length: float) -> None:
+    geometry = Geometry(**VELOCIPROBE)
+    assert geometry.to_m(geometry.to_px(length)) == pytest.approx(length)
+
+
+@pytest.mark.parametrize("unit", sorted(LENGTH_UNITS))
+def test_every_unit_scales_arrays_and_numbers_alike(unit: str) -> None:
+    assert to_metres(np.array([2.0]), unit, "stage_x")[0] == to_metres(2.0, unit, "stage_x")
+
+
+def test_unknown_unit_names_who_got_and_allowed() -> None:
+    with pytest.raises(ValueError, match=r"stage_x: unit 'deg' is not a length; allowed: m, mm"):
+        to_metres(1.0, "deg", "stage_x")
+
+
+def test_document_round_trip_says_where_values_came_from() -> None:
+    geometry = Geometry.from_document(VELOCIPROBE)
+    again = Geometry.from_document(geometry.model_dump(mode="json"), "catalog")
+    assert again.object_pixel_m == geometry.object_pixel_m
+    assert again.sources["energy_ev"] == "start document"
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"energy_ev": None}, "geometry lacks energy_ev"),
+        ({"energy_ev": 8.8}, "energy_ev: got 8.8"),
+        ({"distance_m": -1.0}, "distance_m: got -1.0"),
+        ({"frame_shape": (128, 64)}, "must be square"),
+    ],
+)
+def test_a_wrong_document_is_refused_in_words(change: dict[str, object], words: str) -> None:
+    with pytest.raises(ValueError, match=words) as caught:
+        Geometry.from_document({**VELOCIPROBE, **change})
+    assert "Needed: energy_ev, distance_m" in str(caught.value)
+
+
+def test_no_document_at_all() -> None:
+    with pytest.raises(ValueError, match="start document: no geometry"):
+        Geometry.from_document(None)
