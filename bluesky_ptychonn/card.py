@@ -1,0 +1,392 @@
+"""What a model promises: its input, its probe, its measured errors and the scan spacing they allow.
+
+A model is a folder with ``card.json`` and ``model.safetensors``. Nothing here needs torch, so plans can read a card
+where no network can run.
+"""
+
+from __future__ import annotations
+
+import difflib
+import itertools
+import json
+import math
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
+
+from bluesky_ptychonn.optics.framing import PreprocessConfig
+from bluesky_ptychonn.optics.geometry import Geometry
+
+CARD_FILE = "card.json"
+#: Step over probe diameter of a scan that an iterative solver needs: 9 px in a ring of 60 px on the Velociprobe's star.
+DENSE_SAMPLING = 0.15
+#: How far the object pixel may be from the one a model was trained at, relative.
+PIXEL_TOLERANCE = 0.02
+
+_Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._+-]*$", max_length=80)]
+_Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
+_Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class SamplingPoint(_Frozen):
+    """Error measured on samples the model never saw, at one scan spacing.
+
+    Parameters
+    ----------
+    sampling : float
+        Step over the probe's illuminated diameter.
+    step_m : float
+        Step, m.
+    phase_mae_rad : float
+        Mean absolute phase error of the mosaic, global phase removed, rad.
+    phase_correlation : float
+        Of the mosaic with the truth, -1 to 1.
+    covered_fraction : float
+        Part of the scanned area the mosaic covers, 0 to 1.
+    frames : int
+        Frames measured.
+    """
+
+    sampling: _Positive
+    step_m: _Positive
+    phase_mae_rad: float = Field(ge=0, le=math.pi)
+    phase_correlation: float = Field(ge=-1, le=1)
+    covered_fraction: float = Field(ge=0, le=1)
+    frames: int = Field(ge=1)
+
+
+class InputContract(_Frozen):
+    """What a model takes and gives.
+
+    Parameters
+    ----------
+    frame_shape : tuple of int
+        Rows and columns the network takes, after preprocessing, px.
+    patch_shape : tuple of int
+        Rows and columns of the object patch it gives, px.
+    object_pixel_m : float
+        Object pixel it was trained at, m.
+    counts_per_frame : tuple of float
+        Lowest and highest total counts of a frame seen in training.
+    max_count : float, optional
+        Highest count in a pixel that a detector of this beamline can give.
+    preprocess : PreprocessConfig
+        From recorded frames to the network's.
+    orientation : str
+        How patch axes lie to the scan's axes, in words.
+    """
+
+    frame_shape: tuple[int, int]
+    patch_shape: tuple[int, int]
+    object_pixel_m: _Positive
+    counts_per_frame: tuple[float, float]
+    max_count: float | None = Field(default=None, gt=0)
+    preprocess: PreprocessConfig = PreprocessConfig()
+    orientation: str = "rows along +y, columns along +x"
+
+    @model_validator(mode="after")
+    def _consistent(self) -> InputContract:
+        low, high = self.counts_per_frame
+        if not 0 <= low < high:
+            raise ValueError(f"counts_per_frame {self.counts_per_frame}: give (lowest, highest), 0 <= lowest < highest")
+        if any(not 0 < p <= f for p, f in zip(self.patch_shape, self.frame_shape, strict=True)):
+            raise ValueError(f"patch_shape {self.patch_shape} px must lie within frame_shape {self.frame_shape} px")
+        return self
+
+
+class ProbeReference(_Frozen):
+    """The illumination a model was trained for.
+
+    Parameters
+    ----------
+    diameter_m, diameter_px : float
+        Illuminated diameter (90 % of the intensity), m and object pixels.
+    sha256 : str
+        Of the complex64 array's bytes, C order.
+    source : str
+        Where it came from.
+    """
+
+    diameter_m: _Positive
+    diameter_px: _Positive
+    sha256: _Sha256
+    source: str
+
+
+class ModelCard(_Frozen):
+    """A model's promises, kept as JSON beside its weights.
+
+    Parameters
+    ----------
+    name, version : str
+        What users call it.
+    family : {"lifted", "direct"}
+        Whether it works through the known probe.
+    network : dict
+        Configuration for ``recon.network.build_network``.
+    input : InputContract
+    probe : ProbeReference or None
+    held_out : dict of str to float
+        Errors on samples never seen in training.
+    sampling : tuple of SamplingPoint
+        Error against scan spacing, ascending steps.
+    training : dict
+        Command, seed, frames, seconds, software, git commit.
+    weights_sha256 : str
+        Of ``model.safetensors``.
+    """
+
+    schema_version: Literal[1] = 1
+    name: _Name
+    version: _Name
+    family: Literal["lifted", "direct"]
+    network: dict[str, Any]
+    input: InputContract
+    probe: ProbeReference | None
+    held_out: dict[str, float] = Field(default_factory=dict)
+    sampling: tuple[SamplingPoint, ...] = ()
+    training: dict[str, Any] = Field(default_factory=dict)
+    weights_sha256: _Sha256
+
+    @model_validator(mode="after")
+    def _consistent(self) -> ModelCard:
+        if self.network.get("family", self.family) != self.family:
+            raise ValueError(f"family {self.family!r} and network family {self.network['family']!r} differ")
+        steps = [point.step_m for point in self.sampling]
+        if any(b <= a for a, b in itertools.pairwise(steps)):
+            raise ValueError(f"sampling: steps must ascend, got {steps} m")
+        return self
+
+    @property
+    def measured_range_m(self) -> tuple[float, float]:
+        """Smallest and largest step the error was measured at, m."""
+        if not self.sampling:
+            raise ValueError(
+                f"model {self.name!r}: its error was never measured against the scan spacing; "
+                "give the plan a step, or measure it (ptychonn train does)"
+            )
+        return self.sampling[0].step_m, self.sampling[-1].step_m
+
+    @property
+    def dense_step_m(self) -> float:
+        """Step an overlapping scan for an iterative solver would use with this probe, m."""
+        if self.probe is None:
+            raise ValueError(f"model {self.name!r}: its card names no probe, so no dense spacing follows from it")
+        return DENSE_SAMPLING * self.probe.diameter_m
+
+    def _envelope(self, covered_at_least: float = 0.0) -> tuple[list[float], list[float]]:
+        """Give the steps and the largest error measured up to each: a promise must hold for all smaller steps."""
+        _ = self.measured_range_m
+        points = [p for p in self.sampling if p.covered_fraction >= covered_at_least]
+        errors = np.maximum.accumulate([p.phase_mae_rad for p in points]).tolist() if points else []
+        return [p.step_m for p in points], errors
+
+    def spacing_for(self, tolerated_error_rad: float, *, covered_at_least: float = 0.0) -> float:
+        """Largest step whose measured phase error stays within a tolerance.
+
+        Between measured steps the error is interpolated linearly; a larger step never counts as better than a smaller.
+
+        Parameters
+        ----------
+        tolerated_error_rad : float
+            Mean absolute phase error, rad.
+        covered_at_least : float
+            Leave out spacings that covered a smaller part of the scanned area, 0 to 1.
+
+        Returns
+        -------
+        float
+            Step, m, within `measured_range_m`.
+
+        Raises
+        ------
+        ValueError
+            When no measured step is good enough, or the tolerance is not a positive number.
+        """
+        if not (math.isfinite(tolerated_error_rad) and tolerated_error_rad > 0):
+            raise ValueError(f"tolerated error: got {tolerated_error_rad} rad; a positive number of rad is needed")
+        steps, errors = self._envelope(covered_at_least)
+        if not steps:
+            raise ValueError(
+                f"model {self.name!r}: no measured spacing covered {covered_at_least:.0%} of the scanned area; "
+                "ask for less"
+            )
+        if tolerated_error_rad < errors[0]:
+            raise ValueError(
+                f"model {self.name!r}: no measured spacing keeps the phase error within {tolerated_error_rad:.3g} rad; "
+                f"the smallest is {errors[0]:.3g} rad, at a step of {steps[0] * 1e6:.3g} µm. "
+                "Tolerate more, or use another model"
+            )
+        for k in range(len(steps) - 1):
+            if errors[k + 1] > tolerated_error_rad:
+                part = (tolerated_error_rad - errors[k]) / (errors[k + 1] - errors[k])
+                return steps[k] + part * (steps[k + 1] - steps[k])
+        return steps[-1]
+
+    def error_at(self, step_m: float) -> float:
+        """Phase error to expect at a step, rad: the largest measured up to it, linear between measured steps.
+
+        Raises
+        ------
+        ValueError
+            Outside the measured range.
+        """
+        low, high = self.measured_range_m
+        # A step that went through micrometres and back may miss the end of the range by a rounding.
+        if not low * (1 - 1e-9) <= step_m <= high * (1 + 1e-9):
+            raise ValueError(
+                f"model {self.name!r}: a step of {step_m * 1e6:.3g} µm was never measured; "
+                f"its error is known from {low * 1e6:.3g} to {high * 1e6:.3g} µm"
+            )
+        return float(np.interp(step_m, *self._envelope()))
+
+    def network_geometry(self, geometry: Geometry) -> Geometry:
+        """Geometry of the network's frames.
+
+        Parameters
+        ----------
+        geometry : Geometry
+            Of the frames as recorded, or already as the network takes them (same frame shape).
+
+        Raises
+        ------
+        ValueError
+            When preprocessing does not lead from these frames to the network's.
+        """
+        wanted = self.input.frame_shape
+        if geometry.frame_shape == wanted:
+            return geometry
+        got = self.input.preprocess.output_shape(geometry.frame_shape)
+        if got != wanted:
+            raise ValueError(
+                f"model {self.name!r} takes frames of {wanted[0]} x {wanted[1]} px; the detector's "
+                f"{geometry.frame_shape[0]} x {geometry.frame_shape[1]} px come out of its preprocessing as "
+                f"{got[0]} x {got[1]} px. Use a model trained for this detector, or give preprocess= with crop or bin"
+            )
+        return self.input.preprocess.geometry_after(geometry)
+
+    def check_geometry(self, geometry: Geometry) -> None:
+        """Refuse, in words, a scan the model was not trained for: frame shape, or object pixel off by over 2 %."""
+        pixel = self.network_geometry(geometry).object_pixel_m
+        if abs(pixel / self.input.object_pixel_m - 1) > PIXEL_TOLERANCE:
+            raise ValueError(
+                f"model {self.name!r} was trained at an object pixel of {self.input.object_pixel_m * 1e9:.4g} nm; this "
+                f"scan has {pixel * 1e9:.4g} nm (energy {geometry.energy_ev:g} eV, distance {geometry.distance_m:g} m, "
+                f"pitch {geometry.pixel_pitch_m * 1e6:g} µm). More than {PIXEL_TOLERANCE:.0%} apart it would be wrong: "
+                "check the geometry, or train for it (ptychonn train)"
+            )
+
+    def save(self, path: str | os.PathLike[str]) -> Path:
+        """Write the card as JSON, to a file or into a folder; the file appears whole or not at all."""
+        target = _card_file(Path(path))
+        target.parent.mkdir(parents=True, exist_ok=True)
+        draft = target.with_name(f".{target.name}.{os.getpid()}.part")
+        draft.write_text(self.model_dump_json(indent=2) + "\n", encoding="utf-8")
+        draft.replace(target)
+        return target
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> ModelCard:
+        """Read a card from a file or a model's folder.
+
+        Raises
+        ------
+        ValueError
+            In words, when there is none, or it is not a card this version can read.
+        """
+        source = _card_file(Path(path))
+        try:
+            values = json.loads(source.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise ValueError(f"{source}: no model card there; a model is a folder with {CARD_FILE}") from None
+        except (json.JSONDecodeError, UnicodeDecodeError) as error:
+            raise ValueError(f"{source}: not a model card, its JSON cannot be read: {error}") from None
+        version = values.get("schema_version") if isinstance(values, dict) else None
+        if isinstance(version, int) and version > 1:
+            raise ValueError(f"{source}: card of schema {version}, this version reads 1; update bluesky_ptychonn")
+        try:
+            return cls.model_validate(values)
+        except ValidationError as error:
+            wrong = "; ".join(f"{'.'.join(map(str, e['loc'])) or 'card'}: {e['msg']}" for e in error.errors())
+            raise ValueError(f"{source}: not a usable model card: {wrong}") from None
+
+
+def _card_file(path: Path) -> Path:
+    return path if path.suffix == ".json" else path / CARD_FILE
+
+
+def model_folders() -> tuple[Path, ...]:
+    """Folders searched for models: ``$PTYCHONN_MODELS`` or else the user's data folder, then the package's."""
+    given = os.environ.get("PTYCHONN_MODELS")
+    if given:
+        users = [Path(part).expanduser() for part in given.split(os.pathsep) if part]
+    else:
+        data = os.environ.get("XDG_DATA_HOME") or "~/.local/share"
+        users = [Path(data).expanduser() / "ptychonn" / "models"]
+    return (*users, Path(__file__).parent / "models")
+
+
+def _found() -> Iterator[tuple[str, str, Path]]:
+    """Name, version ("" where the folder does not say) and folder of every model, the preferred of a name last."""
+    for root in reversed(model_folders()):
+        if not root.is_dir():
+            continue
+        here = [(path.parent, path.parent.parent) for path in root.glob(f"*/*/{CARD_FILE}")]
+        versioned = [(parent.name, folder.name, folder) for folder, parent in here]
+        flat = [(path.parent.name, "", path.parent) for path in root.glob(f"*/{CARD_FILE}")]
+        yield from sorted(flat)
+        yield from sorted(versioned, key=lambda item: (item[0], _natural(item[1])))
+
+
+def _natural(version: str) -> list[tuple[int, str]]:
+    """Sort key by which 1.10 comes after 1.9."""
+    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.findall(r"\d+|[^\d.]+", version)]
+
+
+def available_models() -> dict[str, Path]:
+    """Models that can be loaded by name: ``name`` (its newest version) and ``name/version``, with their folders."""
+    models: dict[str, Path] = {}
+    for name, version, folder in _found():
+        models[name] = folder
+        if version:
+            models[f"{name}/{version}"] = folder
+    return dict(sorted(models.items()))
+
+
+def find_model(name_or_path: str | os.PathLike[str]) -> Path:
+    """Folder of a model, from its name, ``name/version``, or a path.
+
+    Raises
+    ------
+    ValueError
+        For an unknown name, naming what is available and the folders searched.
+    """
+    path = Path(name_or_path).expanduser()
+    if path.name == CARD_FILE and path.is_file():
+        return path.parent
+    if (path / CARD_FILE).is_file():
+        return path
+    models = available_models()
+    name = str(name_or_path)
+    if name in models:
+        return models[name]
+    close = difflib.get_close_matches(name, models, n=1)
+    raise ValueError(
+        f"model {name!r} is unknown{f' (did you mean {close[0]!r}?)' if close else ''}. "
+        f"Available: {', '.join(models) or 'none'}. Searched: {', '.join(map(str, model_folders()))}. "
+        f"Give one of these names, or a folder with {CARD_FILE}; set PTYCHONN_MODELS to search elsewhere"
+    )
+
+
+def load_card(name_or_path: str | os.PathLike[str]) -> ModelCard:
+    """Read the card of a model by name or path, without loading its weights; see `find_model` and `ModelCard.load`."""
+    return ModelCard.load(find_model(name_or_path))
