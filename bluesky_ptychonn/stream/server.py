@@ -115,7 +115,9 @@ class CatalogServer:
         if self._closed:
             return
         self._closed = True
-        _connections.pop(self.uri, None)
+        _, client = _connections.pop(self.uri, (None, None))
+        if client is not None:
+            client.context.close()
         if self._process.stdin is not None:
             with contextlib.suppress(BrokenPipeError):
                 self._process.stdin.close()  # the child takes the end of its input as the word to stop

@@ -31,9 +31,11 @@ def RE() -> Iterator[Any]:
 
     engine = RunEngine({}, context_managers=[])
     yield engine
-    if engine.state != "idle":
-        engine.abort()
+    if engine.state not in ("idle", "panicked"):
+        engine.halt()
     engine.loop.call_soon_threadsafe(engine.loop.stop)
+    engine._th.join()
+    engine.loop.close()
 
 
 @pytest.fixture
