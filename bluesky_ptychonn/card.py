@@ -7,6 +7,7 @@ where no network can run.
 from __future__ import annotations
 
 import difflib
+import hashlib
 import itertools
 import json
 import math
@@ -17,6 +18,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
 
 from bluesky_ptychonn.optics.framing import PreprocessConfig
@@ -120,6 +122,20 @@ class ProbeReference(_Frozen):
     diameter_px: _Positive
     sha256: _Sha256
     source: str
+
+    @classmethod
+    def of(cls, probe: NDArray[np.complexfloating], object_pixel_m: float, source: str) -> ProbeReference:
+        """Describe a probe (N, N) complex, given the object pixel in m and where it came from."""
+        from bluesky_ptychonn.optics.simulate import illuminated_diameter_px
+
+        array = np.ascontiguousarray(probe, dtype=np.complex64)
+        diameter_px = illuminated_diameter_px(array)
+        return cls(
+            diameter_m=diameter_px * object_pixel_m,
+            diameter_px=diameter_px,
+            sha256=hashlib.sha256(array.tobytes()).hexdigest(),
+            source=source,
+        )
 
 
 class ModelCard(_Frozen):
