@@ -25,6 +25,7 @@ __all__ = ["Model", "available_models", "choose_device", "load_card", "load_mode
 
 WEIGHTS_FILE = "model.safetensors"
 _PROBE_PARTS = ("probe.real", "probe.imag")
+_WEIGHT = "stitch.weight"
 
 
 @dataclass(frozen=True)
@@ -38,17 +39,25 @@ class Model:
         In evaluation mode; (B, N, N) float32 counts and (N, N) complex64 probe to (B, h, w) complex64 patch.
     probe : (N, N) complex64 Tensor or None
         Square-root photons, beam centred at ``(N // 2, N // 2)`` in real space.
+    weight : (h, w) float32 Tensor or None
+        How much a patch's pixels count in a mosaic, from the errors measured on held-out frames.
     """
 
     card: ModelCard
     network: nn.Module
     probe: Tensor | None
+    weight: Tensor | None = None
 
     def __post_init__(self) -> None:
         if self.probe is not None and tuple(self.probe.shape) != self.card.input.frame_shape:
             raise ValueError(
                 f"model {self.card.name!r}: its probe is {tuple(self.probe.shape)} px and its frames "
                 f"{self.card.input.frame_shape} px; they must be the same"
+            )
+        if self.weight is not None and tuple(self.weight.shape) != self.card.input.patch_shape:
+            raise ValueError(
+                f"model {self.card.name!r}: its stitching weight is {tuple(self.weight.shape)} px and its patches "
+                f"{self.card.input.patch_shape} px; they must be the same"
             )
 
     def __repr__(self) -> str:
@@ -88,6 +97,7 @@ def save_model(
     network: nn.Module,
     card: ModelCard,
     probe: NDArray[np.complexfloating] | Tensor | None = None,
+    weight: NDArray[np.floating] | None = None,
 ) -> ModelCard:
     """Write a model's folder.
 
@@ -103,6 +113,8 @@ def save_model(
         Its ``weights_sha256`` is replaced by the digest of the file written.
     probe : (N, N) complex, optional
         Square-root photons.
+    weight : (h, w) float, optional
+        How much a patch's pixels count in a mosaic.
 
     Returns
     -------
@@ -129,6 +141,8 @@ def save_model(
             tensors[name] = torch.from_numpy(np.ascontiguousarray(part))
     elif card.probe is not None:
         raise ValueError(f"save_model: the card of {card.name!r} names a probe, but none was given")
+    if weight is not None:
+        tensors[_WEIGHT] = torch.from_numpy(np.array(weight, dtype=np.float32))
     data = write_tensors(tensors, metadata={"format": "pt", "model": card.name, "version": card.version})
     written = ModelCard.model_validate({**card.model_dump(), "weights_sha256": hashlib.sha256(data).hexdigest()})
     folder.mkdir(parents=True, exist_ok=True)
@@ -162,10 +176,11 @@ def load_model(name_or_path: str | os.PathLike[str], device: str | torch.device 
     chosen = choose_device(device)
     tensors = _verified_tensors(folder / WEIGHTS_FILE, card)
     probe = _take_probe(tensors, card)
+    weight = tensors.pop(_WEIGHT, None)
     network = build_network({"family": card.family, **card.network})
     _fill(network, tensors, card)
     network.to(chosen).eval().requires_grad_(False)
-    return Model(card, network, None if probe is None else probe.to(chosen))
+    return Model(card, network, None if probe is None else probe.to(chosen), weight)
 
 
 def _verified_tensors(path: Path, card: ModelCard) -> dict[str, Tensor]:
