@@ -158,6 +158,13 @@ class JournalWriter:
     folder : Path
         The session's folder; made, readable by its owner only.
 
+    Attributes
+    ----------
+    begun : list of str
+        Uids of all runs, in order.
+    strays : int
+        Documents of runs whose start was never seen.
+
     Examples
     --------
     >>> import tempfile
@@ -173,6 +180,7 @@ class JournalWriter:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         self.folder = folder
         self.strays = 0
+        self.begun: list[str] = []
         self._files: dict[str, _Lines] = {}
         self._run_of: dict[str, str] = {}  # uid of descriptor, resource or stream_resource -> run
         self._uids: dict[str, list[str]] = {}  # run -> those uids, to forget them at its stop
@@ -229,6 +237,7 @@ class JournalWriter:
         self._uids[run].append(uid)
 
     def _begin(self, run: str) -> None:
+        self.begun.append(run)
         self._files[run] = _Lines(journal_path(self.folder, run))
         self._uids[run] = []
 

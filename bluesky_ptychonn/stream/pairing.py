@@ -260,6 +260,10 @@ class RunPairing:
         chosen = sorted(self._ready)[:limit]
         return [self._ready.pop(seq_num) for seq_num in chosen]
 
+    def put_back(self, refs: Iterable[FrameRef]) -> None:
+        """Let frames be taken once more."""
+        self._ready.update({ref.seq_num: ref for ref in refs if self.is_current(ref)})
+
     def is_current(self, ref: FrameRef) -> bool:
         """Whether no later measurement of the same point has replaced this one."""
         return self._points[ref.seq_num].ref is ref

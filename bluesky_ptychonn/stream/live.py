@@ -1,0 +1,304 @@
+"""`LiveReconstruction`: subscribe it to a RunEngine, and every ptychography scan is reconstructed while it runs.
+
+In the RunEngine's thread it appends to a journal, and nothing else. All work is done by a worker that follows it.
+"""
+
+from __future__ import annotations
+
+import atexit
+import logging
+import os
+import time
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal
+
+from bluesky_ptychonn.card import find_model, load_card
+from bluesky_ptychonn.optics.geometry import Geometry
+from bluesky_ptychonn.stream.address import Address
+from bluesky_ptychonn.stream.journal import JournalWriter
+from bluesky_ptychonn.stream.keeper import Keeper, ProcessKeeper, ThreadKeeper
+from bluesky_ptychonn.stream.keys import Keys
+from bluesky_ptychonn.stream.progress import Pace, Progress, Status
+from bluesky_ptychonn.stream.session import Order, WorkerStatus, journal_root, log_to, new_session
+
+log = logging.getLogger(__name__)
+
+# Whoever subscribes a bound method leaves a RunEngine with a weak reference only: keep instances until they are closed.
+_open: set[LiveReconstruction] = set()
+
+
+def worker_threads() -> int:
+    """Threads for the network on a CPU: half the cores, so that acquisition keeps the others."""
+    return max(1, len(os.sched_getaffinity(0)) // 2)
+
+
+class LiveReconstruction:
+    """Reconstruct every ptychography scan of a RunEngine while it runs.
+
+    Subscribe it after ``TiledWriter``, in one line: ``RE.subscribe(LiveReconstruction(model, catalog))``. Runs that
+    carry ``md["ptychography"]`` are reconstructed; others too when `geometry` is given; all else is passed over.
+
+    Parameters
+    ----------
+    model : str, Path or Model
+        Name of a model, its folder, or a loaded one.
+    catalog : CatalogServer, Tiled client, address or profile name
+        Where runs are, and results go.
+    geometry : Geometry, optional
+        Overrides the start documents'.
+    frame_key, x_key, y_key : str, optional
+        Data keys of frames and positions, where the start document does not name them.
+    x_sign, y_sign : int, optional
+        1 or -1: object coordinate = sign × motor readback.
+    position_unit : str, optional
+        Unit of the positions, for motors that name none.
+    stream : str
+        Stream with the frames.
+    worker : {"process", "thread"}
+        A process of its own never slows a scan by Python's lock; a thread is for tests and servers inside the process.
+    journal_dir : path, optional
+        Where sessions' journals lie; `journal_root` by default.
+    device : str
+        ``auto``, ``cpu``, ``cuda``.
+    batch_size : int
+        Frames the network takes at once.
+    flush_s : float, optional
+        Longest a frame waits for others, s.
+    pace : Pace, optional
+        All of the timing.
+    raw : str
+        Container of the runs in the catalog.
+    threads : int, optional
+        Threads of the network on a CPU; half the cores by default.
+
+    Raises
+    ------
+    ValueError
+        For an unknown model or worker, or what is no catalog. In words.
+
+    Examples
+    --------
+    >>> RE.subscribe(TiledWriter(catalog.raw, batch_size=1))  # doctest: +SKIP
+    >>> live = LiveReconstruction("sim-lifted", catalog)  # doctest: +SKIP
+    >>> RE.subscribe(live)  # doctest: +SKIP
+    >>> live.wait()  # doctest: +SKIP
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        catalog: Any,
+        *,
+        geometry: Geometry | None = None,
+        frame_key: str | None = None,
+        x_key: str | None = None,
+        y_key: str | None = None,
+        x_sign: int | None = None,
+        y_sign: int | None = None,
+        position_unit: str | None = None,
+        stream: str = "primary",
+        worker: Literal["process", "thread"] = "process",
+        journal_dir: str | Path | None = None,
+        device: str = "auto",
+        batch_size: int = 16,
+        flush_s: float | None = None,
+        pace: Pace | None = None,
+        raw: str = "raw",
+        threads: int | None = None,
+    ) -> None:
+        if worker not in ("process", "thread"):
+            raise ValueError(f"worker={worker!r} is unknown; allowed: 'process', 'thread'")
+        self._errors = 0
+        self._error = ""
+        self._model = str(getattr(getattr(model, "card", None), "name", model))
+        pace = pace or Pace()
+        order = Order(
+            model="",
+            catalog="",
+            geometry=geometry,
+            keys=Keys(frame_key, x_key, y_key, x_sign, y_sign, stream, position_unit),
+            pace=pace if flush_s is None else replace(pace, flush_s=flush_s),
+            device=device,
+            batch_size=batch_size,
+            raw=raw,
+            threads=threads or worker_threads(),
+        )
+        loaded = hasattr(model, "network")
+        if not loaded:
+            folder = find_model(model)
+            load_card(folder)  # a card that cannot be read is said now, not in a log file later
+            order = replace(order, model=str(folder))
+        address = Address.of(catalog)
+        order = replace(order, catalog=address.uri)
+        if worker == "process" and address.in_process:
+            raise ValueError(
+                f"catalog {address.uri} is a server inside this process, which no other can reach; "
+                "use worker='thread', or serve_catalog(...)"
+            )
+        self._address = address
+        root = Path(journal_dir) if journal_dir is not None else journal_root()
+        self.folder = new_session(root.expanduser().resolve())
+        if loaded and worker == "process":
+            from bluesky_ptychonn.recon.checkpoint import save_model
+
+            folder = self.folder / "model"
+            save_model(folder, model.network, model.card, model.probe)
+            order = replace(order, model=str(folder))
+        self._journal = JournalWriter(self.folder)
+        self._log_handler: logging.Handler | None = None
+        self._keeper: Keeper
+        order.save(self.folder)
+        if worker == "process":
+            self._keeper = ProcessKeeper(self.folder, order, address.api_key)
+        else:
+            from bluesky_ptychonn.stream.workshop import TiledWorkshop
+
+            self._log_handler = log_to(self.folder)
+            root_client = address.client
+            self._keeper = ThreadKeeper(
+                self.folder,
+                order,
+                lambda order: TiledWorkshop(
+                    order, root=root_client, api_key=address.api_key, model=model if loaded else None
+                ),
+            )
+        self._worker_kind = worker
+        self._closed = False
+        _open.add(self)
+
+    # -- in the RunEngine's thread
+
+    def __call__(self, name: str, doc: Mapping[str, Any]) -> None:
+        """Journal a document. Never raises, never waits."""
+        try:
+            self._journal.append(name, doc)
+        except BaseException as error:  # noqa: BLE001  # SystemExit from a callback hangs a RunEngine; status shows it
+            self._errors += 1
+            self._error = f"journal {self.folder}: {type(error).__name__}: {error}"
+
+    # -- for people and plans
+
+    @property
+    def status(self) -> Status:
+        """Where things stand; read from the session's folder, so it costs a fraction of a millisecond."""
+        said = WorkerStatus.load(self.folder)
+        state = said.state if self._keeper.alive or said.state in ("stopped", "failed") else "stopped"
+        runs = dict(said.runs)
+        for uid in self._journal.begun:
+            runs.setdefault(uid, Progress(uid))
+        return Status(state, said.device, self._keeper.restarts, runs, self._errors, self._error or said.problem)
+
+    def wait_ready(self, timeout: float = 120.0) -> None:
+        """Wait until the worker has loaded the network, so that the first frame is not late.
+
+        Raises
+        ------
+        TimeoutError
+            When it is not ready in time: with what it says.
+        RuntimeError
+            When it failed.
+        """
+        end = time.monotonic() + timeout
+        while (status := self.status).worker != "ready":
+            if status.worker == "failed":
+                raise RuntimeError(f"worker failed: {status.problem}. See {self.folder / 'worker.log'}")
+            if time.monotonic() > end:
+                raise TimeoutError(f"worker is not ready after {timeout} s: {status}")
+            time.sleep(0.05)
+
+    def wait(self, uid: str | None = None, timeout: float = 120.0) -> list[Progress]:
+        """Wait until a run's reconstruction is finished, or those of all runs so far.
+
+        Parameters
+        ----------
+        uid : str, optional
+            Of the run.
+        timeout : float
+            s.
+
+        Returns
+        -------
+        list of Progress
+            How each ended.
+
+        Raises
+        ------
+        TimeoutError
+            When it takes longer: with where things stand.
+        RuntimeError
+            When the worker failed for good.
+        """
+        end = time.monotonic() + timeout
+        while True:
+            status = self.status
+            wanted = [uid] if uid is not None else list(self._journal.begun)
+            runs = [status.runs.get(one, Progress(one)) for one in wanted]
+            if all(run.finished for run in runs):
+                return runs
+            if status.worker == "failed":
+                raise RuntimeError(f"worker failed: {status.problem}. See {self.folder / 'worker.log'}")
+            if time.monotonic() > end:
+                raise TimeoutError(f"not finished after {timeout} s: {status}")
+            time.sleep(0.05)
+
+    def result(self, uid: str | None = None) -> Any:
+        """Client of a run's reconstruction in the catalog; of the latest when no `uid` is given.
+
+        Raises
+        ------
+        LookupError
+            When there is none (yet): with where the run stands.
+        """
+        runs = self.status.runs
+        if uid is None:
+            uid = next((one for one, run in reversed(runs.items()) if run.key), "")
+        run = runs.get(uid)
+        if run is None or run.key is None:
+            raise LookupError(f"no reconstruction: {run or 'no run was seen yet' if not uid else run or uid}")
+        return self._address.client["processed"][run.key]
+
+    @property
+    def results(self) -> list[Any]:
+        """Clients of all reconstructions of this session, oldest first."""
+        processed = self._address.client["processed"]
+        return [processed[run.key] for run in self.status.runs.values() if run.key]
+
+    def close(self, timeout: float = 60.0) -> None:
+        """Finish what was journaled, at most `timeout` s, and end the worker; again is harmless.
+
+        A run still open is finished as ``partial``.
+        """
+        if self._closed:
+            return
+        self._closed = True
+        _open.discard(self)
+        if not self._keeper.close(timeout):
+            log.warning("worker did not finish within %s s: %s", timeout, self.status)
+        self._journal.close()
+        self._drop_log()
+
+    def _drop_log(self) -> None:
+        if self._log_handler is not None:
+            logging.getLogger("bluesky_ptychonn").removeHandler(self._log_handler)
+            self._log_handler.close()
+            self._log_handler = None
+
+    def __enter__(self) -> LiveReconstruction:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, tb: TracebackType | None) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        """Model, catalog and where things stand."""
+        return f"<LiveReconstruction {self._model} → {self._address.uri}\n{self.status}>"
+
+
+@atexit.register
+def _let_go() -> None:
+    """At the interpreter's end let worker processes finish by themselves; threads get a little time."""
+    for live in list(_open):
+        live._keeper.let_go()

@@ -1,0 +1,106 @@
+"""What a run's reconstruction is made of: the protocols between documents, network and catalog."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bluesky_ptychonn.optics.geometry import Geometry
+from bluesky_ptychonn.recon.stitch import MosaicImage
+from bluesky_ptychonn.stream.keys import Layout
+from bluesky_ptychonn.stream.source import FrameSource
+
+
+class Patches(Protocol):
+    """What a reconstructor makes of frames; `recon.engine.PatchBatch` is one."""
+
+    @property
+    def patches(self) -> NDArray[np.complex64]:
+        """Object patches (n, h, w)."""
+
+    @property
+    def trust(self) -> NDArray[np.float32]:
+        """Trust (n,), 0 to 1."""
+
+    @property
+    def valid(self) -> NDArray[np.bool_]:
+        """Whether the frame could be used, (n,)."""
+
+    @property
+    def flag(self) -> Sequence[str]:
+        """What is wrong with the frame, (n,); empty when nothing is."""
+
+
+class Reconstructs(Protocol):
+    """Frames to patches; `recon.engine.Reconstructor` is one."""
+
+    @property
+    def patch_shape(self) -> tuple[int, int]:
+        """Rows and columns of a patch, px."""
+
+    @property
+    def weight(self) -> NDArray[np.float32]:
+        """Weight (h, w) of a patch's pixels in the mosaic."""
+
+    @property
+    def pixel_m(self) -> float:
+        """Object pixel of the patches, m."""
+
+    def reconstruct(self, frames: NDArray[Any]) -> Patches:
+        """Make patches of counts (n, H, W); ValueError in words when frames do not fit the model."""
+
+    def describe(self) -> dict[str, Any]:
+        """Model, device and settings, for the result's metadata."""
+
+
+class Sink(Protocol):
+    """Where results go; `stream.sink.ResultSink` is one."""
+
+    @property
+    def key(self) -> str:
+        """The reconstruction's uid."""
+
+    def write_block(
+        self,
+        seq_nums: Sequence[int],
+        patches: NDArray[np.complex64],
+        y_m: NDArray[np.float64],
+        x_m: NDArray[np.float64],
+        trust: NDArray[np.float32],
+        valid: NDArray[np.bool_],
+        flags: Sequence[str],
+        time_raw: NDArray[np.float64],
+        time_done: NDArray[np.float64],
+    ) -> None:
+        """Write frames, keyed by sequence number, the last one wins."""
+
+    def write_mosaic(self, image: MosaicImage) -> None:
+        """Replace the mosaic by a whole snapshot."""
+
+    def update(self, **metadata: Any) -> None:
+        """Change the result's metadata."""
+
+    def finish(self, exit_status: str, counts: Mapping[str, Any]) -> str:
+        """Verify and close; returns the status that stands in the catalog."""
+
+
+class Workshop(Protocol):
+    """Makes the parts of a run's reconstruction; handed in, so that tests need neither torch nor Tiled."""
+
+    def reconstructor(self, geometry: Geometry) -> Reconstructs:
+        """Reconstructor for a geometry; ValueError in words when the model does not fit it."""
+
+    def source(self, start: Mapping[str, Any], stream: str, layout: Layout) -> FrameSource:
+        """Frames of a run."""
+
+    def sink(
+        self,
+        start: Mapping[str, Any],
+        metadata: Mapping[str, Any],
+        patch_shape: tuple[int, int] | None,
+        expected: int | None,
+    ) -> Sink:
+        """Make a result to write to; no `patch_shape` for a run that fails before its first frame."""

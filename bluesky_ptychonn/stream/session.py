@@ -1,0 +1,188 @@
+"""The folder that the callback and its worker share: order, journals, status, log.
+
+The callback's process writes the order and the journals, the worker everything else. Status files are replaced whole,
+so a reader never sees half of one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import logging.handlers
+import os
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from bluesky_ptychonn.optics.geometry import Geometry
+from bluesky_ptychonn.stream.journal import SUFFIX
+from bluesky_ptychonn.stream.keys import Keys
+from bluesky_ptychonn.stream.progress import Pace, Progress
+
+#: Environment variable in which a worker process finds the catalog's key; never on a command line.
+KEY_VARIABLE = "PTYCHONN_CATALOG_KEY"
+_ORDER, _STATUS, _DONE, LOG = "order.json", "status.json", ".done", "worker.log"
+
+
+def journal_root() -> Path:
+    """Folder of all sessions: ``$XDG_STATE_HOME/ptychonn/journal``, usually ``~/.local/state/ptychonn/journal``."""
+    state = os.environ.get("XDG_STATE_HOME") or str(Path.home() / ".local" / "state")
+    return Path(state) / "ptychonn" / "journal"
+
+
+def new_session(root: Path) -> Path:
+    """Make a session's folder, readable by its owner only."""
+    name = f"{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}-{os.urandom(3).hex()}"
+    folder = root / name
+    folder.mkdir(parents=True, mode=0o700)
+    return folder
+
+
+def write_whole(path: Path, values: Any) -> None:
+    """Replace a JSON file in one step; readable by its owner only."""
+    draft = path.with_name(f".{path.name}.{os.getpid()}")
+    fd = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+    with os.fdopen(fd, "wb") as file:
+        file.write(orjson.dumps(values, option=orjson.OPT_SERIALIZE_NUMPY))
+    draft.replace(path)
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    try:
+        values = orjson.loads(path.read_bytes())
+    except (FileNotFoundError, orjson.JSONDecodeError):
+        return None
+    return values if isinstance(values, dict) else None
+
+
+@dataclass(frozen=True)
+class Order:
+    """What a worker is asked to do. Holds no secret.
+
+    Parameters
+    ----------
+    model : str
+        Folder of the model.
+    catalog : str
+        Address of the catalog's root, ``http(s)://…``.
+    geometry : Geometry, optional
+        Overrides the start documents'.
+    keys : Keys
+        Which data are frames and positions.
+    pace : Pace
+        How often things happen.
+    device : str
+        ``auto``, ``cpu``, ``cuda``.
+    batch_size : int
+        Frames the network takes at once.
+    raw : str
+        Container of the runs.
+    threads : int
+        Threads of the network on a CPU.
+    nice : int
+        Priority the worker gives up, 0 to 19.
+    """
+
+    model: str
+    catalog: str
+    geometry: Geometry | None = None
+    keys: Keys = field(default_factory=Keys)
+    pace: Pace = field(default_factory=Pace)
+    device: str = "auto"
+    batch_size: int = 16
+    raw: str = "raw"
+    threads: int = 1
+    nice: int = 10
+
+    def save(self, folder: Path) -> None:
+        """Write the order into a session's folder."""
+        values = {item.name: getattr(self, item.name) for item in fields(self)}
+        values["geometry"] = None if self.geometry is None else self.geometry.model_dump(mode="json")
+        write_whole(folder / _ORDER, values | {"keys": asdict(self.keys), "pace": asdict(self.pace)})
+
+    @classmethod
+    def load(cls, folder: Path) -> Order:
+        """Read the order of a session.
+
+        Raises
+        ------
+        ValueError
+            When the folder holds none.
+        """
+        values = _read(folder / _ORDER)
+        if values is None:
+            raise ValueError(f"{folder}: no session of LiveReconstruction ({_ORDER} is missing)")
+        geometry = values["geometry"]
+        values["geometry"] = None if geometry is None else Geometry.model_validate(geometry)
+        return cls(**values | {"keys": Keys(**values["keys"]), "pace": Pace(**values["pace"])})
+
+
+@dataclass
+class WorkerStatus:
+    """What a worker says of itself.
+
+    Parameters
+    ----------
+    state : str
+        ``starting``, ``ready``, ``stopped`` or ``failed``.
+    pid : int
+        Its process.
+    device : str
+        What it computes on.
+    problem : str
+        The last thing that went wrong, in words.
+    runs : dict of str to Progress
+        By uid, the last hundred.
+    """
+
+    state: str = "starting"
+    pid: int = 0
+    device: str = ""
+    problem: str = ""
+    runs: dict[str, Progress] = field(default_factory=dict)
+
+    def save(self, folder: Path) -> None:
+        """Write into a session's folder."""
+        write_whole(folder / _STATUS, asdict(self))
+
+    @classmethod
+    def load(cls, folder: Path) -> WorkerStatus:
+        """Read from a session's folder; what a worker that has not begun yet would say when there is nothing."""
+        values = _read(folder / _STATUS)
+        if values is None:
+            return cls()
+        runs = {uid: Progress(**progress) for uid, progress in values.pop("runs").items()}
+        return cls(**values, runs=runs)
+
+
+def mark_done(journal: Path, progress: Progress) -> None:
+    """Note beside its journal that a run is finished, so that no later worker takes it up again."""
+    write_whole(journal.with_suffix(_DONE), asdict(progress))
+
+
+def done(journal: Path) -> Progress | None:
+    """How a finished run ended; None for one that is not finished."""
+    values: Mapping[str, Any] | None = _read(journal.with_suffix(_DONE))
+    return None if values is None else Progress(**values)
+
+
+def tidy(folder: Path, keep: int) -> None:
+    """Remove the journals of finished runs but the last `keep`; Tiled has all that is in them."""
+    finished = sorted(folder.glob(f"*{_DONE}"), key=lambda path: path.stat().st_mtime_ns)
+    for path in finished[: max(0, len(finished) - keep)]:
+        with contextlib.suppress(FileNotFoundError):
+            path.with_suffix(SUFFIX).unlink()
+
+
+def log_to(folder: Path) -> logging.Handler:
+    """Let this package log into the session's folder, a few megabytes at most."""
+    handler = logging.handlers.RotatingFileHandler(folder / LOG, maxBytes=1 << 20, backupCount=2, encoding="utf-8")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    logger = logging.getLogger("bluesky_ptychonn")
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    return handler

@@ -1,0 +1,192 @@
+"""Follows the journals of a session and reconstructs its runs; in a process of its own, or a thread.
+
+``python -m bluesky_ptychonn.stream.worker FOLDER`` takes up the session in FOLDER, whoever left it where it is:
+finished runs are marked beside their journal, all others begin anew, and results are written by sequence number, so
+nothing is there twice.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from bluesky_ptychonn.stream.journal import JournalReader, journaled_runs
+from bluesky_ptychonn.stream.parts import Workshop
+from bluesky_ptychonn.stream.runner import RunReconstruction
+from bluesky_ptychonn.stream.session import KEY_VARIABLE, Order, WorkerStatus, done, log_to, mark_done, tidy
+
+log = logging.getLogger(__name__)
+
+_POLL_S, _IDLE_S = 0.02, 0.1
+_STATUS_S = 0.2
+_REMEMBERED = 100  # finished runs in the status
+_KEPT = 20  # journals of finished runs
+_SILENCE_S = 2.0  # a run without stop document whose RunEngine is gone: how long its journal must be silent
+
+
+@dataclass
+class _Followed:
+    reader: JournalReader
+    run: RunReconstruction | None = None
+    heard: float = 0.0
+
+
+class Worker:
+    """Follows all journals of a session, in turns.
+
+    Parameters
+    ----------
+    folder : Path
+        The session's folder.
+    order : Order
+        What to do.
+    make_workshop : callable
+        Makes the `Workshop`; called once, in `run`, because it loads the network.
+    """
+
+    def __init__(self, folder: Path, order: Order, make_workshop: Callable[[Order], Workshop]) -> None:
+        self.status = WorkerStatus(pid=os.getpid())
+        self._folder = folder
+        self._order = order
+        self._make_workshop = make_workshop
+        self._workshop: Workshop | None = None
+        self._followed: dict[Path, _Followed] = {}
+        self._finished: set[Path] = set()
+        self._said = 0.0
+
+    def run(self, closing: threading.Event) -> None:
+        """Work until `closing` is set and what was journaled by then is done."""
+        try:
+            self.status.save(self._folder)
+            self._workshop = self._make_workshop(self._order)
+            self.status.device = getattr(self._workshop, "device", "")
+            self.status.state = "ready"
+            self.status.save(self._folder)
+            while self._turn(closing.is_set()) or not closing.is_set():
+                pass
+            self.status.state = "stopped"
+        except BaseException as error:
+            self.status.state, self.status.problem = "failed", f"{type(error).__name__}: {error}"
+            log.exception("worker ends")
+            raise
+        finally:
+            with contextlib.suppress(OSError):  # the folder may be gone by now, with the user's temporary directory
+                self.status.save(self._folder)
+            for followed in self._followed.values():
+                followed.reader.close()
+
+    def _turn(self, closing: bool) -> bool:
+        """Read what is new and let each run that is due take a step; returns whether any run is under way."""
+        self._discover()
+        busy = False
+        for path, followed in list(self._followed.items()):
+            busy |= self._read(followed, closing)
+            if followed.run is not None and followed.run.due <= time.monotonic():
+                followed.run.step()
+                busy = True
+            followed.reader.sync()
+            if followed.run is not None and followed.run.progress.finished:
+                self._finish(path, followed)
+        self._say(force=False)
+        if not busy:
+            time.sleep(_POLL_S if self._followed else _IDLE_S)
+        return bool(self._followed)
+
+    def _discover(self) -> None:
+        for path in journaled_runs(self._folder):
+            if path in self._followed or path in self._finished:
+                continue
+            before = done(path)
+            if before is not None:
+                self._finished.add(path)
+                self.status.runs[before.uid] = before
+            else:
+                self._followed[path] = _Followed(JournalReader(path), heard=time.monotonic())
+
+    def _read(self, followed: _Followed, closing: bool) -> bool:
+        entries = followed.reader.read()
+        now = time.monotonic()
+        for entry in entries:
+            if followed.run is not None:
+                followed.run.feed(entry.name, entry.doc)
+            elif entry.name == "start" and self._workshop is not None:
+                followed.run = RunReconstruction(
+                    entry.doc,
+                    self._workshop,
+                    geometry=self._order.geometry,
+                    keys=self._order.keys,
+                    pace=self._order.pace,
+                )
+                self.status.runs[entry.doc["uid"]] = followed.run.progress
+                log.info("run %s: scan %s begins", entry.doc["uid"], entry.doc.get("scan_id"))
+        if entries:
+            followed.heard = now
+        elif closing and now - followed.heard > _SILENCE_S:
+            if followed.run is None:  # not even a whole start document
+                self._finished.add(followed.reader.path)
+                self._followed.pop(followed.reader.path, None)
+            else:
+                followed.run.end("unknown", "the session ended without a stop document")
+        return bool(entries)
+
+    def _finish(self, path: Path, followed: _Followed) -> None:
+        if followed.run is None:
+            return
+        progress = followed.run.progress
+        log.info("%s", progress)
+        if not followed.run.given_up:  # else the next worker of this session takes it up
+            mark_done(path, progress)
+        followed.reader.close()
+        self._followed.pop(path)
+        self._finished.add(path)
+        tidy(self._folder, _KEPT)
+        runs = self.status.runs
+        for uid in [uid for uid, one in runs.items() if one.finished][:-_REMEMBERED]:
+            del runs[uid]
+        self._say(force=True)
+
+    def _say(self, *, force: bool) -> None:
+        now = time.monotonic()
+        if force or now - self._said >= _STATUS_S:
+            self._said = now
+            problems = [one.problem for one in self.status.runs.values() if one.problem]
+            self.status.problem = problems[-1] if problems else ""
+            self.status.save(self._folder)
+
+
+def _close_with_owner(closing: threading.Event) -> None:
+    """Take the end of our input as the word that the owner closed us, or is gone."""
+    with contextlib.suppress(OSError):
+        while os.read(0, 4096):
+            pass
+    closing.set()
+
+
+def main(arguments: list[str]) -> int:
+    """Serve one session until its owner's end of our input closes; returns the exit code."""
+    if len(arguments) != 1:
+        sys.stderr.write("usage: python -m bluesky_ptychonn.stream.worker SESSION_FOLDER\n")
+        return 2
+    folder = Path(arguments[0])
+    order = Order.load(folder)
+    # The scan comes first, on a machine with few cores above all.
+    os.nice(order.nice)
+    log_to(folder)
+    closing = threading.Event()
+    threading.Thread(target=_close_with_owner, args=(closing,), daemon=True).start()
+    from bluesky_ptychonn.stream.workshop import TiledWorkshop
+
+    api_key = os.environ.pop(KEY_VARIABLE, None)
+    Worker(folder, order, lambda order: TiledWorkshop(order, api_key=api_key)).run(closing)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,89 @@
+"""The real parts of a reconstruction: network, Tiled frames, Tiled results."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from bluesky_ptychonn.optics.geometry import Geometry
+from bluesky_ptychonn.stream.keys import Layout
+from bluesky_ptychonn.stream.parts import Reconstructs, Sink
+from bluesky_ptychonn.stream.session import Order
+from bluesky_ptychonn.stream.source import TiledFrames
+
+log = logging.getLogger(__name__)
+
+
+class TiledWorkshop:
+    """Makes reconstructors, sources and sinks; loads the network and warms it up at once.
+
+    Parameters
+    ----------
+    order : Order
+        What to make them of.
+    root : tiled client, optional
+        Root of the catalog; connected to when not given.
+    api_key : str, optional
+        Its key.
+    model : Model, optional
+        A loaded model; else the one in the order's folder.
+
+    Raises
+    ------
+    ValueError
+        When model or device cannot be used.
+    """
+
+    def __init__(self, order: Order, *, root: Any = None, api_key: str | None = None, model: Any = None) -> None:
+        began = time.monotonic()
+        import torch
+
+        from bluesky_ptychonn.recon.checkpoint import load_model
+        from bluesky_ptychonn.recon.engine import Reconstructor
+        from bluesky_ptychonn.stream.server import connect
+
+        torch.set_num_threads(order.threads)
+        self._order = order
+        self._root = connect(order.catalog, api_key=api_key) if root is None else root
+        self._model = load_model(order.model) if model is None else model
+        first = Reconstructor(self._model, device=order.device, batch_size=order.batch_size)
+        first.warm_up()
+        self.device = first.device_name
+        self._reconstructors: dict[str, Reconstructor] = {}
+        log.info("%s on %s, ready in %.1f s", self._model, self.device, time.monotonic() - began)
+
+    def reconstructor(self, geometry: Geometry) -> Reconstructs:
+        """Make a reconstructor for a geometry, once."""
+        from bluesky_ptychonn.recon.engine import Reconstructor
+
+        key = geometry.model_dump_json(exclude={"sources"})
+        if key not in self._reconstructors:
+            self._reconstructors[key] = Reconstructor(
+                self._model, geometry, device=self._order.device, batch_size=self._order.batch_size
+            )
+        return self._reconstructors[key]
+
+    def source(self, start: Mapping[str, Any], stream: str, layout: Layout) -> TiledFrames:
+        """Frames of a run in this catalog."""
+        return TiledFrames(self._root, (self._order.raw, start["uid"], stream, layout.frame_key), layout.frame_shape)
+
+    def sink(
+        self,
+        start: Mapping[str, Any],
+        metadata: Mapping[str, Any],
+        patch_shape: tuple[int, int] | None,
+        expected: int | None,
+    ) -> Sink:
+        """Make a result in this catalog."""
+        from bluesky_ptychonn.stream.sink import ResultSink
+
+        return ResultSink(
+            self._root,
+            start=start,
+            metadata=dict(metadata),
+            patch_shape=patch_shape or self._model.card.input.patch_shape,
+            frames_expected=expected,
+            spool=None,
+        )
