@@ -1,0 +1,304 @@
+"""Recorded frames to the counts a network takes, on the device, and what is wrong with each frame.
+
+Nothing here raises for what a detector can do to a frame: such a frame is flagged. Only frames of a shape that cannot
+become the network's are refused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional
+
+from bluesky_ptychonn.optics.framing import PreprocessConfig
+
+__all__ = ["Prepared", "Preprocess", "PreprocessConfig", "find_bad_pixels"]
+
+NAN, NEGATIVE, SATURATED, EMPTY = "nan", "negative", "saturated", "empty"
+_REACH = 2  # a bad pixel is mended from the 5 x 5 block around it: dead pixels come in pairs
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Frames ready for a network.
+
+    Attributes
+    ----------
+    counts : (n, h, w) float32 Tensor
+        On the device; 0 throughout where the frame is rejected.
+    valid : (n,) bool ndarray
+        False where the frame must not be used.
+    flag : list of str
+        What was found, comma separated: ``nan`` (not finite), ``negative``, ``saturated``, ``empty`` (no counts
+        at all); an empty string for a frame as it should be. A flagged frame that is valid was mended.
+    """
+
+    counts: Tensor
+    valid: NDArray[np.bool_]
+    flag: list[str]
+
+
+class Preprocess:
+    """Carry out a `PreprocessConfig`.
+
+    Parameters
+    ----------
+    config : PreprocessConfig
+        Steps and their order are described there.
+    mask : (H, W) bool ndarray, optional
+        True at pixels of the recorded frame that are never believed, beside the configuration's.
+    device : torch.device or str
+        Where the work is done.
+
+    Examples
+    --------
+    >>> frames = np.full((2, 8, 8), 5, np.uint16)
+    >>> frames[1, 3, 3] = 65535
+    >>> prepared = Preprocess()(frames)
+    >>> float(prepared.counts[1, 3, 3]), prepared.flag
+    (5.0, ['', 'saturated'])
+    """
+
+    def __init__(
+        self,
+        config: PreprocessConfig | None = None,
+        *,
+        mask: NDArray[np.bool_] | None = None,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        self.config = config or PreprocessConfig()
+        self.device = torch.device(device)
+        if mask is not None and np.asarray(mask).ndim != 2:
+            raise ValueError(
+                f"preprocess: mask has shape {np.shape(mask)}; rows and columns of a recorded frame are needed"
+            )
+        self._given_mask = None if mask is None else np.asarray(mask, dtype=bool)
+        self._masks: dict[tuple[int, int], Tensor | None] = {}
+
+    def __call__(self, frames: NDArray[Any] | Tensor) -> Prepared:
+        """Prepare frames (n, H, W) of any real type.
+
+        Raises
+        ------
+        ValueError
+            For complex frames, or a shape that the configuration cannot take.
+        """
+        raw, limit = self._upload(frames)
+        recorded = (int(raw.shape[1]), int(raw.shape[2]))
+        self.config.output_shape(recorded)  # refuses, in words, what cannot come out
+        mask = self._mask_for(recorded)
+        counts, valid, flag = self._cleaned(raw, limit, mask)
+        counts = self._framed(counts)
+        total = counts.sum(dim=(-2, -1)).cpu().numpy()
+        for i in np.flatnonzero(valid & ~(total > 0)):
+            valid[i] = False
+            flag[i] = _join(flag[i], EMPTY)
+        return Prepared(counts, valid, flag)
+
+    def _upload(self, frames: NDArray[Any] | Tensor) -> tuple[Tensor, float]:
+        """Frames (n, H, W) float32 on the device, and the counts from which a pixel is saturated."""
+        if isinstance(frames, Tensor):
+            tensor = frames
+            kind = torch.iinfo(frames.dtype).max if not frames.dtype.is_floating_point else None
+        else:
+            array = np.asarray(frames)
+            if array.dtype.kind not in "uif":
+                raise ValueError(f"frames: got {array.dtype}; real counts (integer or floating) are needed")
+            kind = int(np.iinfo(array.dtype).max) if array.dtype.kind in "ui" else None
+            if array.dtype.itemsize > 8:
+                array = array.astype(np.float64)
+            # torch takes neither foreign byte order nor negative strides, and warns of memory it may not write.
+            native = array.astype(array.dtype.newbyteorder("="), copy=not array.flags.writeable)
+            tensor = torch.from_numpy(np.ascontiguousarray(native))
+        if tensor.ndim != 3:
+            raise ValueError(f"frames: got shape {tuple(tensor.shape)}; (frames, rows, columns) is needed")
+        limits = [float(limit) for limit in (kind, self.config.saturation) if limit is not None]
+        return tensor.to(self.device).to(torch.float32), min(limits, default=float("inf"))
+
+    def _mask_for(self, recorded: tuple[int, int]) -> Tensor | None:
+        """Return the static bad pixels (H, W) bool of a frame of this shape, or None when there are none."""
+        if recorded not in self._masks:
+            mask = np.zeros(recorded, dtype=bool)
+            if self._given_mask is not None:
+                if self._given_mask.shape != recorded:
+                    raise ValueError(
+                        f"preprocess: the mask is {self._given_mask.shape} px, the frames are {recorded} px; "
+                        "give a mask of the recorded frame"
+                    )
+                mask |= self._given_mask
+            for row, column in self.config.bad_pixels:
+                mask[row, column] = True
+            self._masks[recorded] = torch.from_numpy(mask).to(self.device) if mask.any() else None
+        return self._masks[recorded]
+
+    def _cleaned(self, raw: Tensor, limit: float, mask: Tensor | None) -> tuple[Tensor, NDArray[np.bool_], list[str]]:
+        """Mend bad pixels and flag frames. Frames in order, (n, H, W), pass through untouched."""
+        n = raw.shape[0]
+        valid, flag = np.ones(n, dtype=bool), [""] * n
+        if n == 0:
+            return raw, valid, flag
+        if mask is not None:
+            raw = _mended(raw, mask.expand_as(raw))
+        if self.config.hot_ratio is not None:
+            raw = _mended(raw, _hot(raw, self.config.hot_ratio))
+        # One look at the extremes of each frame; only frames that stand out are searched. NaN does: it compares false.
+        low, high = raw.amin(dim=(-2, -1)), raw.amax(dim=(-2, -1))
+        fine = (low >= -self.config.count_threshold) & (high < limit) & torch.isfinite(high)
+        suspects = torch.nonzero(~fine).squeeze(1)
+        if suspects.numel():
+            raw = raw.clone()
+            part, part_valid, part_flag = self._searched(raw[suspects], limit)
+            raw[suspects] = part
+            for k, i in enumerate(suspects.tolist()):
+                valid[i], flag[i] = bool(part_valid[k]), part_flag[k]
+        return raw, valid, flag
+
+    def _searched(self, raw: Tensor, limit: float) -> tuple[Tensor, list[bool], list[str]]:
+        strange = ~torch.isfinite(raw)
+        saturated = (raw >= limit) & ~strange
+        negative = (raw < -self.config.count_threshold) & ~strange
+        allowed = self.config.rejected_fraction * raw.shape[1] * raw.shape[2]
+        good = torch.where(strange | saturated, 0.0, raw)
+        # Small negatives are what a dark subtraction leaves; what matters is how much of the signal they are.
+        owed = -torch.where(negative, good, 0.0).sum(dim=(-2, -1))
+        signal = good.clamp_min(0).sum(dim=(-2, -1))
+        many = (strange | saturated).sum(dim=(-2, -1)) > allowed
+        rejected = many | (owed > self.config.rejected_fraction * signal)
+        mended = _mended(raw, (strange | saturated) & ~rejected[:, None, None])
+        mended = torch.where(rejected[:, None, None], 0.0, mended.clamp_min(0))
+        found = torch.stack([strange.any(-1).any(-1), negative.any(-1).any(-1), saturated.any(-1).any(-1)], 1).tolist()
+        words = [
+            _join(*(word for word, is_so in zip((NAN, NEGATIVE, SATURATED), row, strict=True) if is_so))
+            for row in found
+        ]
+        return mended, (~rejected).tolist(), words
+
+    def _framed(self, counts: Tensor) -> Tensor:
+        """Orient, cut, bin or resize, and cut small counts. (n, H, W) → (n, h, w)."""
+        config = self.config
+        recorded = (int(counts.shape[1]), int(counts.shape[2]))
+        if config.transpose:
+            counts = counts.transpose(-2, -1)
+        flips = [axis for axis, on in ((-2, config.flip_y), (-1, config.flip_x)) if on]
+        if flips:
+            counts = torch.flip(counts, flips)
+        counts = _window(counts, config.beam_pixel(recorded), config.window_shape(recorded))
+        if config.bin > 1:
+            counts = functional.avg_pool2d(counts.unsqueeze(1), config.bin).squeeze(1) * config.bin**2
+        if config.resize is not None:
+            counts = _resized(counts, config.resize)
+        if config.count_threshold > 0:
+            counts = torch.where(counts < config.count_threshold, 0.0, counts)
+        return counts.clamp_min(0).contiguous()
+
+
+def _join(*words: str) -> str:
+    return ", ".join(word for word in words if word)
+
+
+def _mended(frames: Tensor, bad: Tensor) -> Tensor:
+    """Replace bad pixels, (n, H, W) bool, by the median of the good ones around them; by 0 where none is good."""
+    where = torch.nonzero(bad)  # (m, 3)
+    if not where.numel():
+        return frames
+    offsets = torch.arange(-_REACH, _REACH + 1, device=frames.device)
+    dy, dx = (o.reshape(-1) for o in torch.meshgrid(offsets, offsets, indexing="ij"))
+    frame, row, column = (where[:, k, None] for k in range(3))
+    rows, columns = row + dy, column + dx  # (m, 25)
+    inside = (rows >= 0) & (rows < frames.shape[1]) & (columns >= 0) & (columns < frames.shape[2])
+    rows, columns = rows.clamp(0, frames.shape[1] - 1), columns.clamp(0, frames.shape[2] - 1)
+    believed = inside & ~bad[frame, rows, columns] & torch.isfinite(frames[frame, rows, columns])
+    around = torch.where(believed, frames[frame, rows, columns], float("nan"))
+    median = torch.nanmedian(around, dim=1).values.nan_to_num(0.0)
+    frames = frames.clone()
+    frames[where[:, 0], where[:, 1], where[:, 2]] = median
+    return frames
+
+
+def _hot(frames: Tensor, ratio: float) -> Tensor:
+    """Pixels (n, H, W) bool brighter than `ratio` times the median of their eight neighbours, and than 1 count."""
+    around = functional.unfold(functional.pad(frames.unsqueeze(1), (1, 1, 1, 1), mode="replicate"), 3)  # (n, 9, H*W)
+    neighbours = torch.cat([around[:, :4], around[:, 5:]], 1)
+    median = neighbours.nanmedian(dim=1).values.reshape(frames.shape)
+    return frames > ratio * median.clamp_min(1.0)
+
+
+def _window(counts: Tensor, beam: tuple[int, int], shape: tuple[int, int]) -> Tensor:
+    """Cut (n, h, w) with the beam at (h // 2, w // 2); 0 beyond the frame."""
+    pads: list[int] = []
+    slices: list[slice] = [slice(None)]
+    for size, centre, wanted in zip(counts.shape[1:], beam, shape, strict=True):
+        low = centre - wanted // 2
+        high = low + wanted
+        slices.append(slice(max(0, low), max(0, min(size, high))))
+        pads = [max(0, -low), max(0, high - size), *pads]
+    cut = counts[tuple(slices)]
+    return functional.pad(cut, pads) if any(pads) else cut
+
+
+def _resized(counts: Tensor, side: int) -> Tensor:
+    """Interpolate to (n, side, side) as scikit-image's ``resize(anti_aliasing=True, preserve_range=True)`` does."""
+    x = counts.unsqueeze(1)
+    for axis in (2, 3):
+        sigma = max(0.0, (x.shape[axis] / side - 1) / 2)
+        radius = min(int(4 * sigma + 0.5), x.shape[axis] - 1)
+        if radius == 0:
+            continue
+        t = torch.arange(-radius, radius + 1, device=x.device, dtype=torch.float64)
+        kernel = torch.exp(-0.5 * (t / sigma) ** 2)
+        kernel = (kernel / kernel.sum()).to(x.dtype)
+        pad = (0, 0, radius, radius) if axis == 2 else (radius, radius, 0, 0)
+        shape = (1, 1, -1, 1) if axis == 2 else (1, 1, 1, -1)
+        x = functional.conv2d(functional.pad(x, pad, mode="reflect"), kernel.reshape(shape))
+    return functional.interpolate(x, size=(side, side), mode="bilinear", align_corners=False).squeeze(1)
+
+
+def find_bad_pixels(frames: Sequence[NDArray[Any]] | NDArray[Any], *, hot_ratio: float = 20.0) -> NDArray[np.bool_]:
+    """Find pixels that are dead or hot in every frame of a scan.
+
+    A dead pixel never counts although the pixels around it do, so that chance cannot explain it; a hot one always
+    stands above `hot_ratio` times its neighbours. Both are judged on many frames of different places: in a single frame
+    a dark fringe or a bright speckle looks the same.
+
+    Parameters
+    ----------
+    frames : (n, H, W) real ndarray
+        At least 8 frames, as recorded.
+    hot_ratio : float
+        See above; above 1.
+
+    Returns
+    -------
+    (H, W) bool ndarray
+        True at bad pixels; for `Preprocess` or `PreprocessConfig.bad_pixels`.
+    """
+    from scipy import ndimage
+
+    stack = np.asarray(frames)
+    if stack.ndim != 3 or len(stack) < 8:
+        raise ValueError(
+            f"find_bad_pixels: got shape {stack.shape}; at least 8 frames (frames, rows, columns) are needed"
+        )
+    if hot_ratio <= 1:
+        raise ValueError(f"find_bad_pixels: hot_ratio {hot_ratio} must be above 1")
+    values = np.nan_to_num(stack.astype(np.float64), nan=0.0, posinf=0.0, neginf=0.0)
+    if stack.dtype.kind in "ui":
+        never = (stack == np.iinfo(stack.dtype).max).all(axis=0)
+    else:
+        never = (~np.isfinite(stack)).all(axis=0)
+    total = values.sum(axis=0)
+    ring = np.ones((5, 5), dtype=bool)
+    ring[2, 2] = False
+    # The lower quartile rather than the median: next to the edge of the bright field a dark pixel is no dead one.
+    around = ndimage.percentile_filter(np.where(never, 0.0, total), 25, footprint=ring, mode="nearest")
+    dead = (total <= 0) & (around > 30)
+    # Nearly the brightest around: a hot neighbour or two must not hide it.
+    bright = ndimage.percentile_filter(np.where(never, 0.0, total), 90, footprint=ring, mode="nearest")
+    hot = (values.min(axis=0) > hot_ratio) & (total > hot_ratio * np.maximum(bright, 1.0))
+    return np.asarray(never | dead | hot)
