@@ -13,22 +13,26 @@ from torch import Tensor
 
 def to_fft_order(frames: Tensor) -> Tensor:
     """Move the beam from pixel (N // 2, N // 2) to (0, 0), where `torch.fft` has the zero frequency. (..., N, N)."""
-    return torch.fft.ifftshift(frames, dim=(-2, -1))
+    shifted: Tensor = torch.fft.ifftshift(frames, dim=(-2, -1))
+    return shifted
 
 
 def to_detector_order(far: Tensor) -> Tensor:
     """Undo `to_fft_order`. (..., N, N)."""
-    return torch.fft.fftshift(far, dim=(-2, -1))
+    shifted: Tensor = torch.fft.fftshift(far, dim=(-2, -1))
+    return shifted
 
 
 def propagate(exit_wave: Tensor) -> Tensor:
     """Far field of an exit wave, zero frequency first. (..., N, N) complex64 → same."""
-    return torch.fft.fft2(exit_wave, norm="ortho")
+    far: Tensor = torch.fft.fft2(exit_wave, norm="ortho")
+    return far
 
 
 def back_propagate(far: Tensor) -> Tensor:
     """Inverse, and adjoint, of `propagate`. (..., N, N) complex64 → same."""
-    return torch.fft.ifft2(far, norm="ortho")
+    exit_wave: Tensor = torch.fft.ifft2(far, norm="ortho")
+    return exit_wave
 
 
 def far_field(patch: Tensor, probe: Tensor) -> Tensor:
@@ -55,7 +59,7 @@ def far_field_adjoint(far: Tensor, probe: Tensor) -> Tensor:
 
 
 def intensity(patch: Tensor, probe: Tensor) -> Tensor:
-    """Expected frame ``|F(P o)|**2`` in photons, beam at (N // 2, N // 2). (..., N, N) complex64 → float32."""
+    """Compute the expected frame ``|F(P o)|**2``, photons, beam at (N // 2, N // 2). (..., N, N) complex64 → float32."""
     return to_detector_order(far_field(patch, probe).abs().square())
 
 

@@ -1,7 +1,8 @@
 """Scan geometry and the only unit conversions of the project.
 
 The object pixel follows from the far-field (Fraunhofer) relation between detector and sample plane,
-``object_pixel = wavelength * distance / (frame_size * detector_pitch)`` (e.g. Goodman, Introduction to Fourier Optics, 4.3).
+``object_pixel = wavelength * distance / (frame_size * detector_pitch)``
+(for example Goodman, Introduction to Fourier Optics, section 4.3).
 """
 
 from __future__ import annotations
@@ -142,7 +143,7 @@ class Geometry(BaseModel):
         if missing:
             raise ValueError(f"{where}: geometry lacks {', '.join(missing)}. {hint}")
         values = dict(document)
-        values["sources"] = {**{name: where for name in names}, **dict(document.get("sources") or {})}
+        values["sources"] = {**dict.fromkeys(names, where), **dict(document.get("sources") or {})}
         try:
             return cls.model_validate(values)
         except ValidationError as error:

@@ -81,7 +81,7 @@ def zone_plate_probe(
         phase = phase + aberration_rad * rough / rough.std()
     wave = pupil * np.exp(1j * phase)
     probe = fft.fftshift(fft.ifft2(fft.ifftshift(wave), norm="ortho"))
-    return (probe / np.sqrt((np.abs(probe) ** 2).sum())).astype(np.complex64)
+    return np.asarray(probe / np.sqrt((np.abs(probe) ** 2).sum()), dtype=np.complex64)
 
 
 def illuminated_diameter_px(probe: NDArray[Any], fraction: float = 0.9) -> float:
@@ -218,7 +218,7 @@ def make_sample(
         amplitude *= np.clip(1 - loss * height, 0.02, None)
         if phase_rad is None and rng.random() < 0.3:
             phase += rng.uniform(0.02, 0.15) * _field(shape, rng.uniform(6, 40), rng)
-    return (amplitude * np.exp(1j * phase)).astype(np.complex64)
+    return np.asarray(amplitude * np.exp(1j * phase), dtype=np.complex64)
 
 
 def crop(image: Complex, row: int, column: int, size: int) -> Complex:
@@ -316,7 +316,7 @@ class SimulatedExperiment:
             ndimage.map_coordinates(part, grid, order=3, mode="constant", cval=cval)
             for part, cval in ((self.sample.real, 1.0), (self.sample.imag, 0.0))
         ]
-        return (parts[0] + 1j * parts[1]).astype(np.complex64)
+        return np.asarray(parts[0] + 1j * parts[1], dtype=np.complex64)
 
     @classmethod
     def demo(cls, sample: SampleKind = "etched", seed: int = 2026, **changes: Any) -> SimulatedExperiment:
@@ -336,9 +336,7 @@ class SimulatedExperiment:
             distance_m=1.0,
             pixel_pitch_m=75e-6,
             frame_shape=(64, 64),
-            sources={
-                name: "simulated beamline" for name in ("energy_ev", "distance_m", "pixel_pitch_m", "frame_shape")
-            },
+            sources=dict.fromkeys(("energy_ev", "distance_m", "pixel_pitch_m", "frame_shape"), "simulated beamline"),
         )
         probe = zone_plate_probe((64, 64), diameter_px=30, astigmatism_rad=0.4, aberration_rad=0.3, seed=7)
         values: dict[str, Any] = {

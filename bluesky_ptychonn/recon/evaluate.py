@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -89,7 +90,9 @@ def _phase_about(ours: NDArray[np.complex64], theirs: NDArray[np.complex64]) -> 
     return np.asarray(np.angle(ours * np.exp(-1j * turn)), dtype=np.float64)
 
 
-def predict(network: ObjectNetwork, frames: NDArray[np.floating], probe: torch.Tensor, batch: int = 16) -> NDArray[np.complex64]:
+def predict(
+    network: ObjectNetwork, frames: NDArray[Any], probe: torch.Tensor, batch: int = 16
+) -> NDArray[np.complex64]:
     """Run the bare network over counts (n, N, N) → patches (n, h, w) complex64, on the probe's device."""
     out = []
     with torch.inference_mode():
@@ -99,7 +102,9 @@ def predict(network: ObjectNetwork, frames: NDArray[np.floating], probe: torch.T
     return np.concatenate(out)
 
 
-def raster(step_m: float, field_m: float, jitter: float, rng: np.random.Generator) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def raster(
+    step_m: float, field_m: float, jitter: float, rng: np.random.Generator
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Positions (y, x) in m of a raster over a square field, each displaced by up to `jitter` steps."""
     line = np.arange(-field_m / 2, field_m / 2 + 1e-3 * step_m, step_m)
     y, x = (g.ravel() for g in np.meshgrid(line, line, indexing="ij"))

@@ -1,8 +1,8 @@
 """Single-frame steps through the known probe: from counts to a first object estimate in real space.
 
 One step replaces the modulus of the far field by the measured one and moves the object by the regularised
-least-squares update of ePIE, ``o += P* d / (|P|^2 + r max|P|^2)`` (Maiden & Rodenburg, Ultramicroscopy 109, 1256, 2009),
-but for every frame by itself: nothing is shared between frames, so no overlap is needed.
+least-squares update of ePIE, ``o += P* d / (|P|^2 + r max|P|^2)`` (Maiden & Rodenburg, Ultramicroscopy 109, 1256,
+2009), but for every frame by itself: nothing is shared between frames, so no overlap is needed.
 """
 
 from __future__ import annotations

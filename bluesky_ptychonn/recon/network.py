@@ -49,7 +49,7 @@ class DirectConfig(BaseModel):
     decoder_channels: tuple[int, ...] = (128, 64, 64)
     width: float = Field(default=1.0, gt=0, le=4)
     batch_norm: bool = False
-    heads: tuple[Literal["amplitude", "phase"], ...] = ("amplitude", "phase")
+    heads: tuple[Literal["amplitude", "phase"], ...] = Field(default=("amplitude", "phase"), min_length=1)
     input_root: bool = False
     input_scale: float = Field(default=1.0, gt=0)
 
@@ -61,9 +61,7 @@ class DirectConfig(BaseModel):
                 "one factor of two for each encoder block"
             )
         if self.patch_size not in (self.frame_size, self.frame_size // 2):
-            raise ValueError(
-                f"patch_size {self.patch_size} px must be frame_size {self.frame_size} px or half of it"
-            )
+            raise ValueError(f"patch_size {self.patch_size} px must be frame_size {self.frame_size} px or half of it")
         if len(self.encoder_channels) != len(self.decoder_channels):
             raise ValueError("encoder_channels and decoder_channels must have the same length")
         return self
@@ -156,26 +154,26 @@ class PtychoNN(ObjectNetwork):
             encoder += [*_convolutions(n_in, n_out, config.batch_norm), nn.MaxPool2d(2)]
         self.encoder = nn.Sequential(*encoder)
         grow = len(up) - (0 if config.patch_size == config.frame_size else 1)
-        heads = {"amplitude": ("decoder1", nn.Sigmoid), "phase": ("decoder2", nn.Tanh)}
-        for head in config.heads:
-            decoder: list[nn.Module] = []
+
+        def decoder(last: nn.Module) -> nn.Sequential:
+            layers: list[nn.Module] = []
             for level, (n_in, n_out) in enumerate(zip([down[-1], *up[:-1]], up, strict=True)):
-                decoder += _convolutions(n_in, n_out, config.batch_norm)
+                layers += _convolutions(n_in, n_out, config.batch_norm)
                 if level < grow:
-                    decoder.append(nn.Upsample(scale_factor=2, mode="bilinear"))
-            name, last = heads[head]
-            setattr(self, name, nn.Sequential(*decoder, nn.Conv2d(up[-1], 1, 3, padding=1), last()))
+                    layers.append(nn.Upsample(scale_factor=2, mode="bilinear"))
+            return nn.Sequential(*layers, nn.Conv2d(up[-1], 1, 3, padding=1), last)
+
+        self.decoder1 = decoder(nn.Sigmoid()) if "amplitude" in config.heads else None
+        self.decoder2 = decoder(nn.Tanh()) if "phase" in config.heads else None
 
     def stages(self, counts: Tensor, probe: Tensor | None = None) -> list[Tensor]:
         """See `ObjectNetwork.stages`; the probe is not used."""
         x = counts.clamp_min(0).sqrt() if self.config.input_root else counts
         code = self.encoder((x / self.config.input_scale).unsqueeze(1))  # (B, C, N/8, N/8)
-        amplitude = self.decoder1(code).squeeze(1) if "amplitude" in self.config.heads else None
-        phase = self.decoder2(code).squeeze(1) * torch.pi if "phase" in self.config.heads else None
-        if phase is None:
-            assert amplitude is not None  # noqa: S101  one head at least, by DirectConfig's type
-            return [torch.complex(amplitude, torch.zeros_like(amplitude))]
-        return [torch.polar(torch.ones_like(phase) if amplitude is None else amplitude, phase)]
+        size = (len(counts), self.config.patch_size, self.config.patch_size)
+        amplitude = counts.new_ones(size) if self.decoder1 is None else self.decoder1(code).squeeze(1)
+        phase = counts.new_zeros(size) if self.decoder2 is None else self.decoder2(code).squeeze(1) * torch.pi
+        return [torch.polar(amplitude, phase)]
 
 
 class _Block(nn.Sequential):
@@ -222,7 +220,7 @@ class LiftedNetwork(ObjectNetwork):
     def stages(self, counts: Tensor, probe: Tensor | None = None) -> list[Tensor]:
         """See `ObjectNetwork.stages`. Stages are cut from each other's gradient, so each trains by its own error."""
         if probe is None:
-            raise ValueError("LiftedNetwork: no probe given; a lifted model needs the complex probe, square-root photons")
+            raise ValueError("LiftedNetwork: no probe given; a lifted model needs its probe, square-root photons")
         config = self.config
         margin = (config.frame_size - config.patch_size) // 2
         inner = slice(margin, margin + config.patch_size)
@@ -269,10 +267,14 @@ def build_network(config: DirectConfig | LiftedConfig | Mapping[str, Any]) -> Ob
         try:
             config = _ADAPTER.validate_python(dict(config))
         except ValidationError as error:
-            wrong = "; ".join(f"{'.'.join(map(str, e['loc']))}: got {e.get('input')!r}, {e['msg']}" for e in error.errors())
+            wrong = "; ".join(
+                f"{'.'.join(map(str, e['loc']))}: got {e.get('input')!r}, {e['msg']}" for e in error.errors()
+            )
             raise ValueError(f"network configuration is not usable: {wrong}") from None
     network: ObjectNetwork = PtychoNN(config) if isinstance(config, DirectConfig) else LiftedNetwork(config)
-    return network.to(memory_format=torch.channels_last)
+    # Parameters in channels-last order are 1.1 to 1.6 times as fast on a CPU (design.md). Typeshed lacks the keyword.
+    network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return network
 
 
 def parameter_counts(network: nn.Module) -> OrderedDict[str, int]:

@@ -45,7 +45,7 @@ class MosaicImage:
     @property
     def complex(self) -> Complex:
         """Object (H, W) complex64, NaN where not covered."""
-        return (self.amplitude * np.exp(1j * self.phase)).astype(np.complex64)
+        return np.asarray(self.amplitude * np.exp(1j * self.phase), dtype=np.complex64)
 
 
 class Mosaic:
@@ -119,7 +119,9 @@ class Mosaic:
                 f"do not go together; a patch is {self.weight.shape} px"
             )
         if not np.isfinite(positions).all():
-            raise ValueError(f"Mosaic.add: position of patch {int(np.argmin(np.isfinite(positions).all(1)))} is not finite")
+            raise ValueError(
+                f"Mosaic.add: position of patch {int(np.argmin(np.isfinite(positions).all(1)))} is not finite"
+            )
         if not len(patches):
             return
         pixels = positions / self.pixel_m - np.array(self.weight.shape) // 2

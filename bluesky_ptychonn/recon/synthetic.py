@@ -88,13 +88,14 @@ class SimulatedFrames:
         self._smooth = torch.exp(-((frequency[:, None] ** 2 + frequency[None, :] ** 2) * (0.12 * n) ** 2))
 
     def _true_probe(self, generator: torch.Generator, rng: np.random.Generator) -> Tensor:
-        """Measured probe with a smooth random pupil phase: what the beam might be when the measured one is a bit off."""
+        """Give the measured probe a smooth random pupil phase: the beam as it may be when its measurement is a bit off."""
         strength = rng.uniform(0, self._config.probe_error_rad)
         noise = torch.randn(self._smooth.shape, generator=generator).to(self._smooth.device)
         rough = torch.fft.ifft2(torch.fft.fft2(noise) * self._smooth).real
         power = self._pupil.abs().square()
         rms = (rough.square() * power).sum().div(power.sum()).sqrt()
-        return torch.fft.ifft2(self._pupil * torch.exp(1j * strength * rough / rms))
+        probe: Tensor = torch.fft.ifft2(self._pupil * torch.exp(1j * strength * rough / rms))
+        return probe
 
     def batch(self, index: int) -> tuple[Tensor, Tensor, Tensor]:
         """Make batch `index`.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 import time
 from collections.abc import Callable
 from copy import deepcopy
@@ -181,7 +180,7 @@ def fit(
             },
             draft,
         )
-        os.replace(draft, checkpoint)
+        draft.replace(checkpoint)
 
     started = saved = time.monotonic()
     report_every = max(1, config.steps // 100)

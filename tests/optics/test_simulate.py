@@ -79,7 +79,10 @@ def test_moving_the_beam_by_a_pixel_moves_the_sample_by_a_pixel() -> None:
 def test_sub_pixel_moves_conserve_photons_and_are_continuous(dy: float, dx: float) -> None:
     experiment = SimulatedExperiment.demo()
     pixel = experiment.pixel_m
-    here, near = experiment.intensity_at(dy * pixel, dx * pixel), experiment.intensity_at((dy + 0.01) * pixel, dx * pixel)
+    here, near = (
+        experiment.intensity_at(dy * pixel, dx * pixel),
+        experiment.intensity_at((dy + 0.01) * pixel, dx * pixel),
+    )
     assert abs(here - near).sum() < 0.03 * here.sum()
     assert here.sum() <= 1.001e5
 

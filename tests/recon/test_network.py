@@ -5,6 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
+from bluesky_ptychonn.optics.forward import intensity, to_fft_order
+from bluesky_ptychonn.optics.simulate import SimulatedExperiment, crop
 from bluesky_ptychonn.recon.lift import lift
 from bluesky_ptychonn.recon.network import (
     DirectConfig,
@@ -13,8 +15,6 @@ from bluesky_ptychonn.recon.network import (
     fix_gauge,
     parameter_counts,
 )
-from bluesky_ptychonn.optics.forward import intensity, to_fft_order
-from bluesky_ptychonn.optics.simulate import SimulatedExperiment, crop
 
 # Layout and size of the published two-head network, from shared/data/README.md.
 PUBLISHED_LAYERS = {
@@ -27,7 +27,8 @@ PUBLISHED_LAYERS = {
 def test_the_default_is_the_published_network() -> None:
     network = build_network(DirectConfig())
     assert parameter_counts(network)["total"] == 1_247_074
-    keys = {f"{part}.{i}.{kind}" for part, layers in PUBLISHED_LAYERS.items() for i in layers for kind in ("weight", "bias")}
+    layers = [f"{part}.{i}" for part, numbers in PUBLISHED_LAYERS.items() for i in numbers]
+    keys = {f"{layer}.{kind}" for layer in layers for kind in ("weight", "bias")}
     assert set(network.state_dict()) == keys
 
 

@@ -20,7 +20,9 @@ def bump(size: int = 32) -> NDArray[np.float32]:
     return np.exp(-(r[:, None] ** 2 + r[None, :] ** 2) / (size / 4) ** 2).astype(np.float32)
 
 
-def cut(experiment: SimulatedExperiment, y_px: NDArray[np.float64], x_px: NDArray[np.float64], size: int = 32):  # noqa: ANN201
+def cut(
+    experiment: SimulatedExperiment, y_px: NDArray[np.float64], x_px: NDArray[np.float64], size: int = 32
+) -> NDArray[np.complex64]:
     pixel = experiment.pixel_m
     return np.stack(
         [
@@ -126,7 +128,8 @@ def test_memory_for_synchronising_is_bounded() -> None:
 
 
 @pytest.mark.parametrize(
-    ("y", "words"), [([np.nan, 0.0], "position of patch 0 is not finite"), ([0.0, 1.0], "check the unit of the positions")]
+    ("y", "words"),
+    [([np.nan, 0.0], "position of patch 0 is not finite"), ([0.0, 1.0], "check the unit of the positions")],
 )
 def test_bad_positions_are_refused_and_nothing_is_added(y: list[float], words: str) -> None:
     mosaic = Mosaic(PIXEL, bump(8))

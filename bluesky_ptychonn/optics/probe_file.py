@@ -1,0 +1,76 @@
+"""Read a measured probe from the files beamlines keep it in."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bluesky_ptychonn.optics.geometry import Geometry
+from bluesky_ptychonn.optics.simulate import SimulatedExperiment
+
+#: ``--probe`` value that means the simulated beamline's own probe.
+SIMULATED = "simulated"
+_HDF5 = (".cxi", ".h5", ".hdf5", ".nxs")
+_HDF5_PATHS = ("entry_1/instrument_1/source_1/illumination", "probe", "entry/probe", "object/probe")
+
+
+def read_probe(source: str | os.PathLike[str]) -> tuple[NDArray[np.complex64], Geometry | None]:
+    """Read a complex probe.
+
+    Parameters
+    ----------
+    source : str or path
+        ``simulated``, a ``.npy`` or ``.npz`` file (array ``probe``), or an HDF5 or CXI file with ``probe`` or
+        ``entry_1/instrument_1/source_1/illumination``. Of several modes the strongest is taken.
+
+    Returns
+    -------
+    probe : (N, N) complex64 ndarray
+        Scale as found; square-root photons where its squared modulus sums to the photons of a frame.
+    geometry : Geometry or None
+        Where the source says it.
+
+    Raises
+    ------
+    ValueError
+        In words: no such file, no probe in it, not square, not complex, not finite, or dark.
+    """
+    if str(source) == SIMULATED:
+        experiment = SimulatedExperiment.demo()
+        return experiment.probe, experiment.geometry
+    path = Path(source).expanduser()
+    if not path.is_file():
+        raise ValueError(f"probe {str(source)!r}: no such file; give {SIMULATED!r}, .npy, .npz or {', '.join(_HDF5)}")
+    array = np.asarray(_read(path))
+    while array.ndim > 2:
+        array = max(array, key=lambda mode: float((np.abs(mode) ** 2).sum()))
+    if array.ndim != 2 or array.shape[0] != array.shape[1] or not np.iscomplexobj(array):
+        raise ValueError(f"{path.name}: probe of shape {array.shape}, {array.dtype}; needed is a square complex array")
+    if not np.isfinite(array).all() or not np.abs(array).max() > 0:
+        raise ValueError(f"{path.name}: probe holds NaN or infinite values, or is dark everywhere")
+    return array.astype(np.complex64), None
+
+
+def _read(path: Path) -> NDArray[np.generic]:
+    if path.suffix == ".npy":
+        return np.asarray(np.load(path, allow_pickle=False))
+    if path.suffix == ".npz":
+        with np.load(path, allow_pickle=False) as file:
+            if "probe" not in file:
+                raise ValueError(f"{path.name}: no array 'probe' in it, only {', '.join(file) or 'nothing'}")
+            return np.asarray(file["probe"])
+    if path.suffix in _HDF5:
+        import h5py
+
+        try:
+            with h5py.File(path, "r") as file:
+                for name in _HDF5_PATHS:
+                    if name in file:
+                        return np.asarray(file[name][()])
+        except OSError as error:
+            raise ValueError(f"{path.name}: not a readable HDF5 file: {error}") from None
+        raise ValueError(f"{path.name}: no probe in it; looked for {', '.join(_HDF5_PATHS)}")
+    raise ValueError(f"{path.name}: a probe is read from .npy, .npz or {', '.join(_HDF5)}")

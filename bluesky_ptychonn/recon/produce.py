@@ -1,0 +1,150 @@
+"""From a probe to a model folder: train, measure on held-out scans, write the card."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+from importlib.metadata import version as installed
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from bluesky_ptychonn.card import InputContract, ModelCard, ProbeReference, SamplingPoint
+from bluesky_ptychonn.optics.geometry import Geometry
+from bluesky_ptychonn.recon.checkpoint import save_model
+from bluesky_ptychonn.recon.evaluate import measure_sampling, patch_error, stitching_weight
+from bluesky_ptychonn.recon.network import ObjectNetwork
+from bluesky_ptychonn.recon.training import Progress, TrainingConfig, fit
+
+TRAINING_STATE = "training.pt"
+#: An absorbing sample takes up to this part of the beam; the card's lower count limit allows for it.
+_LARGEST_ABSORPTION = 0.75
+
+
+def produce(
+    probe: NDArray[np.complex64],
+    geometry: Geometry,
+    config: TrainingConfig,
+    out: Path,
+    *,
+    name: str,
+    version: str = "1",
+    source: str = "",
+    command: str = "",
+    device: torch.device | str = "cpu",
+    progress: Progress | None = None,
+) -> ModelCard:
+    """Train a model by simulation through a probe and write its folder.
+
+    The training state stays in ``out/training.pt`` until the model is written, so a killed run resumes.
+
+    Parameters
+    ----------
+    probe : (N, N) complex64 ndarray
+        Measured probe, any scale.
+    geometry : Geometry
+        Of the network's frames.
+    config : TrainingConfig
+        What and how to train.
+    out : Path
+        The model's folder.
+    name, version, source, command : str
+        For the card; `source` says where the probe came from.
+    device, progress
+        See `bluesky_ptychonn.recon.training.fit`.
+
+    Returns
+    -------
+    ModelCard
+        As written.
+
+    Raises
+    ------
+    ValueError
+        When probe, geometry and network do not go together.
+    """
+    if geometry.frame_shape != probe.shape:
+        raise ValueError(f"produce: geometry is of {geometry.frame_shape} px frames, the probe is {probe.shape} px")
+    network, record = fit(probe, config, checkpoint=out / TRAINING_STATE, device=device, progress=progress)
+    card = write_model(network, probe, geometry, config, record, out, name, version, source, command)
+    (out / TRAINING_STATE).unlink(missing_ok=True)
+    return card
+
+
+def write_model(
+    network: ObjectNetwork,
+    probe: NDArray[np.complex64],
+    geometry: Geometry,
+    config: TrainingConfig,
+    record: dict[str, Any],
+    out: Path,
+    name: str,
+    version: str,
+    source: str,
+    command: str,
+) -> ModelCard:
+    """Measure a trained network on held-out simulated frames and scans, and write the model's folder."""
+    photons, spread = config.synthetic.photons, config.synthetic.dose_spread
+    scaled = np.asarray(probe / np.sqrt((np.abs(probe) ** 2).sum()) * np.sqrt(photons), dtype=np.complex64)
+    variance, patch_mae = patch_error(network, scaled, config.synthetic)
+    weight = stitching_weight(variance)
+    reference = ProbeReference.of(scaled, geometry.object_pixel_m, source)
+    rows = measure_sampling(network, scaled, geometry, weight, photons=photons)
+    size = config.network.patch_size
+    card = ModelCard(
+        name=name,
+        version=version,
+        family=config.network.family,
+        network=config.network.model_dump(mode="json"),
+        input=InputContract(
+            frame_shape=geometry.frame_shape,
+            patch_shape=(size, size),
+            object_pixel_m=geometry.object_pixel_m,
+            counts_per_frame=(photons / spread * (1 - _LARGEST_ABSORPTION), photons * spread * 1.2),
+        ),
+        probe=reference,
+        held_out={"patch_phase_mae_rad": patch_mae, "training_loss": float(record["loss"][-1])},
+        sampling=tuple(
+            SamplingPoint(
+                sampling=sampling,
+                step_m=sampling * reference.diameter_m,
+                phase_mae_rad=score.phase_mae_rad,
+                phase_correlation=score.phase_correlation,
+                covered_fraction=score.covered_fraction,
+                frames=score.frames,
+            )
+            for sampling, score in rows
+        ),
+        training={
+            "command": command,
+            "config": config.model_dump(mode="json"),
+            "seed": config.seed,
+            "frames": record["frames"],
+            "seconds": round(record["seconds"], 1),
+            "software": {package: installed(package) for package in ("bluesky-ptychonn", "torch", "numpy")},
+            "python": platform.python_version(),
+            "commit": _commit(),
+        },
+        weights_sha256="0" * 64,
+    )
+    return save_model(out, network, card, scaled, weight)
+
+
+def _commit() -> str:
+    """Commit of the code that trains, or ``unknown`` outside a checkout."""
+    try:
+        found = subprocess.run(
+            ["git", "rev-parse", "HEAD"],
+            cwd=os.fspath(Path(__file__).parent),
+            capture_output=True,
+            text=True,
+            timeout=10,
+            check=True,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return "unknown"
+    return found.stdout.strip()
