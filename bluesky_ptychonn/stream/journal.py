@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import json
+import math
 import os
 import re
 import time
@@ -110,13 +110,28 @@ def _plain(value: Any) -> Any:
     return value.tolist() if hasattr(value, "tolist") else str(value)
 
 
+def _clean(value: Any) -> Any:
+    """Make of any value what JSON can say."""
+    if isinstance(value, Mapping):
+        return {str(key): _clean(item) for key, item in value.items()}
+    if isinstance(value, list | tuple | set | frozenset):
+        return [_clean(item) for item in value]
+    if hasattr(value, "tolist"):
+        return _clean(value.tolist())
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, int) and not -(2**63) <= value < 2**63:
+        return float(value)
+    return value if isinstance(value, _SCALARS) else str(value)
+
+
 def encode(name: str, doc: Mapping[str, Any], when: float) -> bytes:
     """One journal line. NaN and infinity become null, numpy values plain ones, anything else its `str`."""
     entry = {"name": name, "doc": doc, "t": when}
     try:
         return orjson.dumps(entry, default=_plain, option=_OPTIONS)
-    except TypeError:  # an integer beyond 64 bit, a recursive default: rare, and slower
-        return json.dumps(entry, default=str).encode() + b"\n"
+    except TypeError:  # an integer beyond 64 bit, say: rare, and slower
+        return orjson.dumps(_clean(entry), option=orjson.OPT_APPEND_NEWLINE)
 
 
 def journal_path(folder: Path, run_uid: str) -> Path:

@@ -52,6 +52,7 @@ class _Point:
     time_raw: float = 0.0
     datum_id: str | None = None
     row: int | None = None
+    fresh: bool = False  # the row came after the last event
     ref: FrameRef | None = None
 
 
@@ -159,9 +160,12 @@ class RunPairing:
             seq_num = int(doc["seq_num"])
             point = self._points.setdefault(seq_num, _Point())
             y_m, x_m = layout.y.metres(data), layout.x.metres(data)
-            point.event = True
+            again, point.event = point.event, True
             point.position = None if y_m is None or x_m is None else (y_m, x_m)
             point.time_raw = float((doc.get("timestamps") or {}).get(layout.frame_key) or doc["time"])
+            if again and not point.fresh:
+                point.row = None  # measured again: the frame it had belongs to the first time
+            point.fresh = False
             self._locate(layout, doc, seq_num, point)
             self._update(seq_num, point)
         for value in data.values():  # datums of other detectors and streams
@@ -217,7 +221,7 @@ class RunPairing:
         first = int(doc["indices"]["start"])
         for offset, seq_num in enumerate(range(int(doc["seq_nums"]["start"]), int(doc["seq_nums"]["stop"]))):
             point = self._points.setdefault(seq_num, _Point())
-            point.row = self._rows.row(resource, first + offset)
+            point.row, point.fresh = self._rows.row(resource, first + offset), True
             self._update(seq_num, point)
 
     def _on_stop(self, doc: Mapping[str, Any]) -> None:
