@@ -1,0 +1,547 @@
+"""Results into the catalog: patches and their table in blocks, mosaics as whole pictures, a status that was checked.
+
+A block costs three requests whatever its size: amplitudes, phases, table rows. Everything is keyed by sequence number, so
+a block that is sent again, after a pause of the plan, a lost answer or a restart, overwrites and never doubles.
+"""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from bluesky_ptychonn.stream.canvas import PICTURES, Canvas
+from bluesky_ptychonn.stream.readback import differences, verdict
+from bluesky_ptychonn.stream.server import PROCESSED
+from bluesky_ptychonn.stream.spool import Block, Spool, frames_schema
+from bluesky_ptychonn.stream.wire import CatalogRefused, CatalogUnavailable, Wire
+
+if TYPE_CHECKING:
+    import pyarrow
+
+    from bluesky_ptychonn.recon.stitch import MosaicImage
+
+SPEC = {"name": "PtychoReconstruction", "version": "1.0"}
+UNITS = {
+    "amplitude": "1", "phase": "rad", "coverage": "1", "trust": "1", "x_m": "m", "y_m": "m",
+    "time_raw": "s", "time_done": "s", "pixel_m": "m", "origin_m": "m",
+}  # fmt: skip
+
+_CHUNK_BYTES = 2**20
+_PATCHES = ("amplitude_patches", "phase_patches")
+_RETRY_S = (0.5, 10.0)  # first and longest wait for a catalog that does not answer
+
+
+class ResultSink:
+    """One reconstruction in the catalog, being written.
+
+    Not for several threads at once.
+
+    Parameters
+    ----------
+    root : Tiled container client
+        Root of the catalog, as `stream.server.connect` returns it.
+    start : mapping
+        The raw run's start document; run uid, scan id, plan and sample are taken from it and from nowhere else.
+    metadata : mapping
+        Provenance: model, geometry, device, software, ...
+    patch_shape : tuple of int or None
+        Rows and columns of a patch, px; None for a run that failed before its first frame.
+    frames_expected : int, optional
+        Frames the plan announced; the arrays grow with what comes, whatever this says.
+    spool : path, optional
+        Folder for blocks that the catalog cannot take now; without one, `write_block` raises `CatalogUnavailable` instead.
+    key : str, optional
+        Uid of a reconstruction begun before, to go on with it; by default a new one.
+    spool_limit_bytes : int
+        Most to keep in the spool. Beyond it `write_block` waits for the catalog.
+    patience_s : float
+        How long to wait for a catalog that does not answer, where waiting is all that is left, s.
+
+    Raises
+    ------
+    CatalogUnavailable
+        When the catalog does not answer.
+    ValueError
+        When a parameter cannot be used.
+    """
+
+    def __init__(
+        self,
+        root: Any,
+        *,
+        start: Mapping[str, Any],
+        metadata: Mapping[str, Any],
+        patch_shape: tuple[int, int] | None,
+        frames_expected: int | None = None,
+        spool: str | Path | None = None,
+        key: str | None = None,
+        spool_limit_bytes: int = 2**30,
+        patience_s: float = 60.0,
+    ) -> None:
+        if not start.get("uid"):
+            raise ValueError("ResultSink: the start document has no uid")
+        if patch_shape is not None and (len(patch_shape) != 2 or min(patch_shape) < 1):  # noqa: PLR2004
+            raise ValueError(f"ResultSink: patch_shape {patch_shape} must be (rows, columns) in px, or None")
+        self.key = key or uuid.uuid4().hex
+        self.patch_shape = patch_shape
+        self._patience_s = patience_s
+        self._spool = None if spool is None else Spool(Path(spool) / self.key, spool_limit_bytes)
+        self._wire = Wire(root, [PROCESSED, self.key])
+        self._chunk = _chunk_frames(patch_shape, frames_expected)
+        self._written: set[int] = set()
+        self._corrections: dict[int, Block] = {}  # by sequence number; rows to replace in the table
+        self._corrected_at, self._correcting_s = 0.0, 0.0
+        self._last: Block | None = None
+        self._highest = 0
+        self._ready = False  # arrays and table exist
+        self._nodes: dict[str, str] = {}
+        self._generation = 0
+        self._snapshot = 0
+        self._canvas: Canvas | None = None
+        self._image: MosaicImage | None = None
+        self._image_due = False
+        self._metadata_due: dict[str, Any] = {}
+        self._retry_at, self._retry_s = 0.0, _RETRY_S[0]
+        first = _first_metadata(start, metadata, patch_shape, frames_expected)
+        parent = Wire(root, [PROCESSED])
+        if not parent.create(self.key, metadata=first, specs=[SPEC]):
+            self._resume()
+        self._others = parent.requests
+
+    # -- what a worker calls
+
+    @property
+    def pending(self) -> int:
+        """Frames that are in the local spool and not in the catalog yet."""
+        return 0 if self._spool is None else self._spool.frames
+
+    @property
+    def written(self) -> frozenset[int]:
+        """Sequence numbers in the catalog; after a restart, those that need not be done again."""
+        return frozenset(self._written)
+
+    @property
+    def requests(self) -> int:
+        """Requests made so far."""
+        return self._wire.requests + self._others
+
+    def write_block(
+        self,
+        seq_nums: ArrayLike,
+        patches: ArrayLike,
+        y_m: ArrayLike,
+        x_m: ArrayLike,
+        trust: ArrayLike,
+        valid: ArrayLike,
+        flags: Sequence[str],
+        time_raw: ArrayLike,
+        time_done: ArrayLike | None = None,
+    ) -> None:
+        """Write frames; of two with one sequence number the last wins.
+
+        With a spool this returns also when the catalog does not answer: see `pending`.
+
+        Parameters
+        ----------
+        seq_nums : (n,) int
+            Count from 1; row ``seq_num - 1`` of the patch arrays.
+        patches : (n, h, w) complex64
+            NaN where a frame has none.
+        y_m, x_m : (n,) float
+            Positions, m; NaN where unknown.
+        trust : (n,) float
+            0 to 1.
+        valid : (n,) bool
+            Whether the frame could be used.
+        flags : sequence of str
+            What is wrong with it, empty when nothing is.
+        time_raw : (n,) float
+            When the frame was taken, POSIX seconds.
+        time_done : (n,) float, optional
+            When it was reconstructed. The table says when the catalog had acknowledged amplitude and phase, so that any
+            reader could have them; never earlier than this.
+
+        Raises
+        ------
+        ValueError
+            When shapes disagree or a sequence number is below 1. Nothing is written then.
+        CatalogUnavailable
+            Without a spool, or with a full one after waiting.
+        CatalogRefused
+            When the catalog will not take it.
+        """
+        done = np.zeros(np.shape(seq_nums)) if time_done is None else time_done
+        block = _block(self.patch_shape, seq_nums, patches, y_m, x_m, trust, valid, flags, time_raw, done)
+        if not len(block):
+            return
+        if self._spool is None:
+            self._send(block)
+            return
+        if not self._drain() or not self._try(block):
+            self._keep(block)
+
+    def write_mosaic(self, image: MosaicImage) -> None:
+        """Replace the mosaic by this snapshot: five requests, more when it outgrew its place.
+
+        When the catalog does not answer and there is a spool, the snapshot is kept and sent later; the latest wins.
+        """
+        self._image, self._image_due = image, True
+        self._settle_or_keep()
+
+    def update(self, **metadata: Any) -> None:
+        """Merge into the reconstruction's metadata, e.g. ``status``, ``counts``; None removes a key."""
+        self._metadata_due.update(metadata)
+        self._settle_or_keep()
+
+    def finish(self, exit_status: str, counts: Mapping[str, Any]) -> str:
+        """Send what is left, read back, compare, and stamp what is true.
+
+        Parameters
+        ----------
+        exit_status : str
+            Of the run's stop document: ``success``, ``abort``, ``fail`` or ``unknown``.
+        counts : mapping
+            ``expected`` (int or None), ``seen``, ``reconstructed`` (int) and ``rejected`` (reason to int).
+
+        Returns
+        -------
+        str
+            ``complete``: the run succeeded and the catalog holds every frame, as counted here, by the plan, and by reading back.
+            ``failed``: nothing was reconstructed, or the catalog does not hold what was written. ``partial``: all else.
+
+        Raises
+        ------
+        CatalogUnavailable
+            When the catalog does not answer for `patience_s`; what waits is still in the spool, and `finish` can be
+            called again.
+        """
+        deadline = time.monotonic() + self._patience_s
+        while True:
+            try:
+                self._drain(now=True, strict=True)
+                return self._finish(exit_status, counts)
+            except CatalogUnavailable:
+                if time.monotonic() >= deadline:
+                    raise
+                time.sleep(_RETRY_S[0])
+
+    def __repr__(self) -> str:
+        pending = f", {self.pending} frames pending" if self.pending else ""
+        return f"<ResultSink {self.key[:8]}, {len(self._written)} frames written{pending}>"
+
+    # -- blocks
+
+    def _send(self, block: Block) -> None:
+        """Three requests: both patch arrays and the table; more where the sequence numbers have gaps that hold frames."""
+        if not self._ready:
+            self._make_nodes()
+        for first, last in _stretches(block.seq_num, self._written, self._chunk):
+            span = slice(*np.searchsorted(block.seq_num, [first, last + 1]))
+            rows = block.seq_num[span] - first
+            for name, data in zip(_PATCHES, (block.amplitude, block.phase), strict=True):
+                whole = np.zeros((last - first + 1, *data.shape[1:]), np.float32)
+                whole[rows] = data[span]
+                self._wire.patch_array(name, whole, first - 1)
+        block.time_done[:] = np.maximum(block.time_done, time.time())
+        self._highest = max(self._highest, int(block.seq_num[-1]))
+        again = np.array([number in self._written for number in block.seq_num.tolist()])
+        if not again.all():
+            self._append(block.select(~again))
+        if again.any():
+            some = block.select(again)
+            self._corrections.update((int(seq), some.select([i])) for i, seq in enumerate(some.seq_num))
+        # A table is rewritten as a whole: a run that is measured all over again does not pay it for every block.
+        if self._corrections and time.monotonic() > self._corrected_at + max(2.0, 20 * self._correcting_s):
+            self._correct()
+        self._last = block
+
+    def _append(self, block: Block) -> None:
+        try:
+            self._wire.append_rows(self._nodes["frames"], block.table())
+        except CatalogUnavailable:
+            # Perhaps an earlier try arrived and its answer did not: then the server refuses to hold a frame twice.
+            there = set(self._wire.read_rows(self._nodes["frames"], frames_schema()).column("seq_num").to_pylist())
+            self._written |= there
+            if there.isdisjoint(block.seq_num.tolist()):
+                raise
+            self._corrections.update(
+                (int(seq), block.select([i])) for i, seq in enumerate(block.seq_num) if int(seq) in there
+            )
+            rest = ~np.isin(block.seq_num, list(there))
+            if rest.any():
+                self._append(block.select(rest))
+        self._written.update(block.seq_num.tolist())
+
+    def _correct(self) -> None:
+        """Replace rows: a new table takes the place of the old one, seen by readers when it is whole."""
+        import pyarrow as pa
+        import pyarrow.compute as pc
+
+        began = time.monotonic()
+        old = self._wire.read_rows(self._nodes["frames"], frames_schema())
+        kept = old.filter(pc.invert(pc.is_in(old["seq_num"], pa.array(list(self._corrections), pa.int64()))))
+        rows = pa.concat_tables([kept, *(row.table() for row in self._corrections.values())])
+        self._replace("frames", rows)
+        self._corrections.clear()
+        self._corrected_at = time.monotonic()
+        self._correcting_s = self._corrected_at - began
+
+    def _replace(self, name: str, rows: pyarrow.Table) -> None:
+        old = self._nodes[name]
+        self._generation += 1
+        new = name if old != name else f"{name}_{self._generation}"
+        if not self._wire.create_table(new, frames_schema(), "seq_num"):
+            self._wire.delete(new)  # left by a process that died while it wrote
+            self._wire.create_table(new, frames_schema(), "seq_num")
+        self._wire.append_rows(new, rows.sort_by("seq_num"))
+        self._wire.update({"nodes": {name: new}})
+        self._nodes[name] = new
+        self._wire.delete(old)
+
+    def _make_nodes(self) -> None:
+        if self.patch_shape is None:
+            raise ValueError("ResultSink: made without a patch_shape, it takes no blocks")
+        for name in _PATCHES:
+            shape = (self._chunk, *self.patch_shape)
+            self._wire.create_array(name, shape, shape, ("frame", "y", "x"))
+        self._wire.create_table("frames", frames_schema(), "seq_num")
+        self._nodes["frames"] = "frames"
+        self._wire.update({"nodes": {"frames": "frames"}})
+        self._ready = True
+
+    # -- a catalog that does not answer
+
+    def _try(self, block: Block) -> bool:
+        try:
+            self._send(block)
+        except CatalogUnavailable:
+            self._retry_at = time.monotonic() + self._retry_s
+            self._retry_s = min(2 * self._retry_s, _RETRY_S[1])
+            return False
+        self._retry_s = _RETRY_S[0]
+        return True
+
+    def _drain(self, *, now: bool = False, strict: bool = False) -> bool:
+        """Send what the spool holds, oldest first; whether nothing is left."""
+        while self._spool is not None and len(self._spool):
+            if strict:
+                self._send(self._spool.first())
+            elif not (now or time.monotonic() >= self._retry_at) or not self._try(self._spool.first()):
+                return False
+            self._spool.drop()
+        return True
+
+    def _keep(self, block: Block) -> None:
+        if self._spool is None:
+            raise CatalogUnavailable("the catalog does not answer and there is no spool")
+        deadline = time.monotonic() + self._patience_s
+        while not self._spool.fits(block):
+            if time.monotonic() >= deadline:
+                raise CatalogUnavailable(
+                    f"the spool {self._spool.folder} holds {self._spool.nbytes} bytes, its limit is "
+                    f"{self._spool.limit_bytes}, and the catalog does not answer; give a larger spool_limit_bytes"
+                )
+            time.sleep(_RETRY_S[0])
+            if self._drain(now=True):
+                break
+        self._spool.put(block)
+
+    def _settle_or_keep(self) -> None:
+        """Send mosaic and metadata that are due; with a spool, later where the catalog does not answer."""
+        if self._spool is None:
+            self._settle()
+        elif self._drain() and time.monotonic() >= self._retry_at:
+            try:
+                self._settle()
+            except CatalogUnavailable:
+                self._retry_at = time.monotonic() + self._retry_s
+
+    # -- mosaics and metadata
+
+    def _settle(self) -> None:
+        if self._image_due and self._image is not None:
+            canvas = self._canvas
+            if canvas is None:
+                canvas = Canvas.tight(self._image)
+            elif canvas.corner(self._image) is None:
+                canvas = canvas.grown(self._image)
+            # Once outgrown, the plain names stay free for the last picture.
+            self._draw(self._image, canvas, plain=self._canvas is None)
+            self._image_due = False
+        if self._metadata_due:
+            self._wire.update(self._metadata_due)
+            self._metadata_due = {}
+
+    def _draw(self, image: MosaicImage, canvas: Canvas, *, plain: bool) -> None:
+        """Lay a picture on a canvas: five requests, seventeen where the canvas is new."""
+        pictures = canvas.place(image)
+        old = {name: self._nodes[name] for name in PICTURES if name in self._nodes}
+        if canvas == self._canvas:
+            nodes = old
+        else:
+            self._generation += 1
+            nodes = {name: name if plain else f"{name}_{self._generation}" for name in PICTURES}
+            for node in nodes.values():
+                if not self._wire.create_array(node, canvas.shape, canvas.shape, ("y", "x")):
+                    self._wire.delete(node)  # left by a process that died while it drew
+                    self._wire.create_array(node, canvas.shape, canvas.shape, ("y", "x"))
+        for name, node in nodes.items():
+            self._wire.put_array(node, pictures[name])
+        self._snapshot += 1
+        facts = canvas.describe(image)
+        self._wire.update(
+            {
+                **self._metadata_due,
+                "nodes": nodes,
+                "mosaic": {**facts, "snapshot": self._snapshot},
+                "pixel_m": facts["pixel_m"],
+                "origin_m": facts["origin_m"],
+            }
+        )
+        self._metadata_due = {}
+        self._canvas = canvas
+        self._nodes.update(nodes)
+        for node in set(old.values()) - set(nodes.values()):
+            self._wire.delete(node)
+
+    def _finish(self, exit_status: str, counts: Mapping[str, Any]) -> str:
+        self._settle()
+        if self._corrections:
+            self._correct()
+        self._restore_names()
+        if self._ready:
+            for name in _PATCHES:
+                self._wire.trim_array(name, self._highest)
+        found = differences(self._wire, self._nodes, self._written, self._last, self._image, self.patch_shape)
+        status, problems = verdict(exit_status, counts, found)
+        self._wire.update(
+            {
+                "status": status,
+                "exit_status": exit_status,
+                "counts": dict(counts),
+                "problems": problems or None,
+                "time_finished": time.time(),
+            }
+        )
+        stands = (self._wire.attributes() or {}).get("metadata", {}).get("status")
+        if stands != status:
+            raise CatalogUnavailable(f"{self._wire.path}: status {status!r} was written and {stands!r} is read back")
+        return status
+
+    def _restore_names(self) -> None:
+        """Bring what grew back to the names of the schema, mosaics cut to the picture."""
+        if self._image is not None:
+            tight = Canvas.tight(self._image)
+            if self._nodes["amplitude"] == "amplitude" and self._canvas != tight:
+                self._draw(self._image, tight, plain=False)  # readers look there while the plain names are made anew
+            if self._nodes["amplitude"] != "amplitude":
+                self._canvas = None
+                self._draw(self._image, tight, plain=True)
+        if self._nodes.get("frames", "frames") != "frames":
+            self._replace("frames", self._wire.read_rows(self._nodes["frames"], frames_schema()))
+
+    def _resume(self) -> None:
+        """Go on with a reconstruction that an earlier process began."""
+        found = self._wire.attributes()
+        if found is None or found["specs"][0]["name"] != SPEC["name"]:
+            raise CatalogRefused(f"{self._wire.path} is there and is not a reconstruction", 409)
+        metadata = found["metadata"]
+        self._nodes = dict(metadata.get("nodes") or {})
+        mosaic = metadata.get("mosaic")
+        if mosaic:
+            y, x = mosaic["origin_m"]
+            rows, columns = mosaic["shape"]
+            self._canvas = Canvas((y, x), mosaic["pixel_m"], (rows, columns))
+            self._snapshot = mosaic["snapshot"]
+        taken = [int(node.rpartition("_")[2]) for node in self._nodes.values() if "_" in node]
+        self._generation = max(taken, default=0)
+        if "frames" in self._nodes:
+            self._ready = True
+            self._written = set(
+                self._wire.read_rows(self._nodes["frames"], frames_schema()).column("seq_num").to_pylist()
+            )
+            self._highest = max(self._written, default=0)
+        if metadata.get("status") != "live":
+            self._wire.update({"status": "live"})
+
+
+def _first_metadata(
+    start: Mapping[str, Any],
+    metadata: Mapping[str, Any],
+    patch_shape: tuple[int, int] | None,
+    frames_expected: int | None,
+) -> dict[str, Any]:
+    raw = {name: start[name] for name in ("uid", "scan_id", "plan_name", "time") if start.get(name) is not None}
+    sample = start.get("sample_name") or start.get("sample")
+    if sample is not None:
+        raw["sample"] = sample.get("name", str(sample)) if isinstance(sample, Mapping) else sample
+    software = {name: version for name in ("bluesky-ptychonn", "tiled", "numpy") if (version := _version(name))}
+    ours = {
+        "raw": raw,
+        "status": "live",
+        "patch_shape": None if patch_shape is None else list(patch_shape),
+        "counts": {"expected": frames_expected},
+        "units": UNITS,
+        "time_created": time.time(),
+        "nodes": {},
+    }
+    given = dict(metadata)
+    given["software"] = {**software, **(given.get("software") or {})}
+    return {**given, **ours}
+
+
+def _version(name: str) -> str | None:
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
+
+
+def _chunk_frames(patch_shape: tuple[int, int] | None, expected: int | None) -> int:
+    """Frames of a stored chunk: about a megabyte, and no more than a short run has."""
+    if patch_shape is None:
+        return 1
+    frames = int(np.clip(_CHUNK_BYTES // (4 * patch_shape[0] * patch_shape[1]), 8, 256))
+    return frames if expected is None or expected < 1 else min(frames, expected)
+
+
+def _block(patch_shape: tuple[int, int] | None, seq_nums: ArrayLike, patches: ArrayLike, *columns: Any) -> Block:
+    """Check, take the last of each sequence number, and put them in order."""
+    seq = np.asarray(seq_nums, dtype=np.int64)
+    wave = np.asarray(patches, dtype=np.complex64)
+    kinds = (np.float64, np.float64, np.float32, np.bool_, np.str_, np.float64, np.float64)
+    names = ("y_m", "x_m", "trust", "valid", "flag", "time_raw", "time_done")
+    values = [np.array(column, dtype=kind) for column, kind in zip(columns, kinds, strict=True)]
+    if wave.shape != (len(seq), *(patch_shape or (0, 0))):
+        raise ValueError(
+            f"write_block: {len(seq)} sequence numbers, patches {wave.shape}, patch_shape {patch_shape} px"
+        )
+    for name, value in zip(names, values, strict=True):
+        if value.shape != seq.shape:
+            raise ValueError(f"write_block: {name} has shape {value.shape}, expected {seq.shape}, one for each frame")
+    if len(seq) and seq.min() < 1:
+        raise ValueError(f"write_block: sequence number {seq.min()} is below 1")
+    _, back = np.unique(seq[::-1], return_index=True)
+    last = len(seq) - 1 - back
+    amplitude, phase = np.abs(wave[last]).astype(np.float32), np.angle(wave[last]).astype(np.float32)
+    return Block(seq[last], amplitude, phase, *(value[last] for value in values))
+
+
+def _stretches(seq: NDArray[np.int64], written: set[int], reach: int) -> list[tuple[int, int]]:
+    """Rows to send together, first and last: small gaps without a frame in them are sent along as zeros."""
+    parts = [(int(seq[0]), int(seq[0]))]
+    for number in seq[1:].tolist():
+        first, last = parts[-1]
+        if number - last <= reach and written.isdisjoint(range(last + 1, number)):
+            parts[-1] = (first, number)
+        else:
+            parts.append((number, number))
+    return parts
