@@ -162,7 +162,7 @@ class LiveReconstruction:
                 self.folder,
                 order,
                 lambda order: TiledWorkshop(
-                    order, root=root_client, api_key=address.api_key, model=model if loaded else None
+                    order, self.folder.name, root=root_client, api_key=address.api_key, model=model if loaded else None
                 ),
             )
         self._worker_kind = worker

@@ -6,6 +6,7 @@ and resumed plan emits sequence numbers again; the last one wins.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, cast
@@ -260,9 +261,11 @@ class RunPairing:
         return len(self._ready)
 
     def take(self, limit: int | None = None) -> list[FrameRef]:
-        """Frames whose position and row are known, each once, in sequence; one measured again comes again."""
-        chosen = sorted(self._ready)[:limit]
-        return [self._ready.pop(seq_num) for seq_num in chosen]
+        """Frames whose position and row are known, each once, in the order in which they became known.
+
+        A frame that was measured again comes again.
+        """
+        return [self._ready.pop(seq_num) for seq_num in list(itertools.islice(self._ready, limit))]
 
     def put_back(self, refs: Iterable[FrameRef]) -> None:
         """Let frames be taken once more."""

@@ -25,7 +25,7 @@ class Pace:
     patience_s : float
         How long after a run's end its missing frames are waited for, s.
     outage_s : float
-        How long a catalog that does not answer is tried again, s.
+        How long a catalog that does not answer is tried again once the session is closed, s; before that, always.
     """
 
     block: int = 64
@@ -33,7 +33,7 @@ class Pace:
     mosaic_s: float = 0.5
     share: float = 0.25
     patience_s: float = 10.0
-    outage_s: float = 300.0
+    outage_s: float = 30.0
 
     def __post_init__(self) -> None:
         if self.block < 1 or not 0 < self.share <= 1:

@@ -81,6 +81,7 @@ class RunReconstruction:
         self._ended = 0.0
         self._due = 0.0
         self._failing: tuple[float, int] | None = None  # since when, how often
+        self._hurried: float | None = None
         try:
             self._geometry = geometry_of(start, geometry)
             self._pairing = RunPairing(start, keys or Keys())
@@ -105,6 +106,11 @@ class RunReconstruction:
         """Expect no more documents: the stop document came, or never will."""
         if self._exit_status is None:
             self._exit_status, self._exit_reason, self._ended = exit_status, reason, self._clock()
+
+    def hurry(self) -> None:
+        """Wait for a catalog that does not answer for ``pace.outage_s`` only: the session is being closed."""
+        if self._hurried is None:
+            self._hurried = self._clock()
 
     # -- work
 
@@ -150,8 +156,12 @@ class RunReconstruction:
         self._failing = (since, times + 1)
         self._due = now + min(0.5 * 2**times, 10.0)
         self.progress.problem = f"{type(error).__name__}: {error}"
-        log.warning("run %s: %s; trying again", self.progress.uid, self.progress.problem, exc_info=error)
-        if now - since > self.pace.outage_s or (times + 1 >= _MISTAKES and not _is_outage(error)):
+        outage = _is_outage(error)
+        if times == 0 or not outage:
+            traceback = None if outage else error
+            log.warning("run %s: %s; trying again", self.progress.uid, self.progress.problem, exc_info=traceback)
+        late = self._hurried is not None and now - max(since, self._hurried) > self.pace.outage_s
+        if late or (times + 1 >= _MISTAKES and not outage):
             log.error("run %s: given up", self.progress.uid)
             self.given_up = True
             self.progress.state = "failed"
@@ -280,7 +290,7 @@ class _Parts:
         fetched = self.source.read([tried.ref.row for tried in batch])
         took = self._clock() - began
         if fetched.unreachable:
-            raise ConnectionError(fetched.problem)
+            raise ConnectionError(fetched.problem or "catalog does not answer")
         got = [tried for tried, found in zip(batch, fetched.found, strict=True) if found]
         keep = np.ones(len(got), bool)
         again: list[_Tried] = []

@@ -79,7 +79,8 @@ class FakeSource:
         broken = np.array([row in self.broken for row in rows], bool)
         there = [self.frames[row] for row, is_found in zip(rows, found, strict=True) if is_found]
         frames = np.stack(there) if there else np.zeros((0, *GEOMETRY.frame_shape))
-        return Fetched(frames, found, broken, "" if found.all() else "not there", unreachable=self.outage)
+        problem = "no answer" if self.outage else "" if found.all() else "not there"
+        return Fetched(frames, found, broken, problem, unreachable=self.outage)
 
     def close(self) -> None:
         """Note it."""

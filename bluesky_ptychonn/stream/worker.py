@@ -126,6 +126,8 @@ class Worker:
                 )
                 self.status.runs[entry.doc["uid"]] = followed.run.progress
                 log.info("run %s: scan %s begins", entry.doc["uid"], entry.doc.get("scan_id"))
+        if closing and followed.run is not None:
+            followed.run.hurry()
         if entries:
             followed.heard = now
         elif closing and now - followed.heard > _SILENCE_S:
@@ -184,7 +186,7 @@ def main(arguments: list[str]) -> int:
     from bluesky_ptychonn.stream.workshop import TiledWorkshop
 
     api_key = os.environ.pop(KEY_VARIABLE, None)
-    Worker(folder, order, lambda order: TiledWorkshop(order, api_key=api_key)).run(closing)
+    Worker(folder, order, lambda order: TiledWorkshop(order, folder.name, api_key=api_key)).run(closing)
     return 0
 
 

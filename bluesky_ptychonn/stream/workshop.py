@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+import uuid
 from collections.abc import Mapping
 from typing import Any
 
@@ -23,6 +24,8 @@ class TiledWorkshop:
     ----------
     order : Order
         What to make them of.
+    session : str
+        Name of the session; a run has one result in each.
     root : tiled client, optional
         Root of the catalog; connected to when not given.
     api_key : str, optional
@@ -36,7 +39,9 @@ class TiledWorkshop:
         When model or device cannot be used.
     """
 
-    def __init__(self, order: Order, *, root: Any = None, api_key: str | None = None, model: Any = None) -> None:
+    def __init__(
+        self, order: Order, session: str, *, root: Any = None, api_key: str | None = None, model: Any = None
+    ) -> None:
         began = time.monotonic()
         import torch
 
@@ -46,6 +51,7 @@ class TiledWorkshop:
 
         torch.set_num_threads(order.threads)
         self._order = order
+        self._session = uuid.uuid5(uuid.NAMESPACE_URL, f"ptychonn:{session}")
         self._root = connect(order.catalog, api_key=api_key) if root is None else root
         self._model = load_model(order.model) if model is None else model
         first = Reconstructor(self._model, device=order.device, batch_size=order.batch_size)
@@ -83,7 +89,9 @@ class TiledWorkshop:
             self._root,
             start=start,
             metadata=dict(metadata),
-            patch_shape=patch_shape or self._model.card.input.patch_shape,
+            patch_shape=patch_shape,
             frames_expected=expected,
-            spool=None,
+            # The same for every worker of a session: one that starts again goes on with the same result.
+            key=uuid.uuid5(self._session, start["uid"]).hex,
+            patience_s=1.0,  # the run is tried again later; others go on meanwhile
         )

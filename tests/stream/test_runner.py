@@ -1,0 +1,414 @@
+from __future__ import annotations
+
+import itertools
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from bluesky_ptychonn.optics.geometry import Geometry
+from bluesky_ptychonn.stream.keys import Keys
+from bluesky_ptychonn.stream.pairing import BAD_POSITION, NO_FRAME
+from bluesky_ptychonn.stream.progress import Pace
+from bluesky_ptychonn.stream.runner import NOT_THERE, UNREADABLE, RunReconstruction
+from bluesky_ptychonn.stream.testing import GEOMETRY, FakeSink, FakeSource, FakeWorkshop, RunMaker, frame_of
+
+
+class Clock:
+    """Time that passes only when a test says so."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+class Bench:
+    """A run before fakes, on a clock of its own."""
+
+    def __init__(self, run: RunMaker, points: int | None = None, *, pace: Pace | None = None, **options: Any) -> None:
+        self.run, self.clock, self.workshop = run, Clock(), FakeWorkshop()
+        self.source = self.workshop.sources[run.uid] = FakeSource()
+        self.sink = self.workshop.sinks[run.uid] = FakeSink()
+        documents = run.open(points)
+        self.job = RunReconstruction(next(documents)[1], self.workshop, pace=pace, clock=self.clock, **options)
+        self.feed(documents)
+
+    def feed(self, documents: Any) -> None:
+        for document in documents:
+            self.job.feed(*document)
+
+    def point(self, seq_num: int, *, frame: bool = True, there: bool = True, x: float | None = None) -> None:
+        before = self.rows
+        self.feed(self.run.point(seq_num, 0.0, float(seq_num) / 100 if x is None else x, frame=frame))
+        if frame and there:
+            self.source.frames[before] = frame_of(seq_num)
+
+    @property
+    def rows(self) -> int:
+        self.run.rows, rows = itertools.tee(self.run.rows)
+        return next(rows)
+
+    def work(self, seconds: float = 0.0) -> None:
+        """Let the job do what is due, until nothing is for `seconds`."""
+        end = self.clock.now + seconds
+        for _ in range(1000):
+            if self.job.due <= self.clock.now:
+                self.job.step()
+            elif self.job.due <= end:
+                self.clock.now = self.job.due
+            else:
+                self.clock.now = max(self.clock.now, end)
+                return
+        raise AssertionError("the job never rests")
+
+    def close(self, status: str = "success", reason: str = "") -> None:
+        self.feed(self.run.close(status, reason))
+        self.work(60.0)
+
+
+@pytest.mark.parametrize("kind", ["event", "datum", "stream"])
+@pytest.mark.parametrize("points", [1, 3, 64, 65, 200])
+def test_whole_run_is_complete(kind: Any, points: int) -> None:
+    bench = Bench(RunMaker(kind), points)
+    for seq_num in range(1, points + 1):
+        bench.point(seq_num)
+        if seq_num % 7 == 0:
+            bench.work(0.1)
+    bench.close()
+    assert bench.job.progress.state == "complete"
+    assert sorted(bench.sink.table) == list(range(1, points + 1))
+    assert all(row["value"] == seq_num for seq_num, row in bench.sink.table.items())
+    assert all(row["x_m"] == pytest.approx(seq_num * 1e-8) for seq_num, row in bench.sink.table.items())
+    assert sum(map(len, bench.sink.blocks)) == points
+    assert bench.sink.counts == {"expected": points, "seen": points, "reconstructed": points, "rejected": {}}
+    assert bench.source.closed
+    assert bench.job.progress.key == bench.sink.key
+    assert bench.sink.mosaics[-1].coverage.max() > 0
+
+
+def test_first_frame_at_once_then_in_blocks() -> None:
+    bench = Bench(RunMaker(), pace=Pace(block=10, flush_s=0.3))
+    bench.point(1)
+    bench.work()
+    assert bench.sink.blocks == [[1]]
+    bench.point(2)
+    bench.point(3)
+    bench.work(0.2)
+    assert bench.sink.blocks == [[1]]
+    bench.work(0.15)
+    assert bench.sink.blocks == [[1], [2, 3]]
+    for seq_num in range(4, 14):
+        bench.point(seq_num)
+    bench.work()
+    assert bench.sink.blocks[2] == list(range(4, 14))
+
+
+def test_busy_catalog_is_asked_less_often() -> None:
+    bench = Bench(RunMaker(), pace=Pace(flush_s=0.1, mosaic_s=1e9, share=0.2))
+    write = bench.sink.write_block
+
+    def slow(*arguments: Any) -> None:
+        bench.clock.now += 1.0
+        write(*arguments)
+
+    bench.sink.write_block = slow  # type: ignore[method-assign]
+    bench.point(1)
+    bench.work()
+    assert bench.job.due == math.inf
+    bench.point(2)
+    assert bench.job.due == pytest.approx(bench.clock.now + 4.0)
+
+
+def test_mosaics_are_written_now_and_then_and_at_the_end() -> None:
+    bench = Bench(RunMaker(), 100, pace=Pace(flush_s=0.1, mosaic_s=1.0))
+    for seq_num in range(1, 101):
+        bench.point(seq_num)
+        bench.work(0.05)
+    assert 4 <= len(bench.sink.mosaics) <= 6
+    bench.close()
+    assert bench.job.progress.state == "complete"
+    assert bench.sink.mosaics[-1].coverage.sum() > bench.sink.mosaics[-2].coverage.sum()
+
+
+def test_frames_that_come_late_to_the_catalog_are_waited_for() -> None:
+    bench = Bench(RunMaker(), 2)
+    bench.point(1, there=False)
+    bench.point(2, there=False)
+    bench.work(3.0)
+    assert bench.sink.table == {}
+    bench.feed(bench.run.close())
+    bench.work(3.0)
+    assert bench.job.progress.state == "live"
+    assert bench.job.progress.waiting == 2
+    bench.source.frames = {0: frame_of(1), 1: frame_of(2)}
+    bench.work(1.0)
+    assert bench.job.progress.state == "complete"
+
+
+def test_frames_that_never_come_are_named_after_bounded_patience() -> None:
+    bench = Bench(RunMaker(), 3, pace=Pace(patience_s=5.0))
+    bench.point(1)
+    bench.point(2, there=False)
+    bench.point(3)
+    bench.close()
+    assert bench.job.progress.state == "partial"
+    assert bench.job.progress.rejected == {NOT_THERE: 1}
+    assert bench.sink.table[2]["flag"] == NOT_THERE
+    assert not bench.sink.table[2]["valid"]
+    assert sorted(bench.sink.table) == [1, 2, 3]
+
+
+def test_frame_that_cannot_be_decoded_is_named_and_holds_up_nobody() -> None:
+    bench = Bench(RunMaker(), 3)
+    bench.source.broken = {1}
+    for seq_num in (1, 2, 3):
+        bench.point(seq_num)
+    bench.work(2.0)
+    assert bench.job.progress.rejected == {UNREADABLE: 1}
+    bench.close()
+    assert bench.job.progress.state == "partial"
+    assert bench.sink.table[2]["flag"] == UNREADABLE
+    assert bench.sink.counts["rejected"] == {UNREADABLE: 1}
+
+
+def test_missed_frames_and_bad_positions_are_named() -> None:
+    bench = Bench(RunMaker(), 4)
+    bench.point(1)
+    bench.point(2, frame=False)
+    bench.point(3, x=math.nan)
+    bench.point(4)
+    bench.close()
+    assert bench.sink.counts["rejected"] == {NO_FRAME: 1, BAD_POSITION: 1}
+    assert {seq_num: row["flag"] for seq_num, row in bench.sink.table.items()} == {
+        1: "",
+        2: NO_FRAME,
+        3: BAD_POSITION,
+        4: "",
+    }
+    assert bench.sink.table[4]["x_m"] == pytest.approx(4e-8)
+
+
+def test_flagged_frame_is_kept_out_of_the_mosaic() -> None:
+    bench = Bench(RunMaker(dtype_numpy="<f8"), 2)
+    bench.point(1)
+    bench.point(2, x=50.0)
+    bench.source.frames[1] = np.full(GEOMETRY.frame_shape, np.nan)
+    bench.close()
+    assert bench.sink.table[2]["flag"] == "not finite or negative"
+    assert bench.sink.counts["rejected"] == {"not finite or negative": 1}
+    assert bench.sink.mosaics[-1].coverage.shape == (8, 8)
+
+
+def test_blank_frame_is_looked_at_again_while_the_file_grows() -> None:
+    bench = Bench(RunMaker(), 2)
+    bench.point(1)
+    bench.point(2)
+    bench.source.frames[1] = np.zeros(GEOMETRY.frame_shape, np.uint16)
+    bench.work()
+    assert sorted(bench.sink.table) == [1]
+    bench.source.frames[1] = frame_of(2)
+    bench.work(0.5)
+    assert bench.sink.table[2]["value"] == 2
+
+
+def test_frame_that_stays_blank_is_taken_as_it_is() -> None:
+    bench = Bench(RunMaker(), 1)
+    bench.point(1)
+    bench.source.frames[0] = np.zeros(GEOMETRY.frame_shape, np.uint16)
+    bench.work(3.0)
+    assert sorted(bench.sink.table) == [1]
+
+
+def test_point_measured_again_replaces_the_first_in_table_and_mosaic() -> None:
+    bench = Bench(RunMaker(), 2)
+    bench.point(1)
+    bench.point(2, x=50.0)
+    bench.work(1.0)
+    bench.point(2, x=0.0)
+    bench.source.frames[2] = frame_of(9)
+    bench.close()
+    assert bench.job.progress.state == "complete"
+    assert bench.sink.table[2]["value"] == 9
+    assert bench.sink.counts["measured_again"] == 1
+    assert bench.sink.counts["reconstructed"] == 2
+    assert bench.sink.mosaics[-1].coverage.shape == (8, 8 + 1)  # not where the first measurement was
+    assert bench.sink.mosaics[-1].coverage.max() <= 2.0
+
+
+def test_aborted_run_is_partial_with_its_reason() -> None:
+    bench = Bench(RunMaker(), 10)
+    bench.point(1)
+    bench.close("abort", "beam lost")
+    assert bench.job.progress.state == "partial"
+    assert bench.sink.metadata["exit_reason"] == "beam lost"
+    assert bench.sink.counts["expected"] == 10
+
+
+def test_run_without_a_frame_is_failed_in_the_catalog() -> None:
+    run = RunMaker()
+    bench = Bench(run, 10)
+    bench.close("abort")
+    assert bench.sink.status == "failed"
+    assert bench.job.progress.state == "failed"
+
+
+@pytest.mark.parametrize(
+    ("md", "units", "words"),
+    [
+        ({"ptychography": {"frame_key": "img", "x_key": "sx", "y_key": "sy"}}, "um", "no geometry. Needed: energy_ev"),
+        ({}, None, "names no unit"),
+        ({}, "deg", "unit 'deg' is not a length"),
+    ],
+)
+def test_what_is_wrong_with_a_run_stands_in_its_result(md: dict[str, Any], units: str | None, words: str) -> None:
+    bench = Bench(RunMaker(md=md, units=units), 3)
+    bench.point(1)
+    bench.close()
+    assert bench.job.progress.state == "failed"
+    assert words in bench.job.progress.problem
+    assert words in bench.sink.metadata["problem"]
+    assert bench.sink.status == "failed"
+
+
+def test_wrong_model_for_the_detector_is_said() -> None:
+    other = Geometry(**{**GEOMETRY.model_dump(), "frame_shape": (32, 32)})
+    bench = Bench(RunMaker(), 1, geometry=other)
+    bench.point(1)
+    bench.close()
+    assert bench.job.progress.state == "failed"
+    assert "model 'fake' takes (16, 16) px" in bench.sink.metadata["problem"]
+
+
+def test_positions_in_the_wrong_unit_fail_the_run_not_the_worker() -> None:
+    bench = Bench(RunMaker(), 2)
+    bench.point(1)
+    bench.point(2, x=1e9)
+    bench.close()
+    assert bench.job.progress.state == "failed"
+    assert "check the unit of the positions" in bench.sink.metadata["problem"]
+
+
+@pytest.mark.parametrize("md", [{"ptychography": None}, {"ptychography": "no"}])
+def test_other_scans_are_passed_over(md: dict[str, Any]) -> None:
+    bench = Bench(RunMaker(md=md), 3)
+    bench.point(1)
+    bench.close()
+    assert bench.job.progress.state == "ignored"
+    assert bench.sink.table == {}
+    assert bench.sink.metadata == {}
+
+
+def test_scan_without_metadata_is_done_where_geometry_and_keys_are_given() -> None:
+    bench = Bench(RunMaker(md={"ptychography": None}), 1, geometry=GEOMETRY, keys=Keys("img", "sx", "sy"))
+    bench.point(1)
+    bench.close()
+    assert bench.job.progress.state == "complete"
+
+
+def test_catalog_that_is_away_loses_nothing() -> None:
+    bench = Bench(RunMaker(), 3)
+    bench.point(1)
+    bench.source.outage = True
+    bench.work(120.0)
+    assert bench.job.progress.state == "live"
+    assert "no answer" in bench.job.progress.problem
+    bench.source.outage = False
+    bench.sink.errors = iter([ConnectionError("no answer")] * 4)
+    bench.point(2)
+    bench.point(3)
+    bench.feed(bench.run.close())
+    bench.work(120.0)
+    assert bench.job.progress.state == "complete"
+    assert sorted(bench.sink.table) == [1, 2, 3]
+    assert bench.job.progress.problem == ""
+
+
+def test_catalog_that_stays_away_is_given_up_when_the_session_closes() -> None:
+    bench = Bench(RunMaker(), 1, pace=Pace(outage_s=20.0))
+    bench.point(1)
+    bench.source.outage = True
+    bench.feed(bench.run.close())
+    bench.work(200.0)
+    assert not bench.job.progress.finished
+    bench.job.hurry()
+    bench.work(60.0)
+    assert bench.job.progress.state == "failed"
+    assert bench.job.given_up
+
+
+def test_mistake_of_ours_is_tried_three_times_and_shown() -> None:
+    bench = Bench(RunMaker(), 1)
+    bench.point(1)
+    bench.sink.errors = iter([TypeError("a mistake")] * 9)
+    bench.close()
+    assert bench.job.progress.state == "failed"
+    assert bench.job.progress.problem == "TypeError: a mistake"
+    assert bench.job.given_up
+
+
+@settings(max_examples=60)
+@given(st.data())
+def test_each_frame_is_in_the_table_exactly_once(data: st.DataObject) -> None:
+    """Missed, broken, late, blank, rewound, bad positions, a catalog away: all add up, and no row is another's."""
+    bench = Bench(RunMaker("stream"), pace=Pace(block=data.draw(st.integers(1, 6)), patience_s=3.0))
+    late: dict[int, int] = {}
+    last: dict[int, str] = {}
+    seq_num = 1
+    for _ in range(data.draw(st.integers(0, 20), label="points")):
+        if seq_num > 1 and data.draw(st.integers(0, 6)) == 0:
+            seq_num -= data.draw(st.integers(1, min(2, seq_num - 1)), label="back")
+        fate = data.draw(st.sampled_from(["good", "good", "missed", "broken", "late", "never", "nan"]), label="fate")
+        row = bench.rows
+        if fate == "broken":
+            bench.source.broken.add(row)
+        if fate == "late":
+            late[row] = seq_num
+        x = math.nan if fate == "nan" else None
+        bench.point(seq_num, frame=fate != "missed", there=fate not in ("late", "never"), x=x)
+        last[seq_num] = fate
+        seq_num += 1
+        bench.source.outage = data.draw(st.integers(0, 8)) == 0
+        bench.work(data.draw(st.sampled_from([0.0, 0.1, 1.0])))
+    bench.source.outage = False
+    bench.source.frames.update({row: frame_of(number) for row, number in late.items()})
+    bench.close()
+
+    reasons = {"missed": NO_FRAME, "broken": UNREADABLE, "never": NOT_THERE, "nan": BAD_POSITION}
+    assert {number: row["flag"] for number, row in bench.sink.table.items()} == {
+        number: reasons.get(fate, "") for number, fate in last.items()
+    }
+    good = [number for number, fate in last.items() if fate not in reasons]
+    assert all(bench.sink.table[number]["value"] == number for number in good)
+    if last:
+        counts = bench.sink.counts
+        assert counts["seen"] == len(last) == counts["reconstructed"] + sum(counts["rejected"].values())
+        assert counts["reconstructed"] == len(good)
+    if good:
+        assert bench.sink.mosaics[-1].coverage.max() <= len(good) + 1e-3
+
+
+def test_long_run_is_worked_off_in_blocks() -> None:
+    points, block = 5_000, 256
+
+    class Rows(dict[int, Any]):
+        def __contains__(self, row: object) -> bool:
+            return True
+
+        def __missing__(self, row: int) -> Any:
+            return frame_of(row % 60_000)
+
+    run = RunMaker("stream")
+    bench = Bench(run, points, pace=Pace(block=block, mosaic_s=1e9))
+    bench.source.frames = Rows()
+    for seq_num in range(1, points + 1):
+        bench.feed(run.point(seq_num, 0.0, 0.0))
+    bench.close()
+    assert bench.job.progress.state == "complete"
+    assert bench.job.progress.done == points
+    assert max(map(len, bench.source.reads)) == block
+    assert len(bench.source.reads) <= points / block + 2
