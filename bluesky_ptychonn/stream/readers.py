@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -102,10 +103,7 @@ class LocalFrames:
 
         if not os.access(path, os.R_OK):
             raise OSError(f"{path} is not readable from here")
-        try:
-            handle = h5py.File(path, "r", libver="latest", swmr=True, locking=False)
-        except (OSError, ValueError):
-            handle = h5py.File(path, "r", locking=False)
+        handle = _open_hdf5(h5py.File, path)
         self._handles.append(handle)
         found = handle[dataset]
         frames_of = found.shape[1:] if found.shape[1:] == self._frame_shape else found.shape[2:]
@@ -144,3 +142,16 @@ class LocalFrames:
             handle.close()
         self._handles.clear()
         self._datasets.clear()
+
+
+def _open_hdf5(open_file: Callable[..., Any], path: str) -> Any:
+    """Open for reading beside a writer: without a lock, else as a writer in this very process has it."""
+    ways: tuple[dict[str, Any], ...] = (
+        {"libver": "latest", "swmr": True, "locking": False},
+        {"libver": "latest", "swmr": True},
+        {"locking": False},
+    )
+    for way in ways[:-1]:
+        with contextlib.suppress(OSError, ValueError):
+            return open_file(path, "r", **way)
+    return open_file(path, "r", **ways[-1])

@@ -201,8 +201,10 @@ class RunReconstruction:
         return _Parts(reconstructor, source, sink, self.pace, self._clock)
 
     def _finish(self, parts: _Parts) -> None:
+        learned = parts.reconstructor.describe()  # what it knows now and did not at the beginning, such as the flux
         if self._exit_reason:
-            parts.sink.update(exit_reason=self._exit_reason)
+            learned["exit_reason"] = self._exit_reason
+        parts.sink.update(**learned)
         self.progress.state = str(parts.sink.finish(self._exit_status or "unknown", self._counts()))
         self._close_source()
 
@@ -257,7 +259,7 @@ class _Parts:
         self.tried: list[_Tried] = []
         self.mosaic_changed = False
         self.mosaic_due = 0.0
-        self._reconstructor = reconstructor
+        self.reconstructor = reconstructor
         self._pace = pace
         self._clock = clock
         self._mosaic = self._new_mosaic()
@@ -269,7 +271,7 @@ class _Parts:
         self._lag_s: float | None = None
 
     def _new_mosaic(self) -> Mosaic:
-        return Mosaic(self._reconstructor.pixel_m, self._reconstructor.weight)
+        return Mosaic(self.reconstructor.pixel_m, self.reconstructor.weight)
 
     def work(self, pairing: RunPairing, *, running: bool, over: bool) -> float:
         """Take a block of frames from documents to the catalog; returns the seconds the catalog was asked."""
@@ -317,7 +319,7 @@ class _Parts:
 
     def _write(self, refs: list[FrameRef], frames: NDArray[Any]) -> float:
         try:
-            made = self._reconstructor.reconstruct(frames)
+            made = self.reconstructor.reconstruct(frames)
         except ValueError as error:
             raise RunError(str(error)) from None
         y_m, x_m = np.array([ref.y_m for ref in refs]), np.array([ref.x_m for ref in refs])
@@ -411,7 +413,7 @@ class _Parts:
         seq_nums = sorted(reasons)
         for some in (seq_nums[i : i + block] for i in range(0, len(seq_nums), block)):
             n, nothing = len(some), np.full(len(some), np.nan)
-            patches = np.full((n, *self._reconstructor.patch_shape), np.nan, np.complex64)
+            patches = np.full((n, *self.reconstructor.patch_shape), np.nan, np.complex64)
             done, trust, valid = np.full(n, time.time()), np.zeros(n, np.float32), np.zeros(n, bool)
             flags = [reasons[seq_num] for seq_num in some]
             self.sink.write_block(some, patches, nothing, nothing, trust, valid, flags, nothing, done)

@@ -61,7 +61,7 @@ class TiledWorkshop:
         log.info("%s on %s, ready in %.1f s", self._model, self.device, time.monotonic() - began)
 
     def reconstructor(self, geometry: Geometry) -> Reconstructs:
-        """Make a reconstructor for a geometry, once."""
+        """Make a reconstructor for a run of this geometry; the network is shared."""
         from bluesky_ptychonn.recon.engine import Reconstructor
 
         key = geometry.model_dump_json(exclude={"sources"})
@@ -69,7 +69,7 @@ class TiledWorkshop:
             self._reconstructors[key] = Reconstructor(
                 self._model, geometry, device=self._order.device, batch_size=self._order.batch_size
             )
-        return self._reconstructors[key]
+        return self._reconstructors[key].for_run()  # the beam may differ from run to run
 
     def source(self, start: Mapping[str, Any], stream: str, layout: Layout) -> TiledFrames:
         """Frames of a run in this catalog."""
