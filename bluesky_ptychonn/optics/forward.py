@@ -59,7 +59,7 @@ def far_field_adjoint(far: Tensor, probe: Tensor) -> Tensor:
 
 
 def intensity(patch: Tensor, probe: Tensor) -> Tensor:
-    """Compute the expected frame ``|F(P o)|**2``, photons, beam at (N // 2, N // 2). (..., N, N) complex64 → float32."""
+    """Compute the expected frame ``|F(P o)|**2``, photons, beam at (N // 2, N // 2). (..., N, N) complex → float."""
     return to_detector_order(far_field(patch, probe).abs().square())
 
 

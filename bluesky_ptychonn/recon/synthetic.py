@@ -88,7 +88,7 @@ class SimulatedFrames:
         self._smooth = torch.exp(-((frequency[:, None] ** 2 + frequency[None, :] ** 2) * (0.12 * n) ** 2))
 
     def _true_probe(self, generator: torch.Generator, rng: np.random.Generator) -> Tensor:
-        """Give the measured probe a smooth random pupil phase: the beam as it may be when its measurement is a bit off."""
+        """Give the measured probe a smooth random pupil phase: the beam as it may be if measured a bit wrong."""
         strength = rng.uniform(0, self._config.probe_error_rad)
         noise = torch.randn(self._smooth.shape, generator=generator).to(self._smooth.device)
         rough = torch.fft.ifft2(torch.fft.fft2(noise) * self._smooth).real

@@ -1,0 +1,138 @@
+"""``ptychonn train``: from a probe to a model, by simulation alone."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+
+
+def train(
+    probe: Annotated[str, typer.Option(help="'simulated', or a file with the complex probe: .npy, .npz, .cxi, .h5")],
+    out: Annotated[Path, typer.Option(help="folder of the model; a killed training resumes from it")],
+    name: Annotated[str | None, typer.Option(help="name of the model; the folder's by default")] = None,
+    version: Annotated[str, typer.Option(help="version of the model")] = "1",
+    family: Annotated[Literal["lifted", "direct"], typer.Option(help="lifted works through the probe")] = "lifted",
+    frames: Annotated[int, typer.Option(help="simulated frames to train on")] = 100_000,
+    photons: Annotated[
+        float | None, typer.Option(help="photons a frame without sample; by default the probe's own, or 1e5")
+    ] = None,
+    width: Annotated[float | None, typer.Option(help="channels of a lifted, width factor of a direct network")] = None,
+    patch: Annotated[
+        int | None, typer.Option(help="side of the predicted patch, px; by default half the frame")
+    ] = None,
+    batch: Annotated[int, typer.Option(help="frames a step")] = 16,
+    learning_rate: Annotated[float, typer.Option(help="peak of the cosine schedule")] = 2e-3,
+    seed: Annotated[int, typer.Option(help="of weights and data")] = 0,
+    energy_ev: Annotated[float | None, typer.Option(help="photon energy, eV")] = None,
+    distance_m: Annotated[float | None, typer.Option(help="sample to detector, m")] = None,
+    pixel_pitch_m: Annotated[float | None, typer.Option(help="detector pixel pitch, m")] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N")] = "auto",
+    threads: Annotated[int, typer.Option(help="torch threads on a CPU; 0 leaves them to torch")] = 0,
+) -> None:
+    """Train a model by simulation through a measured probe, measure it, and write its card."""
+    import torch
+
+    from bluesky_ptychonn.optics.probe_file import read_probe
+    from bluesky_ptychonn.recon.checkpoint import choose_device
+    from bluesky_ptychonn.recon.produce import produce
+    from bluesky_ptychonn.recon.synthetic import SyntheticConfig
+    from bluesky_ptychonn.recon.training import TrainingConfig
+
+    wave, known = read_probe(probe)
+    geometry = _geometry(known, wave.shape[0], energy_ev, distance_m, pixel_pitch_m)
+    dose = photons or _photons(wave)
+    if threads:
+        torch.set_num_threads(threads)
+    config = TrainingConfig(
+        network=_network(family, wave.shape[0], patch, width, dose),
+        # A direct network cannot know the dose, so it is not asked to.
+        synthetic=SyntheticConfig(photons=dose, dose_spread=2.0 if family == "lifted" else 1.05),
+        frames=frames,
+        batch_size=batch,
+        learning_rate=learning_rate,
+        seed=seed,
+    )
+    with _Bar() as bar:
+        card = produce(
+            wave,
+            geometry,
+            config,
+            out,
+            name=name or out.name,
+            version=version,
+            source=str(probe),
+            command=shlex.join(["ptychonn", *sys.argv[1:]]),
+            device=choose_device(device),
+            progress=bar,
+        )
+    typer.echo(f"{card.name} {card.version} in {out}")
+    typer.echo(f"held-out patches: phase error {card.held_out['patch_phase_mae_rad']:.3f} rad")
+    typer.echo("held-out scans:   step / probe   step (µm)   phase error (rad)   correlation   frames")
+    for point in card.sampling:
+        typer.echo(
+            f"{point.sampling:>30.2f} {point.step_m * 1e6:>11.3f} {point.phase_mae_rad:>19.3f} "
+            f"{point.phase_correlation:>13.3f} {point.frames:>8d}"
+        )
+
+
+def _photons(wave: Any) -> float:
+    """Photons in a probe in square-root photons; 1e5 for one that is only relative."""
+    power = float((abs(wave) ** 2).sum())
+    return power if power > 100 else 1e5
+
+
+def _network(family: str, frame: int, patch: int | None, width: float | None, photons: float) -> Any:
+    from bluesky_ptychonn.recon.network import DirectConfig, LiftedConfig
+
+    if family == "lifted":
+        return LiftedConfig(frame_size=frame, patch_size=patch or frame // 2, width=int(width or 40))
+    return DirectConfig(
+        frame_size=frame,
+        patch_size=patch or frame // 2,
+        width=width or 0.5,
+        batch_norm=True,
+        input_root=True,
+        input_scale=round((photons / frame**2) ** 0.5, 1),
+    )
+
+
+def _geometry(known: Any, size: int, energy_ev: float | None, distance_m: float | None, pitch_m: float | None) -> Any:
+    from bluesky_ptychonn.optics.geometry import Geometry
+
+    given = {"energy_ev": energy_ev, "distance_m": distance_m, "pixel_pitch_m": pitch_m}
+    missing = [f"--{key.replace('_', '-')}" for key, value in given.items() if value is None]
+    if known is not None:
+        changed = {key: value for key, value in given.items() if value is not None}
+        return Geometry.from_document({**known.model_dump(), **changed}, "command line")
+    if missing:
+        raise ValueError(f"train: the probe's file says nothing of the geometry; give {', '.join(missing)} (eV, m, m)")
+    return Geometry.from_document({**given, "frame_shape": (size, size)}, "command line")
+
+
+class _Bar:
+    """Progress bar with frames, rate, time left and the smoothed loss."""
+
+    def __enter__(self) -> _Bar:
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+        self._progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("frames"),
+            TimeRemainingColumn(),
+            TextColumn("loss {task.fields[loss]:.4f}"),
+        )
+        self._task = self._progress.add_task("training", total=None, loss=float("nan"))
+        self._progress.start()
+        return self
+
+    def __call__(self, done: int, total: int, loss: float) -> None:
+        self._progress.update(self._task, completed=done, total=total, loss=loss)
+
+    def __exit__(self, *error: object) -> None:
+        self._progress.stop()
