@@ -1,0 +1,391 @@
+"""The iterative peer: pty-chi's LSQML solver, in an interpreter of its own.
+
+pty-chi sets torch's default device and dtype, and imports one transform of torchvision. So it never runs inside the
+process that measures: each call starts this file as a script, in the interpreter named by ``PTYCHONN_PEER_PYTHON`` or
+in the present one, and exchanges ``.npz`` files with it. Only numpy is needed to import this module.
+``benchmarks/README.md`` says how to install the peer.
+
+Conventions: exit wave = ``probe * object[patch]``; frame = ``|fftshift(fft2(ifftshift(exit), norm="ortho"))|**2`` in
+counts, with the direct beam at pixel ``(N // 2, N // 2)``. A position is the object pixel (row, column), fractions
+allowed, under probe pixel ``(N // 2, N // 2)``.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+import types
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+#: Names the interpreter that has pty-chi; the present one when unset.
+PYTHON_VARIABLE = "PTYCHONN_PEER_PYTHON"
+
+#: Frames updated together. On every sixteenth frame of the Siemens star 4, 16 and 33 end at the same correlation.
+BATCH_SIZE = 16
+
+#: Damping of the object's preconditioner. Of 0.02, 0.1 (pty-chi's default), 0.5, 1 and 3 on every sixteenth frame, 0.5
+#: gets furthest: correlations after 80 epochs of 0.853, 0.863, 0.867, 0.866 and 0.866.
+DAMPING = 0.5
+
+#: The same while the probe is being found: pty-chi's default.
+JOINT_DAMPING = 0.1
+
+#: Share of the least-squares step taken, pty-chi's own default, and while settling at the end of a joint solution.
+STEP, SETTLING_STEP = 0.9, 0.3
+
+
+@dataclass(frozen=True)
+class PeerResult:
+    """What the peer made of one set of frames.
+
+    Attributes
+    ----------
+    object : (H, W) complex64
+        After the last epoch.
+    probe : (N, N) complex64
+        In square roots of counts; the given one where it was known.
+    epochs : (K,) int
+        When each snapshot was taken; the last is the final one.
+    snapshots : (K, H, W) complex64
+    seconds : (K,) float
+        Wall time of the solver alone up to each snapshot: no import, no transfer between processes.
+    cpu_seconds : (K,) float
+        The same in process CPU time, all threads together: fair on a busy machine.
+    loss : (last epoch,) float
+        ``sum((sqrt(counts) - |F|)**2) / sum(counts)`` of each epoch, as pty-chi sees it while updating.
+    software, device : str
+    threads : int
+        torch threads used; 0 when left to torch.
+    """
+
+    object: NDArray[np.complex64]
+    probe: NDArray[np.complex64]
+    epochs: NDArray[np.int64]
+    snapshots: NDArray[np.complex64]
+    seconds: NDArray[np.float64]
+    cpu_seconds: NDArray[np.float64]
+    loss: NDArray[np.float64]
+    software: str
+    device: str
+    threads: int
+
+
+class PeerMissingError(RuntimeError):
+    """The interpreter asked for the peer has no pty-chi."""
+
+
+def peer_python() -> str:
+    """Path of the interpreter that runs the peer: ``PTYCHONN_PEER_PYTHON`` or the present one."""
+    return os.environ.get(PYTHON_VARIABLE) or sys.executable
+
+
+def peer_version() -> str | None:
+    """Version of pty-chi in the peer's interpreter, None when it has none."""
+    code = "import importlib.metadata as m; print(m.version('ptychi'))"
+    done = subprocess.run([peer_python(), "-c", code], capture_output=True, text=True, check=False)
+    return done.stdout.strip() if done.returncode == 0 else None
+
+
+def reconstruct_with_probe(
+    frames: NDArray[Any],
+    positions_px: NDArray[np.floating],
+    probe: NDArray[np.complexfloating],
+    shape: tuple[int, int],
+    *,
+    epochs: int | Sequence[int] = 160,
+    batch_size: int = BATCH_SIZE,
+    device: str = "cpu",
+    threads: int = 1,
+    seed: int = 1,
+) -> PeerResult:
+    """Object from frames through a known, fixed probe, starting from a flat object.
+
+    Parameters
+    ----------
+    frames : (n, N, N) real
+        Counts, direct beam at pixel (N // 2, N // 2).
+    positions_px : (n, 2) float
+        Row and column of each patch's centre, object pixels.
+    probe : (N, N) complex
+        Square roots of counts.
+    shape : (H, W)
+        Of the object, pixels. Every patch must lie inside with one pixel to spare.
+    epochs : int or increasing sequence of int
+        How long to run, or after which epochs to keep the object. The default is where more stops helping on the
+        Siemens star (``benchmarks/README.md``).
+    batch_size : int
+        Frames updated together.
+    device : "cpu" or "gpu"
+    threads : int
+        torch threads; 0 leaves them to torch.
+    seed : int
+        Of the order of the frames.
+
+    Returns
+    -------
+    PeerResult
+
+    Raises
+    ------
+    ValueError
+        For shapes or positions that do not fit.
+    PeerMissingError
+        When the interpreter has no pty-chi.
+    RuntimeError
+        When pty-chi fails; its own words follow.
+    """
+    stages = [{"epochs": _marks(epochs), "step": STEP, "damping": DAMPING, "probe": False}]
+    return _solve(frames, positions_px, probe, shape, stages, batch_size, device, threads, seed)
+
+
+def reconstruct_probe_and_object(
+    frames: NDArray[Any],
+    positions_px: NDArray[np.floating],
+    probe: NDArray[np.complexfloating],
+    shape: tuple[int, int],
+    *,
+    epochs: int = 45,
+    settling_epochs: int = 20,
+    batch_size: int = 40,
+    device: str = "cpu",
+    threads: int = 1,
+    seed: int = 1,
+) -> PeerResult:
+    """Object and probe together, from a first guess of the probe and a flat object.
+
+    The guess is first scaled to the frames' mean counts. The last `settling_epochs` take smaller steps, which ends the
+    small oscillation that full steps keep up. pty-chi leaves the object with a mean intensity near 1 in the scanned
+    area.
+
+    Parameters
+    ----------
+    frames, positions_px, shape, batch_size, device, threads, seed
+        As in `reconstruct_with_probe`.
+    probe : (N, N) complex
+        First guess; its scale does not matter.
+    epochs, settling_epochs : int
+        With full and with smaller steps.
+
+    Returns
+    -------
+    PeerResult
+        One snapshot, after the last epoch.
+
+    Raises
+    ------
+    ValueError, PeerMissingError, RuntimeError
+        As in `reconstruct_with_probe`.
+    """
+    guess = np.asarray(probe)
+    power = float(np.sum(np.abs(guess) ** 2))
+    if power == 0 or not np.isfinite(power):
+        raise ValueError("probe: its total intensity is 0 or not finite; give the beamline's first guess of the probe")
+    counts = float(np.asarray(frames).sum(axis=(-2, -1), dtype=np.float64).mean())
+    stages = [{"epochs": _marks(epochs), "step": STEP, "damping": JOINT_DAMPING, "probe": True}]
+    if settling_epochs:
+        stages.append(stages[0] | {"epochs": _marks(settling_epochs), "step": SETTLING_STEP})
+    scaled = guess * np.sqrt(counts / power)
+    return _solve(frames, positions_px, scaled, shape, stages, batch_size, device, threads, seed)
+
+
+def _marks(epochs: int | Sequence[int]) -> list[int]:
+    marks = [int(epochs)] if isinstance(epochs, (int, np.integer)) else [int(mark) for mark in epochs]
+    if not marks or marks[0] < 1 or any(later <= earlier for earlier, later in pairwise(marks)):
+        raise ValueError(f"epochs: got {epochs}; an integer of 1 or more, or an increasing sequence of such, is needed")
+    return marks
+
+
+def _solve(
+    frames: NDArray[Any],
+    positions_px: NDArray[np.floating],
+    probe: NDArray[np.complexfloating],
+    shape: tuple[int, int],
+    stages: list[dict[str, Any]],
+    batch_size: int,
+    device: str,
+    threads: int,
+    seed: int,
+) -> PeerResult:
+    """Check what is asked for, and have it done in the peer's interpreter."""
+    counts, positions = np.asarray(frames, dtype=np.float32), np.asarray(positions_px, dtype=np.float64)
+    n, rows, columns = counts.shape if counts.ndim == 3 else (0, 0, 0)
+    if n == 0 or rows != columns or np.shape(probe) != (rows, columns) or positions.shape != (n, 2):
+        raise ValueError(
+            f"got frames {counts.shape}, probe {np.shape(probe)}, positions {positions.shape}; "
+            "needed are (n, N, N), (N, N) and (n, 2)"
+        )
+    low, high = positions.min(axis=0) - rows / 2 - 1, positions.max(axis=0) + rows / 2 + 1
+    if np.any(low < 0) or np.any(high > np.asarray(shape)):
+        raise ValueError(
+            f"shape: got {shape} px, but the patches reach from {low.round(1)} to {high.round(1)} px; "
+            "enlarge the object or shift the positions"
+        )
+    if device not in ("cpu", "gpu"):
+        raise ValueError(f"device: got {device!r}; allowed are 'cpu' and 'gpu'")
+    order = {"stages": stages, "batch_size": min(batch_size, n), "device": device, "threads": threads, "seed": seed}
+    with tempfile.TemporaryDirectory(prefix="ptychonn-peer-") as folder:
+        asked, answered = Path(folder, "asked.npz"), Path(folder, "answered.npz")
+        np.savez(
+            asked,
+            frames=counts,
+            positions=positions,
+            probe=np.asarray(probe, dtype=np.complex64),
+            shape=np.asarray(shape),
+            order=np.asarray(json.dumps(order)),
+        )
+        command = [peer_python(), str(Path(__file__).resolve()), str(asked), str(answered)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode == _MISSING:
+            raise PeerMissingError(done.stderr.strip().splitlines()[-1])
+        if done.returncode != 0:
+            raise RuntimeError(f"the peer ended with status {done.returncode}:\n{done.stderr[-4000:]}")
+        with np.load(answered) as answer:
+            return PeerResult(
+                object=answer["snapshots"][-1],
+                probe=answer["probe"],
+                epochs=answer["epochs"],
+                snapshots=answer["snapshots"],
+                seconds=answer["seconds"],
+                cpu_seconds=answer["cpu_seconds"],
+                loss=answer["loss"],
+                software=str(answer["software"]),
+                device=str(answer["device"]),
+                threads=threads,
+            )
+
+
+# From here on: what runs in the peer's interpreter.
+
+_MISSING = 3
+
+
+def _import_ptychi() -> tuple[Any, Any]:
+    """pty-chi's options and task, with a stand-in for torchvision while importing where that is absent.
+
+    Of torchvision pty-chi 2.2 imports ``GaussianBlur`` alone, to smooth a random first object, which is never asked for
+    here. torchvision has no build for every torch, so its absence must not keep the peer out.
+    """
+    absent = importlib.util.find_spec("torchvision") is None
+    if absent:
+        package, transforms = types.ModuleType("torchvision"), types.ModuleType("torchvision.transforms")
+        transforms.GaussianBlur = _NoGaussianBlur  # type: ignore[attr-defined]
+        package.transforms = transforms  # type: ignore[attr-defined]
+        sys.modules |= {"torchvision": package, "torchvision.transforms": transforms}
+    try:
+        return importlib.import_module("ptychi.api"), importlib.import_module("ptychi.api.task").PtychographyTask
+    finally:
+        if absent:
+            del sys.modules["torchvision"], sys.modules["torchvision.transforms"]
+
+
+class _NoGaussianBlur:
+    def __init__(self, *args: object, **kwargs: object) -> None:
+        raise NotImplementedError("pty-chi wants torchvision's GaussianBlur, which is not installed here")
+
+
+def _options(api: Any, stage: dict[str, Any], order: dict[str, Any]) -> Any:
+    options = api.LSQMLOptions()
+    solver = options.reconstructor_options
+    solver.num_epochs = stage["epochs"][-1]
+    solver.batch_size = order["batch_size"]
+    # Batches spread over the scan: neighbours in one batch would average their updates instead of building on them.
+    solver.batching_mode = api.BatchingModes.UNIFORM
+    solver.default_device = api.Devices.GPU if order["device"] == "gpu" else api.Devices.CPU
+    solver.random_seed = order["seed"]
+    # The scale is known (fixed probe) or set beforehand (first guess), and later stages must not be rescaled.
+    solver.rescale_probe_intensity_in_first_epoch = False
+    solver.preconditioning_damping_factor = stage["damping"]
+    target = options.object_options
+    target.optimal_step_size_scaler = stage["step"]
+    target.remove_object_probe_ambiguity.enabled = stage["probe"]
+    # pty-chi puts a position between the pixels N/2 - 1 and N/2 of a patch; half a pixel less puts it on pixel N/2.
+    target.determine_position_origin_coords_by = api.ObjectPosOriginCoordsMethods.SPECIFIED
+    target.position_origin_coords = [-0.5, -0.5]
+    options.probe_options.optimizable = stage["probe"]
+    options.probe_options.optimal_step_size_scaler = stage["step"]
+    options.probe_options.orthogonalize_incoherent_modes.enabled = False
+    options.probe_position_options.optimizable = False
+    return options
+
+
+def _answer(asked: Path, answered: Path) -> None:
+    """Do what `asked` holds and write it to `answered`; the other half of `_solve`."""
+    import torch
+
+    api, task_class = _import_ptychi()
+    with np.load(asked) as given:
+        frames, positions, probe = given["frames"], given["positions"], given["probe"]
+        shape, order = tuple(given["shape"]), json.loads(str(given["order"]))
+    if order["threads"]:
+        torch.set_num_threads(order["threads"])
+    size = frames.shape[-1]
+    estimate = np.ones((1, *shape), dtype=np.complex64)
+    # pty-chi's transform is not normalised: its probe is ours divided by N.
+    modes = (probe / size).astype(np.complex64)[None, None]
+    y, x = positions.T.astype(np.float32)
+    marks: list[int] = []
+    snapshots, seconds, cpu_seconds, losses = [], [], [], []
+    spent = spent_cpu = 0.0
+    finished = 0
+    for number, stage in enumerate(order["stages"], start=1):
+        with task_class(
+            _options(api, stage, order),
+            diffraction_data=frames,
+            object_data=estimate,
+            probe_data=modes,
+            probe_position_x_px=x,
+            probe_position_y_px=y,
+        ) as task:
+            before = 0
+            for mark in stage["epochs"]:
+                start, start_cpu = time.perf_counter(), time.process_time()
+                task.run(mark - before)
+                estimate = task.get_data_to_cpu("object", as_numpy=True).copy()  # waits for the device
+                spent += time.perf_counter() - start
+                spent_cpu += time.process_time() - start_cpu
+                before = mark
+                if number == len(order["stages"]):
+                    marks.append(finished + mark)
+                    snapshots.append(estimate[0])
+                    seconds.append(spent)
+                    cpu_seconds.append(spent_cpu)
+            modes = task.get_data_to_cpu("probe", as_numpy=True).copy()
+            losses.append(task.reconstructor.loss_tracker.table["loss"].to_numpy(dtype=np.float64))
+            finished += before
+    np.savez(
+        answered,
+        snapshots=np.stack(snapshots).astype(np.complex64),
+        probe=(modes[0, 0] * size).astype(np.complex64),
+        epochs=np.asarray(marks),
+        seconds=np.asarray(seconds),
+        cpu_seconds=np.asarray(cpu_seconds),
+        # pty-chi gives the mean squared difference of amplitudes a pixel.
+        loss=np.concatenate(losses) * frames.size / frames.sum(dtype=np.float64),
+        software=np.asarray(f"pty-chi {importlib.import_module('importlib.metadata').version('ptychi')} LSQML"),
+        device=np.asarray(torch.cuda.get_device_name() if order["device"] == "gpu" else "cpu"),
+    )
+
+
+if __name__ == "__main__":
+    try:
+        _answer(Path(sys.argv[1]), Path(sys.argv[2]))
+    except ImportError as missing:
+        print(
+            f"{sys.executable} cannot import the peer ({missing}); "
+            f"install it as benchmarks/README.md says, or name another interpreter in {PYTHON_VARIABLE}",
+            file=sys.stderr,
+        )
+        sys.exit(_MISSING)
