@@ -28,7 +28,7 @@ class FrameAssets(Protocol):
     def note(self, index: int, timestamp: float) -> None:
         """Note that the frame at `index` of the file belongs to the exposure now taken."""
 
-    def data_key(self, frame_shape: tuple[int, int], source: str) -> dict[str, Any]:
+    def data_key(self, frame_shape: tuple[int, int], dtype: str, source: str) -> dict[str, Any]:
         """Describe the image's data key."""
 
     def reading(self) -> dict[str, Any] | None:
@@ -76,12 +76,12 @@ class ClassicAssets:
         self._pending.append(("datum", datum))
         self._reading = {"value": datum["datum_id"], "timestamp": timestamp}
 
-    def data_key(self, frame_shape: tuple[int, int], source: str) -> dict[str, Any]:
+    def data_key(self, frame_shape: tuple[int, int], dtype: str, source: str) -> dict[str, Any]:
         """Describe one point: frames of the exposure, rows, columns, as areaDetector does."""
         return {
             "source": source,
             "dtype": "array",
-            "dtype_numpy": "<u2",
+            "dtype_numpy": dtype,
             "shape": [1, *frame_shape],
             "units": "counts",
             "external": "FILESTORE:",
@@ -133,12 +133,12 @@ class StreamAssets:
         """Keep the index for the next `collect`."""
         self._index = index
 
-    def data_key(self, frame_shape: tuple[int, int], source: str) -> dict[str, Any]:
+    def data_key(self, frame_shape: tuple[int, int], dtype: str, source: str) -> dict[str, Any]:
         """Describe one event: rows and columns of its frame."""
         return {
             "source": source,
             "dtype": "array",
-            "dtype_numpy": "<u2",
+            "dtype_numpy": dtype,
             "shape": list(frame_shape),
             "dims": ["row", "column"],
             "units": "counts",

@@ -26,8 +26,16 @@ class FrameSource(Protocol):
     def geometry(self) -> Geometry:
         """Where the detector stands and what light it sees."""
 
-    def frame_at(self, y_m: float, x_m: float, exposure: int) -> NDArray[np.uint16]:
-        """Frame (N, N) uint16 in counts for the beam at object coordinate (y_m, x_m) in m; `exposure` counts from 0."""
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Type of the counts."""
+
+    @property
+    def probe_diameter_m(self) -> float | None:
+        """Illuminated diameter in m, where it is known."""
+
+    def frame_at(self, y_m: float, x_m: float, exposure: int) -> NDArray[Any]:
+        """Frame (N, N) in counts for the beam at object coordinate (y_m, x_m) in m; `exposure` counts from 0."""
 
 
 class FrameFile:
@@ -42,6 +50,8 @@ class FrameFile:
         The file to make; it must not exist.
     frame_shape : tuple of int
         Rows and columns.
+    dtype : dtype
+        Of the counts.
     compression : {"none", "zlib"}
         Filter of the frames. Only a filtered chunk can be written unreadable.
 
@@ -61,7 +71,13 @@ class FrameFile:
     1
     """
 
-    def __init__(self, path: Path, frame_shape: tuple[int, int], compression: Literal["none", "zlib"] = "none") -> None:
+    def __init__(
+        self,
+        path: Path,
+        frame_shape: tuple[int, int],
+        dtype: Any = np.uint16,
+        compression: Literal["none", "zlib"] = "none",
+    ) -> None:
         import h5py
 
         if path.exists():
@@ -70,6 +86,7 @@ class FrameFile:
             )
         self.path = path
         self.frame_shape = frame_shape
+        self.dtype = np.dtype(dtype)
         self.compression = compression
         self.count = 0
         self._lock = threading.Lock()
@@ -86,7 +103,7 @@ class FrameFile:
             shape=(0, *frame_shape),
             maxshape=(None, *frame_shape),
             chunks=(1, *frame_shape),
-            dtype=np.uint16,
+            dtype=self.dtype,
             compression="gzip" if compression == "zlib" else None,
             compression_opts=1 if compression == "zlib" else None,
         )
@@ -104,7 +121,7 @@ class FrameFile:
         return not self._file
 
     def write(
-        self, index: int, frame: NDArray[np.uint16], *, unique_id: int, timestamp: float, readable: bool = True
+        self, index: int, frame: NDArray[Any], *, unique_id: int, timestamp: float, readable: bool = True
     ) -> None:
         """Write one frame and flush it to readers.
 
@@ -112,8 +129,8 @@ class FrameFile:
         ----------
         index : int
             Position in the file, at most `count`; an earlier one is replaced.
-        frame : (N, N) uint16 ndarray
-            Counts.
+        frame : (N, N) ndarray
+            Counts, of the file's dtype.
         unique_id : int
             Number of the exposure, from 1.
         timestamp : float
@@ -126,10 +143,10 @@ class FrameFile:
         ValueError
             When the frame does not fit the file, or a gap would open.
         """
-        if frame.shape != self.frame_shape or frame.dtype != np.uint16:
+        if frame.shape != self.frame_shape or frame.dtype != self.dtype:
             raise ValueError(
                 f"FrameFile {self.path.name}: got a frame {frame.shape} {frame.dtype}; "
-                f"this file holds {self.frame_shape} px uint16"
+                f"this file holds {self.frame_shape} px {self.dtype}"
             )
         if not readable and self.compression == "none":
             raise ValueError(f"FrameFile {self.path.name}: an unreadable frame needs compression='zlib', got 'none'")

@@ -22,6 +22,8 @@ from bluesky_ptychonn.beamline.frames import FrameFile, FrameSource
 from bluesky_ptychonn.optics.geometry import Geometry
 from bluesky_ptychonn.optics.simulate import SampleKind, SimulatedExperiment
 
+_DATA_TYPES = {"uint8": "UInt8", "uint16": "UInt16", "int32": "Int32", "uint32": "UInt32", "float32": "Float32"}
+
 
 class _ArraySize(Device):  # type: ignore[misc]  # ophyd is untyped
     array_size_y = Component(Signal, value=0, kind=Kind.config)
@@ -164,6 +166,7 @@ class SimCamera(Device):  # type: ignore[misc]
         self.assets = make_assets(documents, self.image_key, self.folder)
         self.faults = Faults.of(documents, **faults)
         self.cam.acquire_time.put(exposure_s)
+        self.cam.data_type.put(_DATA_TYPES.get(source.dtype.name, source.dtype.name))
         rows, columns = self.geometry.frame_shape
         self.cam.array_size.array_size_y.put(rows)
         self.cam.array_size.array_size_x.put(columns)
@@ -178,6 +181,11 @@ class SimCamera(Device):  # type: ignore[misc]
         """Geometry of the source."""
         return self.source.geometry
 
+    @property
+    def probe_diameter_m(self) -> float | None:
+        """Illuminated diameter in m, where the source knows it."""
+        return self.source.probe_diameter_m
+
     def inject(self, **faults: Any) -> None:
         """Replace the faults, see `Faults`; holds from the next run on."""
         self.faults = Faults.of(self.assets.kind, **faults)
@@ -189,7 +197,7 @@ class SimCamera(Device):  # type: ignore[misc]
         staged: list[object] = super().stage()
         file_name = uuid.uuid4().hex
         path = self.folder / f"{file_name}_000000.h5"
-        self._file = FrameFile(path, self.geometry.frame_shape, self.hdf1.compression.get())
+        self._file = FrameFile(path, self.geometry.frame_shape, self.source.dtype, self.hdf1.compression.get())
         self._committed = 0
         self.cam.array_counter.put(0)
         for signal, value in (
@@ -253,7 +261,7 @@ class SimCamera(Device):  # type: ignore[misc]
             self.hdf1.dropped_arrays.put(self.hdf1.dropped_arrays.get() + 1)
             if self.faults.missed == "absent":
                 return
-        frame: NDArray[np.uint16] = self.source.frame_at(*beam_m, number - 1)
+        frame = self.source.frame_at(*beam_m, number - 1)
         if dropped:
             frame = np.zeros_like(frame)
         index = file.count if self.faults.keep_orphans else self._committed
@@ -267,7 +275,7 @@ class SimCamera(Device):  # type: ignore[misc]
         """Describe the image and what else an event holds."""
         described: dict[str, Any] = super().describe()
         source = f"SIM:{self.name}"
-        described[self.image_key] = self.assets.data_key(self.geometry.frame_shape, source)
+        described[self.image_key] = self.assets.data_key(self.geometry.frame_shape, self.source.dtype.str, source)
         return described
 
     def read(self) -> dict[str, Any]:
@@ -295,6 +303,16 @@ class ExperimentSource:
     def geometry(self) -> Geometry:
         """Geometry of the experiment."""
         return self.experiment.geometry
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Type of the counts."""
+        return np.dtype(np.uint16)
+
+    @property
+    def probe_diameter_m(self) -> float | None:
+        """Illuminated diameter, m."""
+        return self.experiment.probe_diameter_m
 
     def frame_at(self, y_m: float, x_m: float, exposure: int) -> NDArray[np.uint16]:
         """Frame (N, N) uint16 in counts."""

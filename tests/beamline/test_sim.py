@@ -214,6 +214,8 @@ def test_a_source_that_fails_fails_the_plan(RE, of, tmp_path) -> None:
 
     class Broken:
         geometry = beamline.geometry
+        dtype = np.dtype(np.uint16)
+        probe_diameter_m = None
 
         def frame_at(self, y_m: float, x_m: float, exposure: int) -> Any:
             raise RuntimeError("the shutter is stuck")

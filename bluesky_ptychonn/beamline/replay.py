@@ -1,0 +1,210 @@
+"""A beamline that plays a recorded scan: measured frames at their measured positions, the same writing code."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from bluesky import plans as bp
+from bluesky.utils import MsgGenerator, plan
+from cycler import cycler
+from numpy.typing import NDArray
+
+from bluesky_ptychonn.beamline.assets import Documents
+from bluesky_ptychonn.beamline.axis import SimStage
+from bluesky_ptychonn.beamline.sim import SimCamera
+from bluesky_ptychonn.optics.cxi import CxiScan, read_cxi
+from bluesky_ptychonn.optics.geometry import Geometry, to_metres
+from bluesky_ptychonn.optics.simulate import illuminated_diameter_px
+
+
+class ReplaySource:
+    """The frames of a recorded scan as a `FrameSource`.
+
+    Parameters
+    ----------
+    scan : CxiScan
+        The recorded scan.
+    tolerance_m : float, optional
+        How far the stage may be from a measured position, m; a thousandth of an object pixel when not given.
+
+    Raises
+    ------
+    ValueError
+        From `frame_at`, where nothing was measured.
+    """
+
+    def __init__(self, scan: CxiScan, tolerance_m: float | None = None) -> None:
+        from scipy.spatial import cKDTree
+
+        self.scan = scan
+        self.tolerance_m = scan.geometry.object_pixel_m / 1000 if tolerance_m is None else tolerance_m
+        self._tree = cKDTree(np.stack([scan.y_m, scan.x_m], axis=1))
+        self._played: Counter[int] = Counter()
+        self._lock = threading.Lock()
+
+    @property
+    def geometry(self) -> Geometry:
+        """Geometry of the scan."""
+        return self.scan.geometry
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Type of the counts."""
+        return self.scan.frames.dtype
+
+    @property
+    def probe_diameter_m(self) -> float | None:
+        """Illuminated diameter of the file's probe, m."""
+        if self.scan.probe is None:
+            return None
+        return illuminated_diameter_px(self.scan.probe) * self.geometry.object_pixel_m
+
+    def frame_at(self, y_m: float, x_m: float, exposure: int) -> NDArray[Any]:
+        """Frame (N, N) measured at (y_m, x_m) in m; of several at one place, the one played least so far."""
+        near = self._tree.query_ball_point((y_m, x_m), self.tolerance_m)
+        if not near:
+            distance, index = self._tree.query((y_m, x_m))
+            raise ValueError(
+                f"replay of {self.scan.path.name}: nothing was measured at y {y_m * 1e6:.4f}, x {x_m * 1e6:.4f} µm; "
+                f"the nearest frame is number {index}, {distance * 1e6:.4f} µm away. Use replay_scan, which visits "
+                "measured positions"
+            )
+        with self._lock:
+            index = min(near, key=lambda i: (self._played[i], i))
+            self._played[index] += 1
+        return self.scan.frames[index]
+
+
+@dataclass(frozen=True)
+class ReplayBeamline:
+    """A stage and a camera that play a recorded scan.
+
+    Parameters
+    ----------
+    stage : SimStage
+    camera : SimCamera
+    scan : CxiScan
+    """
+
+    stage: SimStage
+    camera: SimCamera
+    scan: CxiScan
+
+    @property
+    def geometry(self) -> Geometry:
+        """Geometry of the scan."""
+        return self.scan.geometry
+
+    @classmethod
+    def of(
+        cls,
+        scan: CxiScan | str | os.PathLike[str],
+        folder: Path | str,
+        *,
+        documents: Documents = "stream",
+        exposure_s: float = 0.0,
+        egu: str = "mm",
+        **faults: Any,
+    ) -> ReplayBeamline:
+        """Put devices around a recorded scan.
+
+        Parameters
+        ----------
+        scan : CxiScan or path
+            The scan, or its CXI file.
+        folder : Path
+            Where the camera writes.
+        documents, exposure_s, **faults
+            See `SimCamera`.
+        egu : str
+            Unit of the stage's axes.
+        """
+        recorded = scan if isinstance(scan, CxiScan) else read_cxi(scan)
+        reach_m = 1.1 * max(np.abs(recorded.y_m).max(), np.abs(recorded.x_m).max(), 1e-6)
+        stage = SimStage(name="stage", egu=egu, travel=float(reach_m) / to_metres(1.0, egu, "replay stage"))
+        camera = SimCamera(
+            name="camera",
+            source=ReplaySource(recorded),
+            stage=stage,
+            folder=folder,
+            documents=documents,
+            exposure_s=exposure_s,
+            **faults,
+        )
+        camera.cam.model.put(f"replay of {recorded.path.name}")
+        return cls(stage, camera, recorded)
+
+
+@plan  # type: ignore[untyped-decorator]  # bluesky's is
+def replay_scan(
+    beamline: ReplayBeamline, every: int = 1, first: int = 0, *, md: dict[str, Any] | None = None
+) -> MsgGenerator[str]:
+    """Play every n-th frame of a recorded scan.
+
+    Parameters
+    ----------
+    beamline : ReplayBeamline
+        Stage and camera.
+    every : int
+        1 plays all.
+    first : int
+        Index of the first frame played.
+    md : dict, optional
+        Metadata of the run.
+
+    Returns
+    -------
+    str
+        Uid of the run. The start document's dense equivalent is the whole recorded scan.
+
+    Raises
+    ------
+    ValueError
+        When no frame is left to play.
+    """
+    recorded, stage, camera = beamline.scan, beamline.stage, beamline.camera
+    if every < 1 or not 0 <= first < len(recorded):
+        raise ValueError(
+            f"replay: every {every} and first {first} leave no frame of {len(recorded)}; "
+            f"allowed: every from 1, first from 0 to {len(recorded) - 1}"
+        )
+    chosen = np.arange(first, len(recorded), every)
+    per_metre = 1 / to_metres(1.0, stage.x.egu, stage.x.name)
+    y, x = (positions[chosen] * per_metre for positions in (recorded.y_m, recorded.x_m))
+    # The whole scan's spacing, thinned: every n-th frame of an area leaves n times the area to each.
+    step_m = recorded.nearest_m * float(np.sqrt(every))
+    diameter_m = camera.probe_diameter_m
+    about = {
+        "geometry": recorded.geometry.model_dump(mode="json"),
+        "frame_key": camera.image_key,
+        "x_key": stage.x.name,
+        "y_key": stage.y.name,
+        "x_sign": 1,
+        "y_sign": 1,
+        "pattern": f"replay, every {every}",
+        "step_m": step_m,
+        "sampling": None if diameter_m is None else step_m / diameter_m,
+        "probe_diameter_m": diameter_m,
+        "dense_equivalent_frames": len(recorded),
+        "dose_saved_fraction": 1 - len(chosen) / len(recorded),
+        "model": None,
+        "tolerated_error_rad": None,
+        "recorded_file": recorded.path.name,
+        "recorded_index": {"first": first, "every": every},
+    }
+    start = {
+        "plan_name": "replay_scan",
+        "plan_args": {"file": recorded.path.name, "every": every, "first": first},
+        "motors": [stage.y.name, stage.x.name],
+        "hints": {"dimensions": [([axis.name], "primary") for axis in (stage.y, stage.x)]},
+        **(md or {}),
+    }
+    start["ptychography"] = {**about, **dict((md or {}).get("ptychography") or {})}
+    trajectory = cycler(stage.y, y.tolist()) + cycler(stage.x, x.tolist())
+    return (yield from bp.scan_nd([camera], trajectory, md=start))

@@ -1,0 +1,279 @@
+"""Read ptychography scans from CXI files (the Coherent X-ray Imaging format, HDF5, SI units).
+
+Only far-field data is accepted: the object pixel of this project is the Fraunhofer one.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bluesky_ptychonn.optics.geometry import HC_EV_M, Geometry
+
+# The format lets the same thing stand in several places, mostly as links to each other.
+_FRAMES = ("data_1/data", "instrument_1/detector_1/data", "image_1/data")
+_POSITIONS = (
+    "data_1/translation",
+    "sample_1/geometry_1/translation",
+    "instrument_1/detector_1/translation",
+    "sample_1/geometry/translation",
+)
+_PROBES = ("instrument_1/source_1/illumination", "instrument_1/source_1/probe", "instrument_1/source_1/data_fft")
+_JOULE_PER_EV = 1.602176634e-19
+_SHADOW_FRAMES = 64
+
+
+@dataclass(frozen=True)
+class LazyFrames:
+    """Frames that stay in their file until they are asked for.
+
+    Examples
+    --------
+    ``frames[3]`` is (rows, columns), ``frames[2:5]`` and ``frames[[2, 9]]`` are (n, rows, columns), as counted.
+    """
+
+    path: Path
+    dataset: str
+    shape: tuple[int, int, int]
+    dtype: np.dtype[Any]
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, index: Any) -> NDArray[Any]:
+        import h5py
+
+        with h5py.File(self.path, "r") as file:
+            return np.asarray(file[self.dataset][index])
+
+
+@dataclass(frozen=True)
+class CxiScan:
+    """A measured scan.
+
+    Parameters
+    ----------
+    path : Path
+        The file.
+    frames : LazyFrames
+        (n, N, N) counts.
+    y_m, x_m : (n,) float64 ndarray
+        Positions in m, y along frame rows.
+    geometry : Geometry
+        With the place in the file each value came from.
+    probe : (N, N) complex64 ndarray or None
+        Illumination in object pixels, as the file has it.
+    bad_pixels : (N, N) bool ndarray or None
+        Pixels the file's mask marks.
+    """
+
+    path: Path
+    frames: LazyFrames
+    y_m: NDArray[np.float64]
+    x_m: NDArray[np.float64]
+    geometry: Geometry
+    probe: NDArray[np.complex64] | None
+    bad_pixels: NDArray[np.bool_] | None
+
+    def __len__(self) -> int:
+        return len(self.frames)
+
+    @property
+    def nearest_m(self) -> float:
+        """Median distance of a position to its nearest neighbour, m."""
+        return float(np.median(_nearest(self.y_m, self.x_m)[0]))
+
+
+def read_cxi(path: str | os.PathLike[str], *, entry: str = "entry_1", check_far_field: bool = True) -> CxiScan:
+    """Read a scan; frames stay in the file.
+
+    Parameters
+    ----------
+    path : path
+        The CXI file.
+    entry : str
+        The file's entry.
+    check_far_field : bool
+        Look whether frames are far-field patterns, see `near_field_shadow`.
+
+    Raises
+    ------
+    FileNotFoundError
+        When there is no such file.
+    ValueError
+        In words: not a CXI file, no frames, no positions, positions that are not finite, missing geometry, or
+        near-field data.
+    """
+    import h5py
+
+    source = Path(path)
+    if not source.is_file():
+        raise FileNotFoundError(f"{source}: no such file")
+    if not h5py.is_hdf5(source):
+        raise ValueError(f"{source.name} is not a CXI file: it is not HDF5")
+    with h5py.File(source, "r") as file:
+        if entry not in file:
+            found = ", ".join(file) or "nothing"
+            raise ValueError(f"{source.name} is not a CXI file with a group {entry!r}; it holds: {found}")
+        group = file[entry]
+        frames_at = _find(group, _FRAMES, source, "frames")
+        positions_at = _find(group, _POSITIONS, source, "positions")
+        frames = group[frames_at]
+        if frames.ndim != 3:
+            raise ValueError(
+                f"{source.name}: frames at {frames.name} have shape {frames.shape}; (n, rows, columns) wanted"
+            )
+        y_m, x_m = _positions(np.asarray(group[positions_at]), len(frames), source, group[positions_at].name)
+        geometry = _geometry(group, frames.shape[1:], source)
+        probe = _probe(group, geometry.frame_shape, source)
+        mask = group.get("instrument_1/detector_1/mask")
+        bad = None if mask is None or mask.shape != geometry.frame_shape else np.asarray(mask[()] != 0)
+        lazy = LazyFrames(source.absolute(), frames.name, tuple(frames.shape), frames.dtype)
+    scan = CxiScan(source.absolute(), lazy, y_m, x_m, geometry, probe, bad)
+    if check_far_field and (shadow := near_field_shadow(scan)) is not None:
+        raise ValueError(f"{source.name} holds near-field data, which far-field ptychography cannot use: {shadow}")
+    return scan
+
+
+def _find(group: Any, places: tuple[str, ...], source: Path, what: str) -> str:
+    for place in places:
+        if place in group:
+            return place
+    raise ValueError(f"{source.name}: no {what} in {group.name}; looked at {', '.join(places)}")
+
+
+def _positions(
+    table: NDArray[Any], count: int, source: Path, where: str
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    if table.ndim != 2 or table.shape[1] not in (2, 3):
+        raise ValueError(f"{source.name}: positions at {where} have shape {table.shape}; (n, 3) x, y, z in m wanted")
+    if len(table) != count:
+        raise ValueError(f"{source.name}: {count} frames, but {len(table)} positions at {where}")
+    x_m, y_m = table[:, 0].astype(np.float64), table[:, 1].astype(np.float64)
+    wrong = np.flatnonzero(~(np.isfinite(x_m) & np.isfinite(y_m)))
+    if wrong.size:
+        raise ValueError(
+            f"{source.name}: {wrong.size} of {count} positions at {where} are not finite, the first at index {wrong[0]}"
+        )
+    if max(np.ptp(x_m), np.ptp(y_m)) > 0.1:
+        raise ValueError(
+            f"{source.name}: positions at {where} span {max(np.ptp(x_m), np.ptp(y_m)):g} m; CXI wants metres, "
+            "these look like another unit"
+        )
+    return y_m, x_m
+
+
+def _scalar(group: Any, place: str) -> float | None:
+    if place not in group:
+        return None
+    value = float(np.asarray(group[place][()]).ravel()[0])
+    return value if math.isfinite(value) and value > 0 else None
+
+
+def _geometry(group: Any, shape: tuple[int, ...], source: Path) -> Geometry:
+    where = f"CXI file {source.name}, {group.name}"
+    energy_j = _scalar(group, "instrument_1/source_1/energy")
+    wavelength = _scalar(group, "instrument_1/source_1/wavelength")
+    from_energy = None if energy_j is None else energy_j / _JOULE_PER_EV
+    from_wavelength = None if wavelength is None else HC_EV_M / wavelength
+    if from_energy and from_wavelength and abs(from_energy / from_wavelength - 1) > 1e-3:
+        raise ValueError(
+            f"{source.name}: energy ({from_energy:g} eV) and wavelength ({from_wavelength:g} eV) in "
+            f"{group.name}/instrument_1/source_1 contradict each other; CXI wants J and m"
+        )
+    pitch_y, pitch_x = (_scalar(group, f"instrument_1/detector_1/{axis}_pixel_size") for axis in "yx")
+    if pitch_x and pitch_y and abs(pitch_x / pitch_y - 1) > 1e-6:
+        raise ValueError(f"{source.name}: pixels of {pitch_y:g} by {pitch_x:g} m; square ones are needed")
+    values = {
+        "energy_ev": from_energy or from_wavelength,
+        "distance_m": _scalar(group, "instrument_1/detector_1/distance"),
+        "pixel_pitch_m": pitch_x or pitch_y,
+        "frame_shape": tuple(int(side) for side in shape),
+    }
+    places = {
+        "energy_ev": "instrument_1/source_1/energy" if from_energy else "instrument_1/source_1/wavelength",
+        "distance_m": "instrument_1/detector_1/distance",
+        "pixel_pitch_m": "instrument_1/detector_1/x_pixel_size",
+        "frame_shape": "shape of the frames",
+    }
+    return Geometry.from_document({**values, "sources": {k: f"{where}: {v}" for k, v in places.items()}}, where)
+
+
+def _probe(group: Any, shape: tuple[int, int], source: Path) -> NDArray[np.complex64] | None:
+    for place in _PROBES[:2]:
+        if place in group:
+            stored = np.asarray(group[place])
+            probe = stored if stored.ndim == 2 else stored.reshape(-1, *stored.shape[-2:])[0]
+            if probe.shape != shape:
+                raise ValueError(f"{source.name}: probe at {place} is {probe.shape} px, frames are {shape} px")
+            return probe.astype(np.complex64)
+    return None
+
+
+def _nearest(y_m: NDArray[np.float64], x_m: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.intp]]:
+    """Distance to, and index of, the nearest other position."""
+    from scipy.spatial import cKDTree
+
+    points = np.stack([y_m, x_m], axis=1)
+    distance, index = cKDTree(points).query(points, k=2)
+    return distance[:, 1], index[:, 1]
+
+
+def near_field_shadow(scan: CxiScan) -> str | None:
+    """Say, in words, why frames are near-field ones; None where they may be far-field.
+
+    A near-field frame is a magnified shadow of the sample that moves across the detector with the stage. The speed of
+    that motion is the magnification, and the width of the bright field divided by it is the width of the beam at the
+    sample. In far-field ptychography the beam is smaller than the window ``N x object pixel`` of the Fraunhofer
+    relation. So: a shadow that follows the stage (linear fit, R² of at least 0.9), from a beam wider than that window.
+    A defocused far-field probe throws a shadow too, but its beam fits the window.
+
+    Parameters
+    ----------
+    scan : CxiScan
+        Needs at least 8 frames at different positions; fewer say nothing.
+    """
+    n = len(scan)
+    if n < 8:
+        return None
+    distance, neighbour = _nearest(scan.y_m, scan.x_m)
+    first = np.unique(np.linspace(0, n - 1, min(n, _SHADOW_FRAMES)).astype(int))
+    first = first[distance[first] > 0]
+    if first.size < 8:
+        return None
+    second = neighbour[first]
+    chosen = np.unique(np.concatenate([first, second]))
+    frames = np.nan_to_num(scan.frames[chosen].astype(np.float64), posinf=0.0).clip(min=0)
+    mean = frames.mean(axis=0)
+    # What does not move (the beam's own profile) is taken out, the rest brought to equal noise.
+    spectra = np.fft.fft2((frames - mean) / np.sqrt(mean + 1))
+    row = {int(index): k for k, index in enumerate(chosen)}
+    a = spectra[[row[int(i)] for i in first]]
+    b = spectra[[row[int(i)] for i in second]]
+    correlation = np.fft.ifft2(a * b.conj()).real
+    size = mean.shape[0]
+    peaks = np.stack(np.unravel_index(correlation.reshape(len(first), -1).argmax(1), mean.shape), axis=1)
+    shift_px = (peaks + size // 2) % size - size // 2
+    moved_m = np.stack([scan.y_m[second] - scan.y_m[first], scan.x_m[second] - scan.x_m[first]], axis=1)
+    matrix, *_ = np.linalg.lstsq(moved_m, shift_px, rcond=None)
+    scatter = ((shift_px - shift_px.mean(axis=0)) ** 2).sum()
+    follows = 1 - ((shift_px - moved_m @ matrix) ** 2).sum() / scatter if scatter else 0.0
+    px_per_m = math.sqrt(abs(np.linalg.det(matrix)))
+    if follows < 0.9 or px_per_m == 0:
+        return None
+    bright = np.sort(mean.ravel())[::-1].cumsum()
+    cone_px = 2 * math.sqrt(np.searchsorted(bright, 0.9 * bright[-1]) / math.pi)
+    beam_m, window_m = cone_px / px_per_m, size * scan.geometry.object_pixel_m
+    if beam_m <= window_m:
+        return None
+    return (
+        f"its frames are shadows of the sample that follow the stage by {px_per_m * 1e-6:.3g} px a µm "
+        f"(R² {follows:.2f}), so the beam is {beam_m * 1e6:.3g} µm wide, wider than the far-field window of "
+        f"{window_m * 1e6:.3g} µm ({size} object pixels of {scan.geometry.object_pixel_m * 1e9:.3g} nm)"
+    )

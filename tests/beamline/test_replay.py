@@ -1,0 +1,81 @@
+"""Recorded scans played through the simulated camera."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import pytest
+from bluesky import plans as bp
+from bluesky.utils import FailedStatus
+
+from bluesky_ptychonn.beamline.frames import DATASET
+from bluesky_ptychonn.beamline.replay import ReplayBeamline, replay_scan
+from bluesky_ptychonn.optics.cxi import CxiScan, LazyFrames
+from bluesky_ptychonn.optics.geometry import Geometry
+
+
+@pytest.fixture
+def recorded(tmp_path) -> CxiScan:
+    """Nine frames 8×8, the k-th full of k; the last two at one place; float32 counts with a NaN."""
+    frames = np.arange(9, dtype=np.float32)[:, None, None] * np.ones((8, 8), np.float32)
+    frames[5, 0, 0] = np.nan
+    with h5py.File(tmp_path / "r.h5", "w") as file:
+        file["data"] = frames
+    x = np.array([0, 1, 2, 3, 4, 5, 6, 7, 7]) * 1e-7
+    geometry = Geometry(energy_ev=1e4, distance_m=1.0, pixel_pitch_m=75e-6, frame_shape=(8, 8))
+    lazy = LazyFrames(tmp_path / "r.h5", "data", (9, 8, 8), np.dtype(np.float32))
+    return CxiScan(tmp_path / "r.h5", lazy, y_m=-x, x_m=x, geometry=geometry, probe=None, bad_pixels=None)
+
+
+def written(beamline: ReplayBeamline) -> np.ndarray:
+    (path,) = beamline.camera.folder.glob("*.h5")
+    with h5py.File(path) as file:
+        frames: np.ndarray = file[DATASET][:]
+    return frames
+
+
+@pytest.mark.parametrize("kind", ["stream", "classic"])
+def test_every_frame_is_played_at_its_position_in_its_own_type(RE, of, tmp_path, recorded, kind) -> None:
+    beamline = ReplayBeamline.of(recorded, tmp_path / "frames", documents=kind, egu="um")
+    RE(replay_scan(beamline))
+    np.testing.assert_array_equal(written(beamline), recorded.frames[:])
+    assert written(beamline).dtype == np.float32
+    assert of("descriptor")[0]["data_keys"]["camera_image"]["dtype_numpy"] == "<f4"
+    x_um = [e["data"]["stage_x"] for e in of("event")]
+    np.testing.assert_allclose(x_um, recorded.x_m * 1e6)
+    about = of("start")[0]["ptychography"]
+    assert (about["dense_equivalent_frames"], about["dose_saved_fraction"]) == (9, 0.0)
+    assert about["geometry"]["frame_shape"] == [8, 8]
+
+
+def test_every_nth_frame(RE, of, tmp_path, recorded) -> None:
+    beamline = ReplayBeamline.of(recorded, tmp_path / "frames")
+    RE(replay_scan(beamline, every=3, first=1, md={"sample": "ramp"}))
+    assert written(beamline)[:, 1, 1].tolist() == [1, 4, 7]
+    start = of("start")[0]
+    assert start["sample"] == "ramp"
+    assert start["num_points"] == 3
+    assert start["ptychography"]["dose_saved_fraction"] == pytest.approx(2 / 3)
+    with pytest.raises(ValueError, match="every 0 and first 0 leave no frame of 9"):
+        RE(replay_scan(beamline, every=0))
+
+
+def test_other_plans_must_keep_to_measured_positions(RE, tmp_path, recorded) -> None:
+    beamline = ReplayBeamline.of(recorded, tmp_path / "frames")
+    with pytest.raises(FailedStatus) as failed:
+        RE(bp.scan([beamline.camera], beamline.stage.x, 0.0, 5e-5, num=2))
+    assert "nothing was measured at y 0.0000, x 0.0500 µm; the nearest frame is number" in str(failed.value.__cause__)
+
+
+def test_the_star_is_replayed_frame_by_frame(RE, of, tmp_path, measured: Path) -> None:
+    beamline = ReplayBeamline.of(measured / "velociprobe-siemens-star.cxi", tmp_path / "frames")
+    RE(replay_scan(beamline, every=100))
+    np.testing.assert_array_equal(written(beamline), beamline.scan.frames[::100])
+    about: dict[str, Any] = of("start")[0]["ptychography"]
+    assert about["dense_equivalent_frames"] == 516
+    assert about["probe_diameter_m"] == pytest.approx(1.6e-6, rel=0.05)
+    positions = [(e["data"]["stage_y"] * 1e-3, e["data"]["stage_x"] * 1e-3) for e in of("event")]
+    np.testing.assert_allclose(positions, np.column_stack([beamline.scan.y_m, beamline.scan.x_m])[::100], atol=1e-15)
