@@ -173,7 +173,7 @@ class PtychoNN(ObjectNetwork):
         size = (len(counts), self.config.patch_size, self.config.patch_size)
         amplitude = counts.new_ones(size) if self.decoder1 is None else self.decoder1(code).squeeze(1)
         phase = counts.new_zeros(size) if self.decoder2 is None else self.decoder2(code).squeeze(1) * torch.pi
-        return [torch.polar(amplitude, phase)]
+        return [torch.polar(amplitude.float(), phase.float())]  # polar knows no half precision
 
 
 class _Block(nn.Sequential):

@@ -1,0 +1,387 @@
+"""Frames to patches in fixed batches on the device: each frame exactly once, with its trust and its faults."""
+
+from __future__ import annotations
+
+import copy
+import platform
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from bluesky_ptychonn.optics.geometry import Geometry
+from bluesky_ptychonn.recon.checkpoint import Model, choose_device
+from bluesky_ptychonn.recon.flux import LOST, Flux
+from bluesky_ptychonn.recon.preprocess import Preprocess, PreprocessConfig
+from bluesky_ptychonn.recon.trust import frame_trust
+
+Precision = Literal["fp32", "bf16", "fp16"]
+_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+BEAM_LOST, OUT_OF_RANGE, NOT_FINITE = "beam lost", "intensity out of range", "patch not finite"
+_BLOCK = 256  # frames on the device at once, and for which one flux holds
+
+
+@dataclass(frozen=True)
+class PatchBatch:
+    """What became of n frames, in their order.
+
+    Attributes
+    ----------
+    patches : (n, h, w) complex64 ndarray
+        Object; pixel ``[h // 2, w // 2]`` lies at the frame's position. NaN where the frame is not valid.
+    trust : (n,) float32 ndarray
+        0 to 1, see `bluesky_ptychonn.recon.trust`; 0 where the frame is not valid, 1 without a probe to judge by.
+    valid : (n,) bool ndarray
+        False where the frame could not be used.
+    flag : list of str
+        What was found, comma separated, empty for a frame as it should be: ``nan``, ``negative``, ``saturated``,
+        ``empty``, ``beam lost``, ``intensity out of range``, ``patch not finite``. A flagged frame may be valid.
+    """
+
+    patches: NDArray[np.complex64]
+    trust: NDArray[np.float32]
+    valid: NDArray[np.bool_]
+    flag: list[str]
+
+    def __len__(self) -> int:
+        return len(self.flag)
+
+
+class Reconstructor:
+    """Make object patches of frames with a model.
+
+    The model's probe is scaled to the flux of the run (`bluesky_ptychonn.recon.flux`), one factor for all frames: a
+    factor for each frame would take the sample's absorption for a weaker beam. A new run needs a new flux: `for_run`.
+
+    Parameters
+    ----------
+    model : Model
+        See `bluesky_ptychonn.recon.checkpoint.load_model`.
+    geometry : Geometry, optional
+        Of the scan; checked against the card. The card's object pixel holds when not given.
+    device : str or torch.device
+        ``auto`` takes a CUDA device when there is one.
+    batch_size : int
+        Frames a pass, 1 to 4096. Halved, with a warning, when memory runs out.
+    preprocess : PreprocessConfig, optional
+        Instead of the card's.
+    mask : (H, W) bool ndarray, optional
+        True at bad pixels of the recorded frame, beside the configuration's.
+    precision : {"fp32", "bf16", "fp16"}
+        Of the convolutions; the physics stays in single precision. ``fp16`` needs CUDA.
+    photons : float, optional
+        Photons a frame without sample. Found from the frames when not given.
+    cuda_graph : bool
+        Replay one recorded pass on CUDA instead of launching some 100 kernels; without effect elsewhere.
+
+    Raises
+    ------
+    ValueError
+        In words: a geometry the model was not trained for, a device this machine lacks, a setting out of range.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        geometry: Geometry | None = None,
+        *,
+        device: str | torch.device = "auto",
+        batch_size: int = 16,
+        preprocess: PreprocessConfig | None = None,
+        mask: NDArray[np.bool_] | None = None,
+        precision: Precision = "fp32",
+        photons: float | None = None,
+        cuda_graph: bool = True,
+    ) -> None:
+        self.card = model.card
+        self._config = preprocess or model.card.input.preprocess
+        used = model.card.model_copy(update={"input": model.card.input.model_copy(update={"preprocess": self._config})})
+        if geometry is not None:
+            used.check_geometry(geometry)
+        self.geometry = None if geometry is None else used.network_geometry(geometry)
+        if model.probe is None and model.card.family == "lifted":
+            raise ValueError(f"model {self.card.name!r}: a lifted model works through its probe, and this one has none")
+        self._device = choose_device(device)
+        self._passes = _Passes(
+            model.network, self._device, batch_size, precision, cuda_graph, self.card.input.frame_shape
+        )
+        self._preprocess = Preprocess(self._config, mask=mask, device=self._device)
+        self._probe = None if model.probe is None else model.probe.to(self._device, torch.complex64)
+        power = None if self._probe is None else float(self._probe.abs().square().sum())
+        self._flux = Flux(power, photons)
+        self._weight = _stitching_weight(model)
+
+    def __repr__(self) -> str:
+        name = f"{self.card.name} {self.card.version}"
+        return f"<Reconstructor {name} on {self.device_name}, {self._passes.batch_size} a batch>"
+
+    @property
+    def patch_shape(self) -> tuple[int, int]:
+        """Rows and columns of a patch, px."""
+        return self.card.input.patch_shape
+
+    @property
+    def pixel_m(self) -> float:
+        """Object pixel of the patches, m."""
+        return self.card.input.object_pixel_m if self.geometry is None else self.geometry.object_pixel_m
+
+    @property
+    def weight(self) -> NDArray[np.float32]:
+        """Weight (h, w) of a patch's pixels in a mosaic, peak 1: as measured in training, or the probe's intensity."""
+        return self._weight
+
+    @property
+    def device_name(self) -> str:
+        """What the network runs on, as its maker calls it."""
+        if self._device.type == "cuda":
+            return torch.cuda.get_device_name(self._device)
+        return _cpu_name()
+
+    def for_run(self, photons: float | None = None) -> Reconstructor:
+        """Return the same reconstructor with a flux of its own, for another run; network and memory are shared."""
+        other = copy.copy(self)
+        other._flux = Flux(self._flux.probe_photons, photons)
+        return other
+
+    def warm_up(self) -> None:
+        """Run the network once on empty frames, so that the first real ones do not wait for libraries and memory."""
+        counts = torch.ones(self._passes.batch_size, *self.card.input.frame_shape, device=self._device)
+        patches = self._passes(counts, self._probe)
+        if self._probe is not None:
+            frame_trust(patches, counts[: len(patches)], self._probe)
+
+    def describe(self) -> dict[str, Any]:
+        """Tell settings and surroundings as JSON values, for a result's metadata."""
+        return {
+            "model": {
+                "name": self.card.name,
+                "version": self.card.version,
+                "family": self.card.family,
+                "weights_sha256": self.card.weights_sha256,
+            },
+            "device": self._device.type,
+            "device_name": self.device_name,
+            "torch": str(torch.__version__),
+            "cuda": torch.version.cuda if self._device.type == "cuda" else None,
+            "threads": torch.get_num_threads(),
+            "batch_size": self._passes.batch_size,
+            "precision": self._passes.precision,
+            "cuda_graph": self._passes.graph_state,
+            "photons_per_frame": self._flux.photons,
+            "photons_from": self._flux.source,
+            "trust_judged": self._probe is not None,
+            "preprocess": self._config.model_dump(mode="json"),
+            "patch_shape": list(self.patch_shape),
+            "pixel_m": self.pixel_m,
+        }
+
+    def reconstruct(self, frames: NDArray[Any] | Tensor) -> PatchBatch:
+        """Make a patch of every frame.
+
+        Parameters
+        ----------
+        frames : (n, H, W) ndarray or Tensor of any real type
+            Counts as recorded; n may be 0.
+
+        Returns
+        -------
+        PatchBatch
+            As many entries as frames, in their order; frames that cannot be used are flagged there.
+
+        Raises
+        ------
+        ValueError
+            For frames of another shape than the model takes, or not real.
+        """
+        self._check_shape(np.shape(frames))
+        parts = [self._block(frames[k : k + _BLOCK]) for k in range(0, len(frames), _BLOCK)]
+        if not parts:
+            h, w = self.patch_shape
+            return PatchBatch(np.zeros((0, h, w), np.complex64), np.zeros(0, np.float32), np.zeros(0, bool), [])
+        return PatchBatch(
+            np.concatenate([p.patches for p in parts]),
+            np.concatenate([p.trust for p in parts]),
+            np.concatenate([p.valid for p in parts]),
+            [flag for p in parts for flag in p.flag],
+        )
+
+    def _check_shape(self, shape: Sequence[int]) -> None:
+        if len(shape) != 3:
+            raise ValueError(f"frames: got shape {tuple(shape)}; (frames, rows, columns) is needed")
+        wanted = self.card.input.frame_shape
+        got = self._config.output_shape((int(shape[1]), int(shape[2])))
+        if got != wanted:
+            raise ValueError(
+                f"model {self.card.name!r} takes frames of {wanted[0]} x {wanted[1]} px; frames of {shape[1]} x "
+                f"{shape[2]} px come out of preprocessing as {got[0]} x {got[1]} px. Use a model trained for this "
+                "detector, or give preprocess= with crop or bin"
+            )
+
+    def _block(self, frames: NDArray[Any] | Tensor) -> PatchBatch:
+        prepared = self._preprocess(frames)
+        counts, valid, flag = prepared.counts, prepared.valid, list(prepared.flag)
+        totals = counts.sum(dim=(-2, -1), dtype=torch.float64).cpu().numpy()
+        low, high = self.card.input.counts_per_frame
+        self._flux.add(totals[valid & (totals >= LOST * low)])
+        for i in np.flatnonzero(valid):
+            if totals[i] < max(self._flux.least, LOST * low):
+                valid[i] = False
+                flag[i] = _join(flag[i], BEAM_LOST)
+            elif not low <= totals[i] <= high:
+                flag[i] = _join(flag[i], OUT_OF_RANGE)
+        probe = None if self._probe is None else self._probe * self._flux.probe_factor
+        trust = torch.ones(len(counts), device=self._device)
+        patches = torch.empty(len(counts), *self.patch_shape, dtype=torch.complex64, device=self._device)
+        start = 0
+        while start < len(counts):
+            batch = counts[start : start + self._passes.batch_size]
+            made = self._passes(batch, probe)  # fewer than asked when memory ran out
+            stop = start + len(made)
+            patches[start:stop] = made
+            if probe is not None:
+                with torch.inference_mode():
+                    trust[start:stop] = frame_trust(made, counts[start:stop], probe)
+            start = stop
+        finite = torch.isfinite(torch.view_as_real(patches)).flatten(1).all(dim=1).cpu().numpy()
+        for i in np.flatnonzero(valid & ~finite):
+            valid[i] = False
+            flag[i] = _join(flag[i], NOT_FINITE)
+        out, scores = patches.cpu().numpy(), trust.cpu().numpy()
+        out[~valid] = np.nan
+        scores[~valid] = 0
+        return PatchBatch(out, scores, valid, flag)
+
+
+class _Passes:
+    """The network on a device, a batch at a time."""
+
+    def __init__(
+        self,
+        network: nn.Module,
+        device: torch.device,
+        batch_size: int,
+        precision: Precision,
+        cuda_graph: bool,
+        frame_shape: tuple[int, int],
+    ) -> None:
+        if not 1 <= batch_size <= 4096:
+            raise ValueError(f"batch_size {batch_size} frames must be in 1 to 4096")
+        if precision not in get_args(Precision):
+            raise ValueError(f"precision {precision!r} is unknown; allowed: {', '.join(get_args(Precision))}")
+        if precision == "fp16" and device.type != "cuda":
+            raise ValueError(f"precision fp16 needs a CUDA device, the device is {device}; use fp32 or bf16")
+        first = next(network.parameters(), None)
+        # The caller's network stays where it is: another reconstructor may be using it there.
+        moved = network if first is None or first.device == device else copy.deepcopy(network).to(device)
+        self._network = moved.eval()
+        self._device, self._frame_shape = device, frame_shape
+        self.batch_size, self.precision = batch_size, precision
+        self._graphs = cuda_graph and device.type == "cuda"
+        self._graph: tuple[torch.cuda.CUDAGraph, Tensor, Tensor | None, Tensor] | None = None
+        self.graph_state = "on, not recorded yet" if self._graphs else "off"
+
+    @torch.inference_mode()
+    def __call__(self, counts: Tensor, probe: Tensor | None) -> Tensor:
+        """Patches (m, h, w) complex64 of the first m <= n of counts (n, N, N); m < n only when memory ran out."""
+        while True:
+            batch = counts[: self.batch_size]
+            try:
+                return self._forward(batch, probe)
+            except RuntimeError as error:  # torch.OutOfMemoryError is one; the CPU's allocator raises it bare
+                if not _is_out_of_memory(error) or self.batch_size == 1:
+                    raise
+                self._graph = None
+                if self._device.type == "cuda":
+                    torch.cuda.empty_cache()
+                self.batch_size = max(1, min(self.batch_size, len(batch)) // 2)
+                warnings.warn(
+                    f"memory ran out on {self._device}: batches of {self.batch_size} frames now", stacklevel=4
+                )
+
+    def _forward(self, batch: Tensor, probe: Tensor | None) -> Tensor:
+        if not self._graphs:
+            return self._eager(batch, probe)
+        # One recorded shape serves all: the tail is filled up with empty frames.
+        n = len(batch)
+        if n < self.batch_size:
+            batch = torch.cat([batch, batch.new_zeros(self.batch_size - n, *self._frame_shape)])
+        if self._graph is None and not self._record(batch, probe):
+            return self._eager(batch, probe)[:n]
+        assert self._graph is not None  # noqa: S101  _record says so
+        graph, counts_in, probe_in, out = self._graph
+        counts_in.copy_(batch)
+        if probe_in is not None and probe is not None:
+            probe_in.copy_(probe)
+        graph.replay()
+        return out[:n].clone()  # the next replay writes over it
+
+    def _record(self, batch: Tensor, probe: Tensor | None) -> bool:
+        """Record one pass; on a network that cannot be recorded, say so and go on without."""
+        counts_in, probe_in = batch.clone(), None if probe is None else probe.clone()
+        try:
+            side = torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
+            side.wait_stream(torch.cuda.current_stream(self._device))
+            with torch.cuda.stream(side):
+                for _ in range(3):  # plans and workspaces must exist before recording
+                    self._eager(counts_in, probe_in)
+            torch.cuda.current_stream(self._device).wait_stream(side)
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph):
+                out = self._eager(counts_in, probe_in)
+        except RuntimeError as error:
+            if _is_out_of_memory(error):
+                raise
+            self._graphs, self.graph_state = False, f"off: {error}"[:200]
+            warnings.warn(f"CUDA graph not recorded, going on without: {error}", stacklevel=6)
+            return False
+        self._graph, self.graph_state = (graph, counts_in, probe_in, out), "on"
+        return True
+
+    def _eager(self, batch: Tensor, probe: Tensor | None) -> Tensor:
+        if self.precision == "fp32":
+            out: Tensor = self._network(batch, probe)
+        else:
+            # Cached casts would not outlive the recording of a CUDA graph.
+            with torch.autocast(self._device.type, _DTYPES[self.precision], cache_enabled=False):
+                out = self._network(batch, probe)
+        return out.to(torch.complex64)
+
+
+def _is_out_of_memory(error: RuntimeError) -> bool:
+    words = str(error).lower()
+    return isinstance(error, torch.OutOfMemoryError) or "not enough memory" in words or "can't allocate memory" in words
+
+
+def _join(*words: str) -> str:
+    return ", ".join(word for word in words if word)
+
+
+def _stitching_weight(model: Model) -> NDArray[np.float32]:
+    """Measured weight, or the probe's intensity (or 1) falling to the patch's rim; peak 1."""
+    h, w = model.card.input.patch_shape
+    if model.weight is not None:
+        weight = model.weight.detach().cpu().numpy().astype(np.float32)
+    else:
+        rim = np.outer(*(np.sin(np.pi * (np.arange(n) + 0.5) / n) for n in (h, w)))
+        weight = rim.astype(np.float32)
+        if model.probe is not None:
+            top, left = (model.probe.shape[0] - h) // 2, (model.probe.shape[1] - w) // 2
+            beam = model.probe[top : top + h, left : left + w].abs().square().cpu().numpy()
+            weight = (weight * beam).astype(np.float32)
+    return np.asarray(weight / weight.max(), dtype=np.float32)
+
+
+def _cpu_name() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        lines = []
+    named = (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    return next(named, "") or platform.processor() or platform.machine() or "CPU"
