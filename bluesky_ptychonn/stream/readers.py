@@ -132,7 +132,7 @@ class LocalFrames:
 
     def _bases(self) -> list[int]:
         for dataset in self._datasets:
-            dataset.id.refresh()
+            dataset.refresh()  # not its id: that leaves the length h5py remembers
         lengths = [len(dataset) for dataset in self._datasets]
         return [sum(lengths[:i]) for i in range(len(lengths))]
 
