@@ -1,8 +1,8 @@
 """The iterative peer: pty-chi's LSQML solver, in an interpreter of its own.
 
 pty-chi sets torch's default device and dtype, and imports one transform of torchvision. So it never runs inside the
-process that measures: each call starts this file as a script, in the interpreter named by ``PTYCHONN_PEER_PYTHON`` or
-in the present one, and exchanges ``.npz`` files with it. Only numpy is needed to import this module.
+process that measures: each call starts ``peer_worker.py`` as a script, in the interpreter named by
+``PTYCHONN_PEER_PYTHON`` or in the present one, and exchanges ``.npz`` files with it. This module needs only numpy.
 ``benchmarks/README.md`` says how to install the peer.
 
 Conventions: exit wave = ``probe * object[patch]``; frame = ``|fftshift(fft2(ifftshift(exit), norm="ortho"))|**2`` in
@@ -12,15 +12,11 @@ allowed, under probe pixel ``(N // 2, N // 2)``.
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
 import json
 import os
 import subprocess
 import sys
 import tempfile
-import time
-import types
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -33,11 +29,11 @@ from numpy.typing import NDArray
 #: Names the interpreter that has pty-chi; the present one when unset.
 PYTHON_VARIABLE = "PTYCHONN_PEER_PYTHON"
 
-#: Frames updated together. On every sixteenth frame of the Siemens star 4, 16 and 33 end at the same correlation.
+#: Frames updated together. On every sixteenth frame of the Siemens star 4, 16 and 33 end within 0.002 in correlation.
 BATCH_SIZE = 16
 
-#: Damping of the object's preconditioner. Of 0.02, 0.1 (pty-chi's default), 0.5, 1 and 3 on every sixteenth frame, 0.5
-#: gets furthest: correlations after 80 epochs of 0.853, 0.863, 0.867, 0.866 and 0.866.
+#: Damping of the object's preconditioner. On every sixteenth frame, 80 epochs reach a correlation of 0.853 with 0.02,
+#: 0.863 with 0.1 (pty-chi's default), 0.867 with 0.5, and 0.866 with 1 and 3.
 DAMPING = 0.5
 
 #: The same while the probe is being found: pty-chi's default.
@@ -45,6 +41,11 @@ JOINT_DAMPING = 0.1
 
 #: Share of the least-squares step taken, pty-chi's own default, and while settling at the end of a joint solution.
 STEP, SETTLING_STEP = 0.9, 0.3
+
+_WORKER = Path(__file__).with_name("peer_worker.py").resolve()
+
+#: Exit status of the worker when its interpreter has no pty-chi; `peer_worker.MISSING` is the same.
+_MISSING = 3
 
 
 @dataclass(frozen=True)
@@ -246,7 +247,7 @@ def _solve(
             shape=np.asarray(shape),
             order=np.asarray(json.dumps(order)),
         )
-        command = [peer_python(), str(Path(__file__).resolve()), str(asked), str(answered)]
+        command = [peer_python(), str(_WORKER), str(asked), str(answered)]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode == _MISSING:
             raise PeerMissingError(done.stderr.strip().splitlines()[-1])
@@ -265,127 +266,3 @@ def _solve(
                 device=str(answer["device"]),
                 threads=threads,
             )
-
-
-# From here on: what runs in the peer's interpreter.
-
-_MISSING = 3
-
-
-def _import_ptychi() -> tuple[Any, Any]:
-    """pty-chi's options and task, with a stand-in for torchvision while importing where that is absent.
-
-    Of torchvision pty-chi 2.2 imports ``GaussianBlur`` alone, to smooth a random first object, which is never asked for
-    here. torchvision has no build for every torch, so its absence must not keep the peer out.
-    """
-    absent = importlib.util.find_spec("torchvision") is None
-    if absent:
-        package, transforms = types.ModuleType("torchvision"), types.ModuleType("torchvision.transforms")
-        transforms.GaussianBlur = _NoGaussianBlur  # type: ignore[attr-defined]
-        package.transforms = transforms  # type: ignore[attr-defined]
-        sys.modules |= {"torchvision": package, "torchvision.transforms": transforms}
-    try:
-        return importlib.import_module("ptychi.api"), importlib.import_module("ptychi.api.task").PtychographyTask
-    finally:
-        if absent:
-            del sys.modules["torchvision"], sys.modules["torchvision.transforms"]
-
-
-class _NoGaussianBlur:
-    def __init__(self, *args: object, **kwargs: object) -> None:
-        raise NotImplementedError("pty-chi wants torchvision's GaussianBlur, which is not installed here")
-
-
-def _options(api: Any, stage: dict[str, Any], order: dict[str, Any]) -> Any:
-    options = api.LSQMLOptions()
-    solver = options.reconstructor_options
-    solver.num_epochs = stage["epochs"][-1]
-    solver.batch_size = order["batch_size"]
-    # Batches spread over the scan: neighbours in one batch would average their updates instead of building on them.
-    solver.batching_mode = api.BatchingModes.UNIFORM
-    solver.default_device = api.Devices.GPU if order["device"] == "gpu" else api.Devices.CPU
-    solver.random_seed = order["seed"]
-    # The scale is known (fixed probe) or set beforehand (first guess), and later stages must not be rescaled.
-    solver.rescale_probe_intensity_in_first_epoch = False
-    solver.preconditioning_damping_factor = stage["damping"]
-    target = options.object_options
-    target.optimal_step_size_scaler = stage["step"]
-    target.remove_object_probe_ambiguity.enabled = stage["probe"]
-    # pty-chi puts a position between the pixels N/2 - 1 and N/2 of a patch; half a pixel less puts it on pixel N/2.
-    target.determine_position_origin_coords_by = api.ObjectPosOriginCoordsMethods.SPECIFIED
-    target.position_origin_coords = [-0.5, -0.5]
-    options.probe_options.optimizable = stage["probe"]
-    options.probe_options.optimal_step_size_scaler = stage["step"]
-    options.probe_options.orthogonalize_incoherent_modes.enabled = False
-    options.probe_position_options.optimizable = False
-    return options
-
-
-def _answer(asked: Path, answered: Path) -> None:
-    """Do what `asked` holds and write it to `answered`; the other half of `_solve`."""
-    import torch
-
-    api, task_class = _import_ptychi()
-    with np.load(asked) as given:
-        frames, positions, probe = given["frames"], given["positions"], given["probe"]
-        shape, order = tuple(given["shape"]), json.loads(str(given["order"]))
-    if order["threads"]:
-        torch.set_num_threads(order["threads"])
-    size = frames.shape[-1]
-    estimate = np.ones((1, *shape), dtype=np.complex64)
-    # pty-chi's transform is not normalised: its probe is ours divided by N.
-    modes = (probe / size).astype(np.complex64)[None, None]
-    y, x = positions.T.astype(np.float32)
-    marks: list[int] = []
-    snapshots, seconds, cpu_seconds, losses = [], [], [], []
-    spent = spent_cpu = 0.0
-    finished = 0
-    for number, stage in enumerate(order["stages"], start=1):
-        with task_class(
-            _options(api, stage, order),
-            diffraction_data=frames,
-            object_data=estimate,
-            probe_data=modes,
-            probe_position_x_px=x,
-            probe_position_y_px=y,
-        ) as task:
-            before = 0
-            for mark in stage["epochs"]:
-                start, start_cpu = time.perf_counter(), time.process_time()
-                task.run(mark - before)
-                estimate = task.get_data_to_cpu("object", as_numpy=True).copy()  # waits for the device
-                spent += time.perf_counter() - start
-                spent_cpu += time.process_time() - start_cpu
-                before = mark
-                if number == len(order["stages"]):
-                    marks.append(finished + mark)
-                    snapshots.append(estimate[0])
-                    seconds.append(spent)
-                    cpu_seconds.append(spent_cpu)
-            modes = task.get_data_to_cpu("probe", as_numpy=True).copy()
-            losses.append(task.reconstructor.loss_tracker.table["loss"].to_numpy(dtype=np.float64))
-            finished += before
-    np.savez(
-        answered,
-        snapshots=np.stack(snapshots).astype(np.complex64),
-        probe=(modes[0, 0] * size).astype(np.complex64),
-        epochs=np.asarray(marks),
-        seconds=np.asarray(seconds),
-        cpu_seconds=np.asarray(cpu_seconds),
-        # pty-chi gives the mean squared difference of amplitudes a pixel.
-        loss=np.concatenate(losses) * frames.size / frames.sum(dtype=np.float64),
-        software=np.asarray(f"pty-chi {importlib.import_module('importlib.metadata').version('ptychi')} LSQML"),
-        device=np.asarray(torch.cuda.get_device_name() if order["device"] == "gpu" else "cpu"),
-    )
-
-
-if __name__ == "__main__":
-    try:
-        _answer(Path(sys.argv[1]), Path(sys.argv[2]))
-    except ImportError as missing:
-        print(
-            f"{sys.executable} cannot import the peer ({missing}); "
-            f"install it as benchmarks/README.md says, or name another interpreter in {PYTHON_VARIABLE}",
-            file=sys.stderr,
-        )
-        sys.exit(_MISSING)
