@@ -1,0 +1,1 @@
+"""Measurements of the product, each with one command; results lie in ``results/``."""
