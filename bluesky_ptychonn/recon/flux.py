@@ -9,9 +9,11 @@ from numpy.typing import NDArray
 
 #: A tenth of the brightest frames, which see least of the sample, stands for the empty beam.
 _QUANTILE = 0.9
+#: They see some of it all the same, and a flux told too low costs a network more than one told too high.
+_HEADROOM = 1.05
 _FRAMES = 256
-#: The probe's own flux holds while the brightest frames keep this part of it: a sample absorbs, a beam drifts a little.
-_OWN_RANGE = (0.6, 1.1)
+#: The probe's own flux holds while the brightest frames keep this part of it: samples absorb, beams drift.
+_OWN_RANGE = (0.75, 1.1)
 #: A frame with less than this part of the usual counts has lost the beam.
 LOST = 0.02
 
@@ -20,9 +22,9 @@ class Flux:
     """Photons a frame without sample, for one run.
 
     A probe that was measured in photons knows its flux, and is left alone while the frames agree with it. Another
-    exposure time or attenuator shows as brightest frames outside 0.6 to 1.1 times that; then they stand for the empty
-    beam. The first 256 usable frames decide, so the scale of a run soon stands still. Only the mosaic's amplitude
-    depends on it, by the square root; phases hardly do.
+    exposure time or attenuator shows as brightest frames outside 0.75 to 1.1 times that; then they, and 5 % more,
+    stand for the empty beam. The first 256 usable frames decide, so the scale of a run soon stands still. The
+    patch's amplitude goes with its square root; phases bear 10 % and suffer from 20 % (half a demo model's error more).
 
     Parameters
     ----------
@@ -39,8 +41,8 @@ class Flux:
     (100000.0, 'model')
     >>> flux = Flux(1e5)
     >>> flux.add(np.full(10, 4e5))
-    >>> flux.photons, flux.probe_factor
-    (400000.0, 2.0)
+    >>> flux.photons, round(flux.probe_factor, 2)
+    (420000.0, 2.05)
     """
 
     def __init__(self, probe_photons: float | None, given: float | None = None) -> None:
@@ -73,7 +75,8 @@ class Flux:
     @property
     def photons(self) -> float | None:
         """Photons a frame without sample; None before the first frame when nothing else tells."""
-        return {"given": self._given, "model": self.probe_photons, "frames": self._brightest}.get(self.source)
+        bright = None if self._brightest is None else _HEADROOM * self._brightest
+        return {"given": self._given, "model": self.probe_photons, "frames": bright}.get(self.source)
 
     @property
     def probe_factor(self) -> float:

@@ -176,6 +176,17 @@ def test_ssim_data_range_is_the_reference_span_unless_given() -> None:
     assert ssim(image, reference, data_range=20.0) > ssim(image, reference)
 
 
+def test_ssim_of_amplitudes_knows_no_phase() -> None:
+    image, reference = pair(13)
+    plain = ssim(np.abs(image), np.abs(reference), part="amplitude")
+    assert ssim(image * np.exp(2j), reference, part="amplitude") == pytest.approx(plain)
+    assert ssim(3 * image, reference, part="amplitude", scale=True) == pytest.approx(
+        ssim(image, reference, part="amplitude", scale=True)
+    )
+    assert ssim(reference, reference, part="amplitude") == pytest.approx(1.0)
+    assert plain < 0.99
+
+
 def test_correlation_of_a_flat_phase_is_undefined() -> None:
     _, reference = pair()
     assert math.isnan(phase_correlation(np.ones(SHAPE, dtype=complex), reference))

@@ -285,6 +285,7 @@ def test_a_mask_of_another_shape_is_refused() -> None:
         ({"bin": 2, "resize": 64}, "give one of them"),
         ({"crop": 64, "bin": 5}, "not a multiple"),
         ({"croop": 3}, "croop"),
+        ({"bad_pixels": ((-1, 0),)}, "count from 0"),
     ],
 )
 def test_a_contradictory_configuration_cannot_exist(values: dict[str, Any], words: str) -> None:
