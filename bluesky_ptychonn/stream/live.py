@@ -145,7 +145,7 @@ class LiveReconstruction:
             from bluesky_ptychonn.recon.checkpoint import save_model
 
             folder = self.folder / "model"
-            save_model(folder, model.network, model.card, model.probe)
+            save_model(folder, model.network, model.card, model.probe, model.weight)
             order = replace(order, model=str(folder))
         self._journal = JournalWriter(self.folder)
         self._log_handler: logging.Handler | None = None

@@ -28,13 +28,14 @@ class HTTPFrames:
 
         if first >= self._length and not self.has(first):
             return np.zeros((0, *self._frame_shape), self._node.dtype)
-        # Not node[first:stop]: that checks the slice against the shape the client saw when it looked the node up.
         try:
-            response = self._node.context.http_client.get(
-                self._node.item["links"]["full"],
-                params={"slice": f"{first}:{stop}"},
-                headers={"Accept": "application/octet-stream"},
-            )
+            response = self._ask_for(first, stop)
+        except (httpx.ReadError, httpx.RemoteProtocolError):
+            # After an answer of 500 the server closes the connection that the client would use again.
+            try:
+                response = self._ask_for(first, stop)
+            except httpx.HTTPError as error:
+                raise ConnectionError(f"catalog does not answer: {error!r}") from None
         except httpx.HTTPError as error:
             raise ConnectionError(f"catalog does not answer: {error!r}") from None
         if response.status_code != httpx.codes.OK:
@@ -43,6 +44,14 @@ class HTTPFrames:
         if frames.size % int(np.prod(self._frame_shape)):
             raise RunError(f"{self._node.uri}: frames are not {self._frame_shape} px, as the descriptor promises")
         return frames.reshape(-1, *self._frame_shape)
+
+    def _ask_for(self, first: int, stop: int) -> Any:
+        # Not node[first:stop]: that checks the slice against the shape the client saw when it looked the node up.
+        return self._node.context.http_client.get(
+            self._node.item["links"]["full"],
+            params={"slice": f"{first}:{stop}"},
+            headers={"Accept": "application/octet-stream"},
+        )
 
     def has(self, row: int) -> bool:
         """Whether the catalog knows the row by now."""
