@@ -1,6 +1,7 @@
 """Live neural ptychography for Bluesky: reconstruct while you scan, and scan only as densely as needed.
 
-Everything here is imported on first use, so that ``import bluesky_ptychonn`` costs nothing and a plan never pays for torch.
+Everything here is imported on first use, so that ``import bluesky_ptychonn`` costs nothing and a plan never pays
+for torch.
 """
 
 from __future__ import annotations

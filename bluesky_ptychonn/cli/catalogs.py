@@ -1,0 +1,125 @@
+"""How commands name a catalog, a run and a reconstruction."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+#: Where a catalog is looked for when ``--catalog`` is left out.
+CATALOG_VARIABLE = "PTYCHONN_CATALOG"
+
+CatalogOption = Annotated[
+    str,
+    typer.Option(
+        envvar=CATALOG_VARIABLE, help="folder of a catalog, http(s) address, or Tiled profile", show_default=False
+    ),
+]
+ReconstructionArgument = Annotated[
+    str, typer.Argument(help="uid of a reconstruction or of a run, or the first letters of either; 'latest'")
+]
+_LOOK_BACK = 1000  # reconstructions among which a shortened uid is looked for
+
+
+@contextlib.contextmanager
+def open_catalog(catalog: str) -> Iterator[Any]:
+    """Tiled client of a catalog's root; a folder that nobody serves is served meanwhile.
+
+    Raises
+    ------
+    ValueError
+        When there is no such catalog.
+    """
+    from bluesky_ptychonn.cli.road import FRAMES
+    from bluesky_ptychonn.stream.server import connect, serve_catalog
+
+    folder = Path(catalog).expanduser()
+    if catalog.startswith(("http://", "https://")) or not folder.is_dir():
+        if os.sep in catalog and "://" not in catalog:
+            raise ValueError(f"{catalog}: no such folder; give a catalog's folder, http(s) address or Tiled profile")
+        yield connect(catalog)
+        return
+    if not (folder / "catalog.db").is_file():
+        raise ValueError(f"{folder}: no catalog is here (no catalog.db); 'ptychonn serve {folder}' would make one")
+    if is_served(folder):
+        yield connect(folder)
+        return
+    with serve_catalog(folder, readable=[folder / FRAMES]) as server:
+        yield server.client
+
+
+def is_served(folder: Path) -> bool:
+    """Whether a server holds the folder's lock."""
+    import fcntl
+
+    try:
+        with (folder / "server.lock").open("r+") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return False
+    except BlockingIOError:
+        return True
+    return False
+
+
+def find_reconstruction(root: Any, which: str) -> Any:
+    """Find the newest reconstruction that `which` names.
+
+    Raises
+    ------
+    LookupError
+        When there is none, or a shortened uid fits several runs.
+    """
+    from bluesky_ptychonn.stream.client import reconstructions
+
+    if which == "latest":
+        found = reconstructions(root, limit=1)
+        if not found:
+            raise LookupError("no reconstruction is in this catalog yet")
+        return found[0]
+    if which in root["processed"]:
+        return root["processed"][which]
+    found = reconstructions(root, raw=which, limit=1)
+    if found:
+        return found[0]
+    fits = [
+        one
+        for one in reconstructions(root, limit=_LOOK_BACK)
+        if one.path_parts[-1].startswith(which) or one.metadata["raw"]["uid"].startswith(which)
+    ]
+    runs = {one.metadata["raw"]["uid"] for one in fits}
+    if len(runs) > 1:
+        raise LookupError(f"{which!r} fits {len(runs)} runs; give more of the uid")
+    if not fits:
+        raise LookupError(f"no reconstruction {which!r}, nor one of a run {which!r}, is in this catalog")
+    return fits[0]
+
+
+def find_run(root: Any, which: str) -> Any:
+    """Find the run that a uid, the first letters of one, a scan id, or ``latest`` names.
+
+    Raises
+    ------
+    LookupError
+        When there is none, or a shortened uid fits several.
+    """
+    from tiled.queries import Key
+
+    raw = root["raw"]
+    if which == "latest":
+        found = list(raw.sort(("time_created", -1)).keys().head(1))
+    elif which in raw:
+        found = [which]
+    elif which.isdigit() and len(which) < 6:
+        found = list(raw.search(Key("start.scan_id") == int(which)).sort(("time_created", -1)).keys().head(1))
+    else:
+        found = [key for key in raw.sort(("time_created", -1)).keys().head(_LOOK_BACK) if key.startswith(which)]
+    if not found:
+        raise LookupError(f"no run {which!r} is in this catalog")
+    if len(found) > 1:
+        raise LookupError(f"{which!r} fits {len(found)} runs; give more of the uid")
+    return raw[found[0]]

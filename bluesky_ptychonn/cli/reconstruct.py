@@ -1,0 +1,37 @@
+"""``ptychonn reconstruct``: a run that is already in the catalog."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from bluesky_ptychonn.cli.catalogs import CatalogOption, find_run, open_catalog
+
+
+def reconstruct(
+    catalog: CatalogOption,
+    run: Annotated[str, typer.Argument(help="uid of the run, its first letters, its scan id, or 'latest'")],
+    model: Annotated[str, typer.Option(help="name or folder of the model")],
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda")] = "auto",
+    energy_ev: Annotated[float | None, typer.Option(help="photon energy, eV, where the run does not say")] = None,
+    distance_m: Annotated[float | None, typer.Option(help="sample to detector, m")] = None,
+    pixel_pitch_m: Annotated[float | None, typer.Option(help="detector pixel pitch, m")] = None,
+) -> None:
+    """Reconstruct a run of the catalog with a model; the result goes into the same catalog."""
+    from bluesky_ptychonn.card import load_card
+    from bluesky_ptychonn.optics.geometry import Geometry
+    from bluesky_ptychonn.stream.live import reconstruct as run_reconstruction
+
+    card = load_card(model)  # an unknown model is said before a server is started
+    given = {"energy_ev": energy_ev, "distance_m": distance_m, "pixel_pitch_m": pixel_pitch_m}
+    geometry = None
+    if any(value is not None for value in given.values()):
+        geometry = Geometry.from_document({**given, "frame_shape": card.input.frame_shape}, "command line")
+    with open_catalog(catalog) as root:
+        uid = find_run(root, run).metadata["start"]["uid"]
+        result = run_reconstruction(uid, model, root, geometry=geometry, device=device)
+        typer.echo(repr(result))
+        for problem in result.problems:
+            typer.echo(f"  {problem}")
+        typer.echo(f"in the catalog as processed/{result.path_parts[-1]}")

@@ -1,0 +1,46 @@
+"""``ptychonn view``: the picture of a reconstruction."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from bluesky_ptychonn.cli.catalogs import CatalogOption, ReconstructionArgument, find_reconstruction, open_catalog
+
+
+def view(
+    catalog: CatalogOption,
+    which: ReconstructionArgument = "latest",
+    out: Annotated[Path | None, typer.Option(help="picture file (.png, .pdf, .svg); by default <uid>.png")] = None,
+    window: Annotated[bool, typer.Option("--window", help="open a window instead of writing a file")] = False,
+) -> None:
+    """Draw phase, amplitude, trust, coverage and scan points of a reconstruction."""
+    import matplotlib as mpl
+
+    if not window:
+        mpl.use("Agg")
+    from bluesky_ptychonn.viewer import reconstruction_figure
+
+    with open_catalog(catalog) as root:
+        result = find_reconstruction(root, which)
+        typer.echo(repr(result))
+        for problem in result.problems:
+            typer.echo(f"  {problem}")
+        scan = (result.metadata.get("scan") or {}) if hasattr(result, "metadata") else {}
+        figure = reconstruction_figure(
+            result.mosaic(),
+            result.frames,
+            repr(result).strip("<>"),
+            probe_diameter_m=scan.get("probe_diameter_m"),
+        )
+        name = f"{result.path_parts[-1][:8]}.png"
+    if window:
+        import matplotlib.pyplot as plt
+
+        plt.show()
+        return
+    path = out or Path(name)
+    figure.savefig(path, dpi=150)
+    typer.echo(f"picture in {path}")

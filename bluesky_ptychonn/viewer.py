@@ -1,0 +1,285 @@
+"""Pictures for people: a reconstruction beside its truth, and one that follows a scan while it runs."""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+    import pandas as pd
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+    from bluesky_ptychonn.recon.stitch import MosaicImage
+
+_UM = 1e6
+_LIVE_SIZE = (9.0, 8.0)  # inches
+
+
+def reconstruction_figure(
+    image: MosaicImage,
+    frames: pd.DataFrame,
+    title: str = "",
+    *,
+    truth: NDArray[np.complex64] | None = None,
+    probe_diameter_m: float | None = None,
+) -> Figure:
+    """Draw truth (where it is known), phase, amplitude, trust, coverage and scan points; axes in µm.
+
+    Parameters
+    ----------
+    image : MosaicImage
+        The reconstruction.
+    frames : DataFrame
+        Columns ``x_m, y_m`` (m), ``valid`` and ``trust``.
+    title : str
+        Above it all.
+    truth : (H, W) complex64 ndarray, optional
+        The true object on the mosaic's grid. Phases are then turned to agree, and share one colour scale.
+    probe_diameter_m : float, optional
+        Illuminated diameter, drawn to scale beside the scan points.
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+
+    Raises
+    ------
+    ValueError
+        When truth and mosaic differ in shape.
+    """
+    from bluesky_ptychonn.stream.plot import (
+        centred,
+        draw_amplitude,
+        draw_coverage,
+        draw_phase,
+        draw_trust,
+        grid,
+        limits,
+    )
+
+    figure, axes = grid(image, 2, 3, title)
+    if truth is None:
+        draw_phase(axes[0, 0], image, centred(image.phase), "phase")
+        draw_amplitude(axes[0, 1], image)
+        axes[0, 2].set_axis_off()
+        axes[0, 2].text(0, 1, _facts(image, frames), va="top", transform=axes[0, 2].transAxes, fontsize="medium")
+    else:
+        ours, theirs = _turned_together(image, truth)
+        span = limits(theirs[np.isfinite(ours)])
+        draw_phase(axes[0, 0], image, theirs, "true phase", span)
+        draw_phase(axes[0, 1], image, ours, "reconstructed phase", span)
+        draw_amplitude(axes[0, 2], image)
+    draw_trust(axes[1, 0], image)
+    draw_coverage(axes[1, 1], image)
+    _scan_points(axes[1, 2], frames, probe_diameter_m)
+    return figure
+
+
+def _turned_together(image: MosaicImage, truth: NDArray[np.complex64]) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Our phase and the true one (H, W), the global phase taken out where we cover, around the truth's mean."""
+    if truth.shape != image.phase.shape:
+        raise ValueError(f"reconstruction_figure: truth {truth.shape} px and mosaic {image.phase.shape} px differ")
+    covered = np.isfinite(image.phase)
+    unit = truth / np.maximum(np.abs(truth), 1e-12)
+    centre = unit[covered].sum() if covered.any() else 1.0
+    theirs = np.angle(unit * np.conj(centre))
+    turn = (np.exp(1j * image.phase[covered]) * np.conj(unit[covered])).sum() if covered.any() else 1.0
+    difference = np.angle(np.exp(1j * image.phase) * np.conj(unit) * np.conj(turn))
+    return np.asarray(theirs + difference), np.asarray(theirs)
+
+
+def _scan_points(axis: Axes, frames: pd.DataFrame, probe_diameter_m: float | None) -> None:
+    from matplotlib.patches import Circle
+
+    valid = frames["valid"].to_numpy(dtype=bool)
+    x, y = frames["x_m"].to_numpy() * _UM, frames["y_m"].to_numpy() * _UM
+    size = float(np.clip(6000 / max(len(frames), 1), 2.0, 30.0))
+    trust = frames["trust"].to_numpy()[valid]
+    points = axis.scatter(x[valid], y[valid], s=size, c=trust, cmap="cividis", vmin=0, vmax=1, linewidths=0)
+    axis.figure.colorbar(points, ax=axis, shrink=0.85, label="trust of the frame")
+    words = f"scan points: {valid.sum()} frames"
+    if (~valid).any():
+        axis.scatter(x[~valid], y[~valid], s=2 * size, c="tab:red", marker="x")
+        words += f", {(~valid).sum()} rejected (×)"
+    if probe_diameter_m is not None and len(x):
+        middle = int(np.argmin((x - np.median(x)) ** 2 + (y - np.median(y)) ** 2))
+        axis.add_patch(
+            Circle((x[middle], y[middle]), probe_diameter_m * _UM / 2, fill=False, color="tab:red", linewidth=1.2)
+        )
+        words += ", ○ probe"
+    axis.set_facecolor("0.93")
+    axis.set_title(words, fontsize="medium")
+    axis.set_aspect("equal")
+
+
+def _facts(image: MosaicImage, frames: pd.DataFrame) -> str:
+    rows, columns = image.phase.shape
+    size = image.pixel_m * _UM
+    covered = np.isfinite(image.phase).mean()
+    lines = [
+        f"{columns * size:.2f} × {rows * size:.2f} µm, {columns} × {rows} px of {size * 1e3:.1f} nm",
+        f"{covered:.0%} of it covered",
+        f"{len(frames)} frames",
+    ]
+    if len(frames):
+        lines.append(f"median trust {np.nanmedian(frames['trust'].to_numpy()):.2f}")
+    return "\n".join(lines)
+
+
+class LiveView:
+    """A figure of the newest reconstruction that follows the catalog while scans run.
+
+    A thread of its own reads the catalog; the RunEngine's thread is never asked for anything. Where matplotlib has a
+    window, the window's own timer draws what was read; elsewhere call `draw`, or let `path` be written.
+
+    Parameters
+    ----------
+    source : LiveReconstruction or catalog
+        What to follow: a live reconstruction's latest run, or the newest reconstruction of a catalog (anything
+        `connect` takes).
+    interval_s : float
+        Time between two looks, s.
+    path : path, optional
+        Picture file to rewrite with every new snapshot.
+
+    Raises
+    ------
+    ValueError
+        When the interval is not above 0.
+
+    Examples
+    --------
+    >>> view = LiveView(live)  # doctest: +SKIP
+    >>> RE(sparse_ptycho_scan([camera], stage.x, stage.y, 5, 5, model="simulated-zp64"))  # doctest: +SKIP
+    >>> view.close()  # doctest: +SKIP
+    """
+
+    def __init__(self, source: Any, *, interval_s: float = 1.0, path: str | Path | None = None) -> None:
+        if not interval_s > 0:
+            raise ValueError(f"LiveView: interval_s {interval_s} s must be above 0")
+        self.problem = ""
+        self.snapshots = 0
+        self.figure: Figure | None = None
+        self._source = source
+        self._interval_s = interval_s
+        self._path = path
+        self._newest: _Snapshot | None = None  # replaced whole, so that the two threads need no lock
+        self._drawn: _Snapshot | None = None
+        self._timer: Any = None
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._follow, name="LiveView", daemon=True)
+        self._thread.start()
+        if _has_windows():
+            import matplotlib.pyplot as plt
+
+            self.figure = plt.figure(figsize=_LIVE_SIZE, layout="constrained")
+            self._timer = self.figure.canvas.new_timer(interval=max(100, int(1e3 * interval_s / 2)))
+            self._timer.add_callback(self.draw)
+            self._timer.start()
+            self.figure.show()
+
+    def draw(self) -> Figure | None:
+        """Draw the newest snapshot into the figure, if it is not there yet; None while there is none at all."""
+        newest = self._newest
+        if newest is not None and newest is not self._drawn:
+            if self.figure is None:
+                from matplotlib.figure import Figure
+
+                self.figure = Figure(figsize=_LIVE_SIZE, layout="constrained")
+            newest.draw(self.figure)
+            self.figure.canvas.draw_idle()
+            self._drawn = newest
+        return self.figure
+
+    def close(self) -> None:
+        """Stop following; the figure stays. Safe to call twice."""
+        self._over.set()
+        self._thread.join(10.0)
+        if self._timer is not None:
+            self._timer.stop()
+            self._timer = None
+
+    def __enter__(self) -> LiveView:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, tb: TracebackType | None) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        """How many snapshots were seen, and what went wrong last."""
+        words = f"{self.snapshots} snapshots" + (f", {self.problem}" if self.problem else "")
+        return f"<LiveView {'closed' if self._over.is_set() else 'following'}, {words}>"
+
+    def _follow(self) -> None:
+        while True:
+            over = self._over.is_set()  # looked at before the last look, so that what came before `close` is seen
+            try:
+                self._look()
+                self.problem = ""
+            except LookupError:
+                pass  # nothing there yet
+            except Exception as error:  # noqa: BLE001  # shown in the repr; a view must outlive a catalog's restart
+                self.problem = f"{type(error).__name__}: {error}"
+            if over:
+                return
+            self._over.wait(self._interval_s)
+
+    def _look(self) -> None:
+        result = self._latest()
+        result.refresh()
+        facts = result.metadata
+        version = (result.path_parts[-1], (facts.get("mosaic") or {}).get("snapshot"), facts["status"])
+        if self._newest is not None and self._newest.version == version:
+            return
+        self._newest = _Snapshot(version, result.mosaic(), result.frames, repr(result).strip("<>"))
+        self.snapshots += 1
+        if self._path is not None:
+            from matplotlib.figure import Figure
+
+            figure = Figure(figsize=_LIVE_SIZE, layout="constrained")
+            self._newest.draw(figure)
+            figure.savefig(self._path, dpi=100)
+
+    def _latest(self) -> Any:
+        if hasattr(self._source, "result"):
+            return self._source.result()
+        from bluesky_ptychonn.stream.client import reconstructions
+
+        found = reconstructions(self._source, limit=1)
+        if not found:
+            raise LookupError("no reconstruction yet")
+        return found[0]
+
+
+@dataclass(frozen=True)
+class _Snapshot:
+    """What one look at the catalog gave."""
+
+    version: tuple[Any, ...]
+    image: MosaicImage
+    frames: pd.DataFrame
+    title: str
+
+    def draw(self, figure: Figure) -> None:
+        from bluesky_ptychonn.stream.plot import draw_all
+
+        figure.clear()
+        draw_all(figure.subplots(2, 2, sharex=True, sharey=True), self.image, self.frames)
+        figure.suptitle(self.title, fontsize="medium")
+
+
+def _has_windows() -> bool:
+    """Whether matplotlib's backend draws into windows."""
+    import matplotlib.pyplot as plt
+    from matplotlib.backends.registry import BackendFilter, backend_registry
+
+    registry: Any = backend_registry
+    return plt.get_backend().lower() in {name.lower() for name in registry.list_builtin(BackendFilter.INTERACTIVE)}
