@@ -43,10 +43,8 @@ class Address:
     @property
     def client(self) -> Any:
         """Tiled client of the root."""
-        from bluesky_ptychonn.stream.server import connect
-
         if not hasattr(self.given, "context"):
-            return connect(self.given)
+            return self.given.client
         if str(self.given.uri).rstrip("/").endswith(("/metadata", str(self.uri).rstrip("/"))):
             return self.given
         from tiled.client import from_context

@@ -93,6 +93,7 @@ class ProcessKeeper:
             except subprocess.TimeoutExpired:
                 wait_s, self.restarts = 0.5, 0
                 continue
+            self._close_input()
             if self._closing.is_set():
                 return
             words = f"worker ended with code {self._process.returncode}"
@@ -119,6 +120,9 @@ class ProcessKeeper:
     def let_go(self) -> None:
         """Tell the worker that no more will come, and leave it to finish by itself."""
         self._closing.set()
+        self._close_input()
+
+    def _close_input(self) -> None:
         if self._process.stdin is not None:
             with contextlib.suppress(OSError):
                 self._process.stdin.close()
@@ -134,6 +138,28 @@ class ProcessKeeper:
             finished = False
         self._watch.join(1.0)
         return finished
+
+
+def take_up(sessions: list[Path], api_key: str | None) -> threading.Thread:
+    """Let workers finish sessions that were left behind, one after the other, in the background."""
+
+    def work() -> None:
+        for folder in sessions:
+            log.warning("taking up the runs that were left unfinished in %s", folder)
+            with (folder / LOG).with_suffix(".err").open("ab") as errors:
+                subprocess.run(
+                    [sys.executable, "-m", "bluesky_ptychonn.stream.worker", str(folder)],
+                    stdin=subprocess.DEVNULL,  # no more will come: finish and end
+                    stdout=errors,
+                    stderr=errors,
+                    env=_environment(Order.load(folder), api_key),
+                    start_new_session=True,
+                    check=False,
+                )
+
+    thread = threading.Thread(target=work, name="ptychonn taking up", daemon=True)
+    thread.start()
+    return thread
 
 
 def _environment(order: Order, api_key: str | None) -> dict[str, str]:

@@ -19,10 +19,10 @@ from bluesky_ptychonn.card import find_model, load_card
 from bluesky_ptychonn.optics.geometry import Geometry
 from bluesky_ptychonn.stream.address import Address
 from bluesky_ptychonn.stream.journal import JournalWriter
-from bluesky_ptychonn.stream.keeper import Keeper, ProcessKeeper, ThreadKeeper
+from bluesky_ptychonn.stream.keeper import Keeper, ProcessKeeper, ThreadKeeper, take_up
 from bluesky_ptychonn.stream.keys import Keys
 from bluesky_ptychonn.stream.progress import Pace, Progress, Status
-from bluesky_ptychonn.stream.session import Order, WorkerStatus, journal_root, log_to, new_session
+from bluesky_ptychonn.stream.session import Order, WorkerStatus, journal_root, left_behind, log_to, new_session
 
 log = logging.getLogger(__name__)
 
@@ -60,7 +60,8 @@ class LiveReconstruction:
     worker : {"process", "thread"}
         A process of its own never slows a scan by Python's lock; a thread is for tests and servers inside the process.
     journal_dir : path, optional
-        Where sessions' journals lie; `journal_root` by default.
+        Where sessions' journals lie; `journal_root` by default. Runs left unfinished there by a machine that went down
+        are taken up.
     device : str
         ``auto``, ``cpu``, ``cuda``.
     batch_size : int
@@ -140,7 +141,9 @@ class LiveReconstruction:
             )
         self._address = address
         root = Path(journal_dir) if journal_dir is not None else journal_root()
-        self.folder = new_session(root.expanduser().resolve())
+        root = root.expanduser().resolve()
+        unfinished = left_behind(root, address.uri) if worker == "process" else []
+        self.folder = new_session(root)
         if loaded and worker == "process":
             from bluesky_ptychonn.recon.checkpoint import save_model
 
@@ -153,16 +156,17 @@ class LiveReconstruction:
         order.save(self.folder)
         if worker == "process":
             self._keeper = ProcessKeeper(self.folder, order, address.api_key)
+            if unfinished:
+                take_up(unfinished, address.api_key)
         else:
             from bluesky_ptychonn.stream.workshop import TiledWorkshop
 
             self._log_handler = log_to(self.folder)
-            root_client = address.client
             self._keeper = ThreadKeeper(
                 self.folder,
                 order,
                 lambda order: TiledWorkshop(
-                    order, self.folder.name, root=root_client, api_key=address.api_key, model=model if loaded else None
+                    order, self.folder.name, root=address.client, model=model if loaded else None
                 ),
             )
         self._worker_kind = worker

@@ -163,7 +163,7 @@ class RunReconstruction:
         late = self._hurried is not None and now - max(since, self._hurried) > self.pace.outage_s
         if late or (times + 1 >= _MISTAKES and not outage):
             log.error("run %s: given up", self.progress.uid)
-            self.given_up = True
+            self.given_up = outage
             self.progress.state = "failed"
             self._close_source()
 

@@ -7,9 +7,11 @@ so a reader never sees half of one.
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import logging
 import logging.handlers
 import os
+import shutil
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
@@ -19,13 +21,14 @@ from typing import Any
 import orjson
 
 from bluesky_ptychonn.optics.geometry import Geometry
-from bluesky_ptychonn.stream.journal import SUFFIX
+from bluesky_ptychonn.stream.journal import SUFFIX, journaled_runs
 from bluesky_ptychonn.stream.keys import Keys
 from bluesky_ptychonn.stream.progress import Pace, Progress
 
 #: Environment variable in which a worker process finds the catalog's key; never on a command line.
 KEY_VARIABLE = "PTYCHONN_CATALOG_KEY"
-_ORDER, _STATUS, _DONE, LOG = "order.json", "status.json", ".done", "worker.log"
+_ORDER, _STATUS, _DONE, _LOCK, LOG = "order.json", "status.json", ".done", "worker.lock", "worker.log"
+_SESSIONS_KEPT = 50
 
 
 def journal_root() -> Path:
@@ -168,6 +171,39 @@ def done(journal: Path) -> Progress | None:
     """How a finished run ended; None for one that is not finished."""
     values: Mapping[str, Any] | None = _read(journal.with_suffix(_DONE))
     return None if values is None else Progress(**values)
+
+
+def lock(folder: Path) -> int | None:
+    """Make the session this process's own until the descriptor is closed; None when another worker has it."""
+    fd = os.open(folder / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(fd)
+        return None
+    return fd
+
+
+def left_behind(root: Path, catalog: str) -> list[Path]:
+    """Sessions of this catalog that no worker has and that hold unfinished runs, oldest first.
+
+    Sessions with nothing left to do and older than the last fifty are removed.
+    """
+    found, old = [], []
+    for folder in sorted(path for path in root.glob("*") if (path / _ORDER).is_file()):
+        fd = lock(folder)
+        if fd is None:
+            continue
+        os.close(fd)
+        if any(done(journal) is None for journal in journaled_runs(folder)):
+            order = Order.load(folder)
+            if order.catalog == catalog and order.model and Path(order.model).is_dir():
+                found.append(folder)
+        else:
+            old.append(folder)
+    for folder in old[:-_SESSIONS_KEPT]:
+        shutil.rmtree(folder, ignore_errors=True)
+    return found
 
 
 def tidy(folder: Path, keep: int) -> None:

@@ -19,8 +19,9 @@ from pathlib import Path
 
 from bluesky_ptychonn.stream.journal import JournalReader, journaled_runs
 from bluesky_ptychonn.stream.parts import Workshop
+from bluesky_ptychonn.stream.progress import Progress
 from bluesky_ptychonn.stream.runner import RunReconstruction
-from bluesky_ptychonn.stream.session import KEY_VARIABLE, Order, WorkerStatus, done, log_to, mark_done, tidy
+from bluesky_ptychonn.stream.session import KEY_VARIABLE, Order, WorkerStatus, done, lock, log_to, mark_done, tidy
 
 log = logging.getLogger(__name__)
 
@@ -63,14 +64,19 @@ class Worker:
 
     def run(self, closing: threading.Event) -> None:
         """Work until `closing` is set and what was journaled by then is done."""
+        owned = lock(self._folder)
+        if owned is None:
+            raise RuntimeError(f"{self._folder}: another worker has this session")
         try:
             self.status.save(self._folder)
             self._workshop = self._make_workshop(self._order)
             self.status.device = getattr(self._workshop, "device", "")
             self.status.state = "ready"
             self.status.save(self._folder)
-            while self._turn(closing.is_set()) or not closing.is_set():
-                pass
+            last = False
+            while not last:
+                last = closing.is_set()  # asked before the turn, which must see all that was journaled until then
+                last = not self._turn(last) and last
             self.status.state = "stopped"
         except BaseException as error:
             self.status.state, self.status.problem = "failed", f"{type(error).__name__}: {error}"
@@ -81,6 +87,7 @@ class Worker:
                 self.status.save(self._folder)
             for followed in self._followed.values():
                 followed.reader.close()
+            os.close(owned)
 
     def _turn(self, closing: bool) -> bool:
         """Read what is new and let each run that is due take a step; returns whether any run is under way."""
@@ -132,8 +139,10 @@ class Worker:
             followed.heard = now
         elif closing and now - followed.heard > _SILENCE_S:
             if followed.run is None:  # not even a whole start document
-                self._finished.add(followed.reader.path)
-                self._followed.pop(followed.reader.path, None)
+                path = followed.reader.path
+                mark_done(path, Progress(path.stem, state="ignored", problem="journal without a start document"))
+                self._finished.add(path)
+                self._followed.pop(path, None)
             else:
                 followed.run.end("unknown", "the session ended without a stop document")
         return bool(entries)

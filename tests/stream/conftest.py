@@ -46,3 +46,36 @@ def tiled_writer(RE: Any, catalog_server: CatalogServer) -> Any:
     writer = TiledWriter(catalog_server.raw, batch_size=1)
     RE.subscribe(writer)
     return writer
+
+
+@pytest.fixture(scope="session")
+def small_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of a tiny untrained lifted model for the simulated beamline's 64 px frames."""
+    import torch
+
+    from bluesky_ptychonn.card import InputContract, ModelCard, ProbeReference
+    from bluesky_ptychonn.optics.simulate import SimulatedExperiment
+    from bluesky_ptychonn.recon.checkpoint import save_model
+    from bluesky_ptychonn.recon.network import LiftedConfig, build_network
+
+    experiment = SimulatedExperiment.demo()
+    config = LiftedConfig(frame_size=64, patch_size=32, lift_steps=2, stage_steps=0, stages=1, width=8)
+    contract = InputContract(
+        frame_shape=(64, 64),
+        patch_shape=(32, 32),
+        object_pixel_m=experiment.geometry.object_pixel_m,
+        counts_per_frame=(1.0, 1e9),
+    )
+    card = ModelCard(
+        name="tiny",
+        version="0",
+        family="lifted",
+        network=config.model_dump(),
+        input=contract,
+        probe=ProbeReference.of(experiment.probe, experiment.geometry.object_pixel_m, "simulated"),
+        weights_sha256="0" * 64,
+    )
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("models") / "tiny"
+    save_model(folder, build_network(config), card, experiment.probe)
+    return folder

@@ -348,7 +348,7 @@ def test_mistake_of_ours_is_tried_three_times_and_shown() -> None:
     bench.close()
     assert bench.job.progress.state == "failed"
     assert bench.job.progress.problem == "TypeError: a mistake"
-    assert bench.job.given_up
+    assert not bench.job.given_up  # a new worker would only make it again
 
 
 @settings(max_examples=60)
