@@ -32,7 +32,7 @@ bench: $(VENV)/.ready ## run the benchmarks and rewrite benchmarks/results
 session: $(VENV)/.ready ## open IPython on the simulated beamline with profile_startup/
 	@mkdir -p $(SESSION)/profile_default
 	@ln -sfn $(CURDIR)/profile_startup $(SESSION)/profile_default/startup
-	$(BIN)/ipython --ipython-dir=$(SESSION)
+	PTYCHONN_CONFIG=profile_startup/ptychonn.toml $(BIN)/ipython --ipython-dir=$(SESSION)
 
 clean: ## remove what demo, tests, docs and sessions left; .venv stays
 	rm -rf $(DEMO_OUTPUT) build dist docs/_build .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis .coverage .coverage.*
