@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from typing import Any
+from urllib.parse import parse_qs, urlsplit, urlunsplit
 
 
 @dataclass(frozen=True, repr=False)
@@ -37,12 +39,21 @@ class Address:
 
         if hasattr(catalog, "uri") and hasattr(catalog, "api_key"):
             return cls(catalog.uri, catalog.api_key, catalog)
+        if isinstance(catalog, str) and catalog.startswith(("http://", "https://")):
+            # Not connected to here: a catalog that is away now may be back when the first scan begins.
+            parts = urlsplit(catalog)
+            found = parse_qs(parts.query).get("api_key", [os.environ.get("TILED_API_KEY")])[0]
+            return cls(urlunsplit(parts._replace(query="")), found, catalog)
         client = connect(catalog)
         return cls(str(client.context.api_uri), client.context.api_key, client)
 
     @property
     def client(self) -> Any:
         """Tiled client of the root."""
+        from bluesky_ptychonn.stream.server import connect
+
+        if isinstance(self.given, str):
+            return connect(self.uri, api_key=self.api_key)
         if not hasattr(self.given, "context"):
             return self.given.client
         if str(self.given.uri).rstrip("/").endswith(("/metadata", str(self.uri).rstrip("/"))):

@@ -98,10 +98,10 @@ class ProcessKeeper:
                 return
             words = f"worker ended with code {self._process.returncode}"
             if self.restarts >= _MOST_RESTARTS:
-                self._gave_up = True
                 self._say(
                     f"{words}, {self.restarts} times in a row; frames stay in the journal. See {self._folder / LOG}"
                 )
+                self._gave_up = True
                 return
             log.warning("%s; starting it again in %.1f s", words, wait_s)
             if self._closing.wait(wait_s):

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from bluesky_ptychonn.optics.geometry import Geometry
 from bluesky_ptychonn.recon.stitch import Mosaic
 from bluesky_ptychonn.stream.keys import Keys, Layout, RunError, geometry_of
+from bluesky_ptychonn.stream.outage import is_outage
 from bluesky_ptychonn.stream.pairing import FrameRef, RunPairing, count_reasons
 from bluesky_ptychonn.stream.parts import Patches, Reconstructs, Sink, Workshop
 from bluesky_ptychonn.stream.progress import Pace, Progress
@@ -156,7 +157,7 @@ class RunReconstruction:
         self._failing = (since, times + 1)
         self._due = now + min(0.5 * 2**times, 10.0)
         self.progress.problem = f"{type(error).__name__}: {error}"
-        outage = _is_outage(error)
+        outage = is_outage(error)
         if times == 0 or not outage:
             traceback = None if outage else error
             log.warning("run %s: %s; trying again", self.progress.uid, self.progress.problem, exc_info=traceback)
@@ -424,12 +425,3 @@ class _Parts:
         progress.rejected = count_reasons(self._rejected.values())
         progress.waiting = pairing.ready + len(self.tried)
         progress.lag_s, progress.problem = self._lag_s, self._problem
-
-
-def _is_outage(error: Exception) -> bool:
-    """Whether the catalog did not answer, rather than something of ours being wrong."""
-    import httpx
-
-    return isinstance(error, OSError | httpx.TransportError) or (
-        isinstance(error, httpx.HTTPStatusError) and error.response.status_code >= 500
-    )

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bluesky_ptychonn.stream.journal import JournalReader, journaled_runs
+from bluesky_ptychonn.stream.outage import is_outage
 from bluesky_ptychonn.stream.parts import Workshop
 from bluesky_ptychonn.stream.progress import Progress
 from bluesky_ptychonn.stream.runner import RunReconstruction
@@ -28,6 +29,7 @@ log = logging.getLogger(__name__)
 _POLL_S, _IDLE_S = 0.02, 0.1
 _STATUS_S = 0.2
 _REMEMBERED = 100  # finished runs in the status
+_AWAY_S = 2.0  # between attempts to reach a catalog
 _KEPT = 20  # journals of finished runs
 _SILENCE_S = 2.0  # a run without stop document whose RunEngine is gone: how long its journal must be silent
 
@@ -69,7 +71,7 @@ class Worker:
             raise RuntimeError(f"{self._folder}: another worker has this session")
         try:
             self.status.save(self._folder)
-            self._workshop = self._make_workshop(self._order)
+            self._workshop = self._open_workshop(closing)
             self.status.device = getattr(self._workshop, "device", "")
             self.status.state = "ready"
             self.status.save(self._folder)
@@ -88,6 +90,19 @@ class Worker:
             for followed in self._followed.values():
                 followed.reader.close()
             os.close(owned)
+
+    def _open_workshop(self, closing: threading.Event) -> Workshop:
+        """Load the network and reach the catalog; wait for one that does not answer while the session is open."""
+        while True:
+            try:
+                return self._make_workshop(self._order)
+            except Exception as error:
+                if not is_outage(error) or closing.is_set():
+                    raise
+                self.status.problem = f"catalog {self._order.catalog} does not answer: {error}"
+                self.status.save(self._folder)
+                log.warning("%s; trying again", self.status.problem)
+                closing.wait(_AWAY_S)
 
     def _turn(self, closing: bool) -> bool:
         """Read what is new and let each run that is due take a step; returns whether any run is under way."""

@@ -155,6 +155,29 @@ def test_model_that_cannot_be_loaded_is_said(tmp_path: Path) -> None:
     assert status.problem == "ValueError: model 'fake': its weights are missing"
 
 
+def test_catalog_that_is_away_when_the_worker_begins_is_waited_for(
+    tmp_path: Path, workshop: FakeWorkshop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("bluesky_ptychonn.stream.worker._AWAY_S", 0.05)
+    answers = iter([ConnectionError("refused"), ConnectionError("refused")])
+
+    def make(order: Order) -> FakeWorkshop:
+        error = next(answers, None)
+        if error is not None:
+            raise error
+        return workshop
+
+    folder, closing = new_session(tmp_path), threading.Event()
+    thread = threading.Thread(target=Worker(folder, ORDER, make).run, args=(closing,))
+    thread.start()
+    end = time.monotonic() + 10
+    while WorkerStatus.load(folder).state != "ready" and time.monotonic() < end:
+        time.sleep(0.01)
+    assert WorkerStatus.load(folder).state == "ready"
+    closing.set()
+    thread.join(10)
+
+
 def test_two_workers_do_not_share_a_session(session: Session) -> None:
     while WorkerStatus.load(session.folder).state != "ready":
         time.sleep(0.01)
