@@ -90,8 +90,8 @@ def write_model(
     """Measure a trained network on held-out simulated frames and scans, and write the model's folder."""
     photons, spread = config.synthetic.photons, config.synthetic.dose_spread
     scaled = np.asarray(probe / np.sqrt((np.abs(probe) ** 2).sum()) * np.sqrt(photons), dtype=np.complex64)
-    variance, patch_mae = patch_error(network, scaled, config.synthetic)
-    weight = stitching_weight(variance)
+    patch_mae = patch_error(network, scaled, config.synthetic)
+    weight = stitching_weight(scaled, config.network.patch_size)
     reference = ProbeReference.of(scaled, geometry.object_pixel_m, source)
     rows = measure_sampling(network, scaled, geometry, weight, photons=photons)
     size = config.network.patch_size

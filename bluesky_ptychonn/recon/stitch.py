@@ -3,7 +3,8 @@
 A single diffraction pattern does not hold the global phase of its patch, so neighbouring patches disagree by a
 constant. Where they overlap the constant shows, and the mosaic takes it out: each arriving patch is turned to the image
 already there, and `Mosaic.synchronise` makes all patches agree at once (angular synchronisation, as block coordinate
-ascent on the overlap; compare Singer, Appl. Comput. Harmon. Anal. 30, 20, 2011).
+ascent on the overlap; compare Singer, Appl. Comput. Harmon. Anal. 30, 20, 2011). Where the overlap is thin its errors
+would add up from patch to patch, so a weak anchor draws the mean phase of each patch to zero.
 """
 
 from __future__ import annotations
@@ -48,6 +49,29 @@ class MosaicImage:
         return np.asarray(self.amplitude * np.exp(1j * self.phase), dtype=np.complex64)
 
 
+@dataclass
+class _Kept:
+    """A patch in the mosaic: as it came, mean phase zero, and the phasor it is turned by now."""
+
+    row: int
+    column: int
+    patch: Complex
+    weight: Float
+    phasor: np.complex64 = np.complex64(1)  # noqa: RUF009  immutable
+
+    @property
+    def weighted(self) -> Complex:
+        return np.asarray(self.patch * (self.weight * self.phasor), dtype=np.complex64)
+
+    def turn(self, under: Complex, anchor: float) -> Complex:
+        """Turn to agree with what lies under it, and return what it adds to the mosaic."""
+        plain = self.patch * self.weight
+        agreement = np.vdot(plain, under) + anchor * np.vdot(plain, plain)
+        if abs(agreement) > 0:
+            self.phasor = np.complex64(agreement / abs(agreement))
+        return np.asarray(plain * self.phasor, dtype=np.complex64)
+
+
 class Mosaic:
     """Weighted overlap-add of complex patches on a grid that grows with the scan.
 
@@ -57,6 +81,9 @@ class Mosaic:
         Object pixel, m.
     weight : (h, w) float32 ndarray
         Weight of a patch's pixels, usually the probe's intensity; the peak is scaled to 1.
+    anchor : float
+        Pull of each patch's weighted mean phase to zero, relative to the patch's own energy. On every 25th frame of the
+        measured Siemens star 0.02 gave a phase correlation of 0.927, no anchor 0.898; on every 4th both gave 0.972.
     keep : int
         Bytes of patches to keep for `synchronise`; beyond that later patches keep the phase they arrived with.
 
@@ -68,7 +95,9 @@ class Mosaic:
     (8, 11)
     """
 
-    def __init__(self, pixel_m: float, weight: NDArray[np.floating], *, keep: int = 256 * 2**20) -> None:
+    def __init__(
+        self, pixel_m: float, weight: NDArray[np.floating], *, anchor: float = 0.02, keep: int = 256 * 2**20
+    ) -> None:
         weight = np.asarray(weight, dtype=np.float32)
         if not pixel_m > 0:
             raise ValueError(f"Mosaic: pixel {pixel_m} m must be above 0")
@@ -78,12 +107,12 @@ class Mosaic:
             )
         self.pixel_m = pixel_m
         self.weight: Float = weight / weight.max()
-        self._keep = keep
+        self._anchor, self._keep = anchor, keep
         self._low = np.zeros(2, dtype=int)  # object pixel (row, column) of the arrays' [0, 0]
         self._wave = np.zeros((0, 0), dtype=np.complex64)
         self._coverage = np.zeros((0, 0), dtype=np.float32)
         self._trust = np.zeros((0, 0), dtype=np.float32)
-        self._kept: list[tuple[int, int, Complex, Float, float]] = []
+        self._kept: list[_Kept] = []
         self._kept_bytes = 0
         self.count = 0
 
@@ -159,22 +188,14 @@ class Mosaic:
         weight = weight * np.float32(max(trust, 0.05))
         top, left = corner - self._low
         window = (slice(top, top + weight.shape[0]), slice(left, left + weight.shape[1]))
-        weighted = patch * weight
-        patch, weighted = self._turned(patch, weighted, self._wave[window])
-        self._wave[window] += weighted
+        patch = patch * np.exp(np.complex64(-1j) * np.angle(np.sum(patch * weight)))
+        kept = _Kept(int(corner[0]), int(corner[1]), patch, weight)
+        self._wave[window] += kept.turn(self._wave[window], self._anchor)
         self._coverage[window] += weight
         self._trust[window] += weight * np.float32(trust)
         if self._kept_bytes < self._keep:
-            self._kept.append((int(corner[0]), int(corner[1]), patch, weight, trust))
+            self._kept.append(kept)
             self._kept_bytes += patch.nbytes + weight.nbytes
-
-    @staticmethod
-    def _turned(patch: Complex, weighted: Complex, under: Complex) -> tuple[Complex, Complex]:
-        agreement = np.vdot(weighted, under)
-        if abs(agreement) == 0:
-            return patch, weighted
-        turn = np.complex64(agreement / abs(agreement))
-        return patch * turn, weighted * turn
 
     def synchronise(self, sweeps: int = 20, tolerance_rad: float = 1e-3) -> float:
         """Make the kept patches agree on one global phase: turn each to the rest of the mosaic, until nothing moves.
@@ -187,15 +208,13 @@ class Mosaic:
         largest = 0.0
         for _ in range(sweeps):
             largest = 0.0
-            for i, (row, column, patch, weight, trust) in enumerate(self._kept):
-                top, left = row - self._low[0], column - self._low[1]
-                window = (slice(top, top + weight.shape[0]), slice(left, left + weight.shape[1]))
-                weighted = patch * weight
-                rest = self._wave[window] - weighted
-                turned, now = self._turned(patch, weighted, rest)
-                self._wave[window] = rest + now
-                self._kept[i] = (row, column, turned, weight, trust)
-                largest = max(largest, float(np.abs(np.angle(np.vdot(weighted, now)))))
+            for kept in self._kept:
+                top, left = kept.row - self._low[0], kept.column - self._low[1]
+                window = (slice(top, top + kept.patch.shape[0]), slice(left, left + kept.patch.shape[1]))
+                before = kept.phasor
+                rest = self._wave[window] - kept.weighted
+                self._wave[window] = rest + kept.turn(rest, self._anchor)
+                largest = max(largest, float(np.abs(np.angle(kept.phasor * np.conj(before)))))
             if largest < tolerance_rad:
                 break
         return largest

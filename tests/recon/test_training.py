@@ -107,12 +107,13 @@ def test_loss_ignores_the_global_phase_only() -> None:
 
 def test_held_out_measurement_worsens_with_the_step(trained: tuple[ObjectNetwork, dict[str, object]]) -> None:
     network, _ = trained
-    variance, phase_mae_rad = patch_error(network, PROBE, SMALL.synthetic, frames=64)
-    weight = stitching_weight(variance)
+    weight = stitching_weight(PROBE, 16)
     assert weight.shape == (16, 16)
     assert weight.max() == pytest.approx(1)
-    assert weight[0].max() < weight[8].max()  # the rim fades
-    assert 0 < phase_mae_rad < np.pi
+    assert weight[0].max() < weight[8].max()
+    untrained = build_network(SMALL.network).eval()
+    errors = [patch_error(n, PROBE, SMALL.synthetic, frames=64) for n in (network, untrained)]
+    assert 0 < errors[0] < errors[1] < 1
     geometry = Geometry(energy_ev=9000, distance_m=1, pixel_pitch_m=75e-6, frame_shape=(32, 32))
     rows = measure_sampling(
         network, PROBE, geometry, weight, photons=3e4, samplings=(0.2, 1.0), kinds=("etched",), field_diameters=4
