@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     from bluesky_ptychonn.optics.geometry import Geometry
     from bluesky_ptychonn.recon.checkpoint import load_model
     from bluesky_ptychonn.stream.client import reconstructions
-    from bluesky_ptychonn.stream.live import LiveReconstruction, reconstruct
+    from bluesky_ptychonn.stream.live import LiveReconstruction
+    from bluesky_ptychonn.stream.reconstruct import reconstruct
     from bluesky_ptychonn.stream.server import connect, serve_catalog
 
 __version__ = "0.1.0"
@@ -45,7 +46,7 @@ _HOMES = {
     "connect": "stream.server",
     "load_model": "recon.checkpoint",
     "ptycho_scan": "beamline.plans",
-    "reconstruct": "stream.live",
+    "reconstruct": "stream.reconstruct",
     "reconstructions": "stream.client",
     "rel_ptycho_scan": "beamline.plans",
     "rel_sparse_ptycho_scan": "beamline.plans",

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from bluesky_ptychonn.cli.catalogs import CatalogOption, find_run, open_catalog
+from bluesky_ptychonn.cli.catalogs import CatalogOption, open_catalog, run_key
 
 
 def reconstruct(
@@ -21,7 +21,6 @@ def reconstruct(
     """Reconstruct a run of the catalog with a model; the result goes into the same catalog."""
     from bluesky_ptychonn.card import load_card
     from bluesky_ptychonn.optics.geometry import Geometry
-    from bluesky_ptychonn.stream.live import reconstruct as run_reconstruction
 
     card = load_card(model)  # an unknown model is said before a server is started
     given = {"energy_ev": energy_ev, "distance_m": distance_m, "pixel_pitch_m": pixel_pitch_m}
@@ -29,8 +28,9 @@ def reconstruct(
     if any(value is not None for value in given.values()):
         geometry = Geometry.from_document({**given, "frame_shape": card.input.frame_shape}, "command line")
     with open_catalog(catalog) as root:
-        uid = find_run(root, run).metadata["start"]["uid"]
-        result = run_reconstruction(uid, model, root, geometry=geometry, device=device)
+        from bluesky_ptychonn.stream.reconstruct import reconstruct as run_reconstruction
+
+        result = run_reconstruction(run_key(run), model, root, geometry=geometry, device=device)
         typer.echo(repr(result))
         for problem in result.problems:
             typer.echo(f"  {problem}")

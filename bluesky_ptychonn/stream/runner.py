@@ -108,6 +108,10 @@ class RunReconstruction:
         if self._exit_status is None:
             self._exit_status, self._exit_reason, self._ended = exit_status, reason, self._clock()
 
+    def fail(self, error: RunError) -> None:
+        """Say that the run cannot be reconstructed; its result will say so too."""
+        self._error = self._error or error
+
     def hurry(self) -> None:
         """Wait for a catalog that does not answer for ``pace.outage_s`` only: the session is being closed."""
         if self._hurried is None:

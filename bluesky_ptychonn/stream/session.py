@@ -85,7 +85,7 @@ class Order:
     raw : str
         Container of the runs.
     threads : int
-        Threads of the network on a CPU.
+        Threads of the network on a CPU; 0 leaves it to torch.
     nice : int
         Priority the worker gives up, 0 to 19.
     """

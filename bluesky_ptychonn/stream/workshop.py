@@ -49,7 +49,8 @@ class TiledWorkshop:
         from bluesky_ptychonn.recon.engine import Reconstructor
         from bluesky_ptychonn.stream.server import connect
 
-        torch.set_num_threads(order.threads)
+        if order.threads:
+            torch.set_num_threads(order.threads)
         self._order = order
         self._session = uuid.uuid5(uuid.NAMESPACE_URL, f"ptychonn:{session}")
         self._root = connect(order.catalog, api_key=api_key) if root is None else root
