@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from bluesky_ptychonn.beamline.assets import Documents
 from bluesky_ptychonn.beamline.axis import SimStage
-from bluesky_ptychonn.beamline.sim import SimCamera
+from bluesky_ptychonn.beamline.camera import SimCamera
 from bluesky_ptychonn.optics.cxi import CxiScan, read_cxi
 from bluesky_ptychonn.optics.geometry import Geometry, to_metres
 from bluesky_ptychonn.optics.simulate import illuminated_diameter_px

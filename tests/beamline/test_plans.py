@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import subprocess
 import sys
 import threading
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
 from bluesky.utils import RunEngineInterrupted
+from ophyd import Signal
+from ophyd.status import Status
 
 from bluesky_ptychonn.beamline.axis import SimAxis
 from bluesky_ptychonn.beamline.plans import (
@@ -270,3 +273,48 @@ def test_plans_and_devices_import_no_torch() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120)
     assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("scan", [ptycho_scan, rel_ptycho_scan, sparse_ptycho_scan, rel_sparse_ptycho_scan])
+def test_the_queue_server_can_read_the_plans(scan) -> None:
+    """It takes annotations as they are (strings would fail), and defaults must be JSON."""
+    parameters = inspect.signature(scan).parameters.values()
+    assert not [p.name for p in parameters if isinstance(p.annotation, str) or p.annotation is p.empty]
+    assert next(iter(parameters)).name == "detectors"
+    assert list(parameters)[-1].name == "md"
+    json.dumps([p.default for p in parameters if p.default is not p.empty])
+
+
+class LocatableMotor:
+    """What a plan sees of an ophyd-async motor: no `egu`, no `position`, but `motor_egu` and `locate`."""
+
+    parent = None
+    hints: ClassVar[dict[str, list[str]]] = {"fields": ["mover"]}
+    name = "mover"
+
+    def __init__(self) -> None:
+        self.motor_egu = Signal(name="mover_motor_egu", value="um")
+        self.at = 2.0
+
+    def set(self, value: float) -> Status:
+        self.at = value
+        status = Status()
+        status.set_finished()
+        return status
+
+    def locate(self) -> dict[str, float]:
+        return {"setpoint": self.at, "readback": self.at}
+
+    def read(self) -> dict[str, Any]:
+        return {"mover": {"value": self.at, "timestamp": 0.0}}
+
+    def describe(self) -> dict[str, Any]:
+        return {"mover": {"source": "test", "dtype": "number", "shape": [], "units": "um"}}
+
+
+def test_motors_of_the_other_ophyd_work_too(RE, of, beamline) -> None:
+    motor = LocatableMotor()
+    RE(rel_ptycho_scan([beamline.camera], motor, beamline.stage.y, 1.0, 0.0, 0.5, pattern="raster"))
+    assert [e["data"]["mover"] for e in of("event")] == pytest.approx([1.5, 2.0, 2.5])
+    assert of("start")[0]["ptychography"]["x_key"] == "mover"
+    assert motor.at == 2.0
