@@ -1,8 +1,8 @@
 """Where mosaics lie in the catalog: canvases of one chunk, larger than the picture, replaced as a whole.
 
-A stored array cannot move its origin, and one that spans chunks is not written in one step. So a picture is laid on a canvas
-with some room on the sides it grew towards; a picture that no longer fits gets new nodes, which readers find only
-once they are filled, because the container's metadata names the nodes in use.
+A stored array cannot move its origin, and one that spans chunks is not written in one step. So a picture is laid on a
+canvas with some room on the sides it grew towards; a picture that no longer fits gets new nodes, which readers find
+only once they are filled, because the container's metadata names the nodes in use.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class Canvas:
             return None
         exact = [(mine - own) / self.pixel_m for mine, own in zip(image.origin_m, self.origin_m, strict=True)]
         row, column = (round(value) for value in exact)
-        aligned = max(abs(exact[0] - row), abs(exact[1] - column)) < 0.01  # noqa: PLR2004  # px; rounding, not a shift
+        aligned = max(abs(exact[0] - row), abs(exact[1] - column)) < 0.01  # px; rounding, not a shift
         bottom, right = row + image.amplitude.shape[0], column + image.amplitude.shape[1]
         inside = row >= 0 and column >= 0 and bottom <= self.shape[0] and right <= self.shape[1]
         return (row, column) if aligned and inside else None

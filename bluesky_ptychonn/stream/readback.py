@@ -10,7 +10,7 @@ import numpy as np
 
 from bluesky_ptychonn.stream.canvas import PICTURES
 from bluesky_ptychonn.stream.spool import frames_schema
-from bluesky_ptychonn.stream.wire import CatalogRefused, Wire
+from bluesky_ptychonn.stream.wire import CatalogRefusedError, Wire
 
 if TYPE_CHECKING:
     from bluesky_ptychonn.recon.stitch import MosaicImage
@@ -46,7 +46,7 @@ def differences(
 
     Raises
     ------
-    CatalogUnavailable
+    CatalogUnavailableError
         When the catalog does not answer.
     """
     problems: list[str] = []
@@ -88,7 +88,7 @@ def _picture(wire: Wire, nodes: Mapping[str, str], name: str, image: MosaicImage
     meant = getattr(image, name)
     try:
         stored = wire.read_array(nodes[name], meant.shape)
-    except (KeyError, CatalogRefused) as error:
+    except (KeyError, CatalogRefusedError) as error:
         return [f"{name} cannot be read: {error}"]
     return (
         [] if np.array_equal(stored, meant.astype(np.float32), equal_nan=True) else [f"{name} differs from the mosaic"]

@@ -223,8 +223,8 @@ def connect(catalog: Any, api_key: str | None = None) -> Any:
     Parameters
     ----------
     catalog : CatalogServer, path, str, or Tiled client
-        A server handle, the folder of a running one, an ``http(s)://`` address, a Tiled profile name, or a client, which is
-        returned as it is.
+        A server handle, the folder of a running one, an ``http(s)://`` address, a Tiled profile name, or a client,
+        which is returned as it is.
     api_key : str, optional
         Key for an address; by default the one in the address, else what Tiled finds in ``TILED_API_KEY``.
 
@@ -431,8 +431,9 @@ class _Settled(dict[Any, Any]):
     """Dependency overrides that FastAPI does not apply.
 
     Tiled overrides one dependency, `get_settings`, by a function that returns the very object `get_settings` returns
-    after filling it in. While there are overrides FastAPI analyses the signature of every dependency again on every request, which
-    is half of the time of a small request (measured: 34 to 19 ms). Tiled itself still looks its function up here.
+    after filling it in. While there are overrides FastAPI analyses the signature of every dependency again on every
+    request, which is half of the time of a small request (measured: 34 to 19 ms). Tiled itself still looks its function
+    up here.
     """
 
     def __bool__(self) -> bool:

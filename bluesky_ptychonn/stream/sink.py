@@ -1,7 +1,7 @@
 """Results into the catalog: patches and their table in blocks, mosaics as whole pictures, a status that was checked.
 
-A block costs three requests whatever its size: amplitudes, phases, table rows. Everything is keyed by sequence number, so
-a block that is sent again, after a pause of the plan, a lost answer or a restart, overwrites and never doubles.
+A block costs three requests whatever its size: amplitudes, phases, table rows. Everything is keyed by sequence number,
+so a block that is sent again, after a pause of the plan, a lost answer or a restart, overwrites and never doubles.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from bluesky_ptychonn.stream.canvas import PICTURES, Canvas
 from bluesky_ptychonn.stream.readback import differences, verdict
 from bluesky_ptychonn.stream.server import PROCESSED
 from bluesky_ptychonn.stream.spool import Block, Spool, frames_schema
-from bluesky_ptychonn.stream.wire import CatalogRefused, CatalogUnavailable, Wire
+from bluesky_ptychonn.stream.wire import CatalogRefusedError, CatalogUnavailableError, Wire
 
 if TYPE_CHECKING:
-    import pyarrow
+    import pyarrow as pa
 
     from bluesky_ptychonn.recon.stitch import MosaicImage
 
@@ -55,7 +55,8 @@ class ResultSink:
     frames_expected : int, optional
         Frames the plan announced; the arrays grow with what comes, whatever this says.
     spool : path, optional
-        Folder for blocks that the catalog cannot take now; without one, `write_block` raises `CatalogUnavailable` instead.
+        Folder for blocks that the catalog cannot take now; without one, `write_block` raises `CatalogUnavailableError`
+        instead.
     key : str, optional
         Uid of a reconstruction begun before, to go on with it; by default a new one.
     spool_limit_bytes : int
@@ -65,7 +66,7 @@ class ResultSink:
 
     Raises
     ------
-    CatalogUnavailable
+    CatalogUnavailableError
         When the catalog does not answer.
     ValueError
         When a parameter cannot be used.
@@ -86,7 +87,7 @@ class ResultSink:
     ) -> None:
         if not start.get("uid"):
             raise ValueError("ResultSink: the start document has no uid")
-        if patch_shape is not None and (len(patch_shape) != 2 or min(patch_shape) < 1):  # noqa: PLR2004
+        if patch_shape is not None and min(patch_shape) < 1:
             raise ValueError(f"ResultSink: patch_shape {patch_shape} must be (rows, columns) in px, or None")
         self.key = key or uuid.uuid4().hex
         self.patch_shape = patch_shape
@@ -171,9 +172,9 @@ class ResultSink:
         ------
         ValueError
             When shapes disagree or a sequence number is below 1. Nothing is written then.
-        CatalogUnavailable
+        CatalogUnavailableError
             Without a spool, or with a full one after waiting.
-        CatalogRefused
+        CatalogRefusedError
             When the catalog will not take it.
         """
         done = np.zeros(np.shape(seq_nums)) if time_done is None else time_done
@@ -212,12 +213,13 @@ class ResultSink:
         Returns
         -------
         str
-            ``complete``: the run succeeded and the catalog holds every frame, as counted here, by the plan, and by reading back.
-            ``failed``: nothing was reconstructed, or the catalog does not hold what was written. ``partial``: all else.
+            ``complete``: the run succeeded and the catalog holds every frame, as counted here, by the plan, and by
+            reading back. ``failed``: nothing was reconstructed, or the catalog does not hold what was written.
+            ``partial``: all else.
 
         Raises
         ------
-        CatalogUnavailable
+        CatalogUnavailableError
             When the catalog does not answer for `patience_s`; what waits is still in the spool, and `finish` can be
             called again.
         """
@@ -226,7 +228,7 @@ class ResultSink:
             try:
                 self._drain(now=True, strict=True)
                 return self._finish(exit_status, counts)
-            except CatalogUnavailable:
+            except CatalogUnavailableError:
                 if time.monotonic() >= deadline:
                     raise
                 time.sleep(_RETRY_S[0])
@@ -238,7 +240,7 @@ class ResultSink:
     # -- blocks
 
     def _send(self, block: Block) -> None:
-        """Three requests: both patch arrays and the table; more where the sequence numbers have gaps that hold frames."""
+        """Send both patch arrays and the table: three requests; more where a gap in the numbers holds other frames."""
         if not self._ready:
             self._make_nodes()
         for first, last in _stretches(block.seq_num, self._written, self._chunk):
@@ -264,7 +266,7 @@ class ResultSink:
     def _append(self, block: Block) -> None:
         try:
             self._wire.append_rows(self._nodes["frames"], block.table())
-        except CatalogUnavailable:
+        except CatalogUnavailableError:
             # Perhaps an earlier try arrived and its answer did not: then the server refuses to hold a frame twice.
             there = set(self._wire.read_rows(self._nodes["frames"], frames_schema()).column("seq_num").to_pylist())
             self._written |= there
@@ -292,7 +294,7 @@ class ResultSink:
         self._corrected_at = time.monotonic()
         self._correcting_s = self._corrected_at - began
 
-    def _replace(self, name: str, rows: pyarrow.Table) -> None:
+    def _replace(self, name: str, rows: pa.Table) -> None:
         old = self._nodes[name]
         self._generation += 1
         new = name if old != name else f"{name}_{self._generation}"
@@ -320,7 +322,7 @@ class ResultSink:
     def _try(self, block: Block) -> bool:
         try:
             self._send(block)
-        except CatalogUnavailable:
+        except CatalogUnavailableError:
             self._retry_at = time.monotonic() + self._retry_s
             self._retry_s = min(2 * self._retry_s, _RETRY_S[1])
             return False
@@ -339,11 +341,11 @@ class ResultSink:
 
     def _keep(self, block: Block) -> None:
         if self._spool is None:
-            raise CatalogUnavailable("the catalog does not answer and there is no spool")
+            raise CatalogUnavailableError("the catalog does not answer and there is no spool")
         deadline = time.monotonic() + self._patience_s
         while not self._spool.fits(block):
             if time.monotonic() >= deadline:
-                raise CatalogUnavailable(
+                raise CatalogUnavailableError(
                     f"the spool {self._spool.folder} holds {self._spool.nbytes} bytes, its limit is "
                     f"{self._spool.limit_bytes}, and the catalog does not answer; give a larger spool_limit_bytes"
                 )
@@ -359,7 +361,7 @@ class ResultSink:
         elif self._drain() and time.monotonic() >= self._retry_at:
             try:
                 self._settle()
-            except CatalogUnavailable:
+            except CatalogUnavailableError:
                 self._retry_at = time.monotonic() + self._retry_s
 
     # -- mosaics and metadata
@@ -431,7 +433,9 @@ class ResultSink:
         )
         stands = (self._wire.attributes() or {}).get("metadata", {}).get("status")
         if stands != status:
-            raise CatalogUnavailable(f"{self._wire.path}: status {status!r} was written and {stands!r} is read back")
+            raise CatalogUnavailableError(
+                f"{self._wire.path}: status {status!r} was written and {stands!r} is read back"
+            )
         return status
 
     def _restore_names(self) -> None:
@@ -450,7 +454,7 @@ class ResultSink:
         """Go on with a reconstruction that an earlier process began."""
         found = self._wire.attributes()
         if found is None or found["specs"][0]["name"] != SPEC["name"]:
-            raise CatalogRefused(f"{self._wire.path} is there and is not a reconstruction", 409)
+            raise CatalogRefusedError(f"{self._wire.path} is there and is not a reconstruction", 409)
         metadata = found["metadata"]
         self._nodes = dict(metadata.get("nodes") or {})
         mosaic = metadata.get("mosaic")
@@ -469,6 +473,13 @@ class ResultSink:
             self._highest = max(self._written, default=0)
         if metadata.get("status") != "live":
             self._wire.update({"status": "live"})
+
+
+def warm_up() -> None:
+    """Import what the first block would import (1.5 s), before it comes."""
+    import pyarrow as pa
+
+    pa.table({"seq_num": np.zeros(1, np.int64)}, schema=pa.schema([("seq_num", pa.int64())]))
 
 
 def _first_metadata(
@@ -519,7 +530,7 @@ def _block(patch_shape: tuple[int, int] | None, seq_nums: ArrayLike, patches: Ar
     wave = np.asarray(patches, dtype=np.complex64)
     kinds = (np.float64, np.float64, np.float32, np.bool_, np.str_, np.float64, np.float64)
     names = ("y_m", "x_m", "trust", "valid", "flag", "time_raw", "time_done")
-    values = [np.array(column, dtype=kind) for column, kind in zip(columns, kinds, strict=True)]
+    values: list[NDArray[Any]] = [np.array(column, dtype=kind) for column, kind in zip(columns, kinds, strict=True)]
     if wave.shape != (len(seq), *(patch_shape or (0, 0))):
         raise ValueError(
             f"write_block: {len(seq)} sequence numbers, patches {wave.shape}, patch_shape {patch_shape} px"

@@ -10,10 +10,10 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 if TYPE_CHECKING:
-    import pyarrow
+    import pyarrow as pa
 
 
-def frames_schema() -> pyarrow.Schema:
+def frames_schema() -> pa.Schema:
     """Columns of a reconstruction's table of frames."""
     import pyarrow as pa
 
@@ -70,7 +70,7 @@ class Block:
         """Take some frames, by index or mask, in ascending order."""
         return Block(**{name: value[np.asarray(rows)] for name, value in vars(self).items()})
 
-    def table(self) -> pyarrow.Table:
+    def table(self) -> pa.Table:
         """Make the rows of the table of frames."""
         import pyarrow as pa
 

@@ -16,18 +16,18 @@ from numpy.typing import NDArray
 
 if TYPE_CHECKING:
     import httpx
-    import pyarrow
+    import pyarrow as pa
 
 _ARROW = "application/vnd.apache.arrow.file"
 _BYTES = "application/octet-stream"
 _MERGE = "application/merge-patch+json"
 
 
-class CatalogUnavailable(ConnectionError):
+class CatalogUnavailableError(ConnectionError):
     """The catalog does not answer, or not now; the same request may work later."""
 
 
-class CatalogRefused(RuntimeError):
+class CatalogRefusedError(RuntimeError):
     """The catalog answers no, and would again.
 
     Attributes
@@ -76,21 +76,23 @@ class Wire:
         try:
             response = self._http.request(method, url, **options)
         except httpx.TransportError as error:
-            raise CatalogUnavailable(f"catalog {self._api} does not answer: {error or type(error).__name__}") from error
+            raise CatalogUnavailableError(
+                f"catalog {self._api} does not answer: {error or type(error).__name__}"
+            ) from error
         if response.is_success:
             return response
         words = f"catalog {self._api}: {method} {route} of {self._path}/{path} answered {response.status_code}"
         if response.status_code >= httpx.codes.INTERNAL_SERVER_ERROR:
-            raise CatalogUnavailable(f"{words}; its log says why")
-        raise CatalogRefused(f"{words}: {response.text[:500]}", response.status_code)
+            raise CatalogUnavailableError(f"{words}; its log says why")
+        raise CatalogRefusedError(f"{words}: {response.text[:500]}", response.status_code)
 
     def attributes(self, path: str = "", *, sources: bool = False) -> dict[str, Any] | None:
         """Metadata, structure and specs of a node; None where there is none."""
         try:
             params = {"include_data_sources": "true"} if sources else {}
             response = self._send("GET", "metadata", path, params=params, headers={"Accept": "application/json"})
-        except CatalogRefused as error:
-            if error.status == 404:  # noqa: PLR2004
+        except CatalogRefusedError as error:
+            if error.status == 404:
                 return None
             raise
         found: dict[str, Any] = response.json()["data"]["attributes"]
@@ -117,8 +119,8 @@ class Wire:
         }
         try:
             self._send("POST", "metadata", "", content=safe_json_dump(body), headers=_json())
-        except CatalogRefused as error:
-            if error.status == 409:  # noqa: PLR2004  # ours: the answer to an earlier try was lost
+        except CatalogRefusedError as error:
+            if error.status == 409:  # ours: the answer to an earlier try was lost
                 return False
             raise
         return True
@@ -135,8 +137,8 @@ class Wire:
         """Remove a node and what the server stored for it, if it is there."""
         try:
             self._send("DELETE", "metadata", path, params={"recursive": "true", "external_only": "false"})
-        except CatalogRefused as error:
-            if error.status != 404:  # noqa: PLR2004
+        except CatalogRefusedError as error:
+            if error.status != 404:
                 raise
 
     # -- arrays, float32
@@ -186,7 +188,7 @@ class Wire:
 
     # -- tables
 
-    def create_table(self, key: str, schema: pyarrow.Schema, primary: str) -> bool:
+    def create_table(self, key: str, schema: pa.Schema, primary: str) -> bool:
         """Make an empty table that grows; the server keeps `primary` unique and in order."""
         from tiled.structures.table import TableStructure
 
@@ -198,8 +200,8 @@ class Wire:
         }
         return self.create(key, "table", source=source)
 
-    def append_rows(self, path: str, rows: pyarrow.Table) -> None:
-        """Append rows, all or none; a row whose primary key is there is answered by `CatalogUnavailable`."""
+    def append_rows(self, path: str, rows: pa.Table) -> None:
+        """Append rows, all or none; a row whose primary key is there is answered by `CatalogUnavailableError`."""
         import pyarrow as pa
 
         buffer = pa.BufferOutputStream()
@@ -210,7 +212,7 @@ class Wire:
             "PATCH", "table/partition", path, params={"partition": 0}, content=content, headers={"Content-Type": _ARROW}
         )
 
-    def read_rows(self, path: str, schema: pyarrow.Schema) -> pyarrow.Table:
+    def read_rows(self, path: str, schema: pa.Schema) -> pa.Table:
         """Read a whole table, in the columns and types of `schema`; Tiled sends them in any order and adds an index."""
         import pyarrow as pa
 
