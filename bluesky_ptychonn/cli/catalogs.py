@@ -22,7 +22,7 @@ CatalogOption = Annotated[
 ReconstructionArgument = Annotated[
     str, typer.Argument(help="uid of a reconstruction or of a run, or the first letters of either; 'latest'")
 ]
-_LOOK_BACK = 1000  # reconstructions among which a shortened uid is looked for
+_LOOK_BACK = 300  # newest entries among which a shortened uid is looked for: the most Tiled gives at once
 
 
 @contextlib.contextmanager
@@ -99,27 +99,8 @@ def find_reconstruction(root: Any, which: str) -> Any:
     return fits[0]
 
 
-def find_run(root: Any, which: str) -> Any:
-    """Find the run that a uid, the first letters of one, a scan id, or ``latest`` names.
-
-    Raises
-    ------
-    LookupError
-        When there is none, or a shortened uid fits several.
-    """
-    from tiled.queries import Key
-
-    raw = root["raw"]
+def run_key(which: str) -> str | int:
+    """Turn what a user types for a run into what the catalog looks up: a uid or its beginning, a scan id, -1."""
     if which == "latest":
-        found = list(raw.sort(("time_created", -1)).keys().head(1))
-    elif which in raw:
-        found = [which]
-    elif which.isdigit() and len(which) < 6:
-        found = list(raw.search(Key("start.scan_id") == int(which)).sort(("time_created", -1)).keys().head(1))
-    else:
-        found = [key for key in raw.sort(("time_created", -1)).keys().head(_LOOK_BACK) if key.startswith(which)]
-    if not found:
-        raise LookupError(f"no run {which!r} is in this catalog")
-    if len(found) > 1:
-        raise LookupError(f"{which!r} fits {len(found)} runs; give more of the uid")
-    return raw[found[0]]
+        return -1
+    return int(which) if which.isdigit() and len(which) < 6 else which

@@ -14,7 +14,7 @@ import h5py
 import numpy as np
 import pytest
 
-pytestmark = pytest.mark.system
+pytestmark = [pytest.mark.system, pytest.mark.timeout(600)]
 
 KEYS = """frames dense_equivalent_frames step_m sampling phase_mae_rad phase_correlation ssim coverage_fraction
 latency_ms frames_per_s scan_slowdown model device catalog reconstruction_uid"""
@@ -27,7 +27,7 @@ def ptychonn(*arguments: Any, folder: Path, code: int = 0, **environment: str) -
         env={**os.environ, **environment},
         capture_output=True,
         text=True,
-        timeout=280,
+        timeout=500,
         check=False,
     )
     assert done.returncode == code, done.stdout + done.stderr

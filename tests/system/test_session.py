@@ -11,7 +11,7 @@ from pathlib import Path
 import pexpect
 import pytest
 
-pytestmark = pytest.mark.system
+pytestmark = [pytest.mark.system, pytest.mark.timeout(600)]
 
 PROMPT = r"\r?\nIn \[\d+\]: "
 Ask = Callable[[str], str]
