@@ -119,9 +119,9 @@ def measure_sampling(
     weight: NDArray[np.float32],
     *,
     photons: float,
-    samplings: Sequence[float] = (0.15, 0.25, 1 / 3, 0.4, 0.5, 0.6, 0.75, 0.9),
+    samplings: Sequence[float] = (0.2, 0.25, 1 / 3, 0.4, 0.5, 0.6, 0.75, 0.9),
     kinds: Sequence[SampleKind] = ("etched", "cells", "star"),
-    field_diameters: float = 6.0,
+    field_diameters: float = 5.0,
     seed: int = HELD_OUT_SEED,
 ) -> list[tuple[float, ScanScore]]:
     """Measure error against sampling on held-out simulated scans.
