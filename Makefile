@@ -26,8 +26,9 @@ check: $(VENV)/.ready ## lint, formatting, types and layer contracts
 docs: $(VENV)/.docs ## build the documentation (docs/_build/html), warnings are errors
 	$(BIN)/python -m sphinx -W --keep-going -q -b html docs docs/_build/html
 
-bench: $(VENV)/.ready ## run the benchmarks and rewrite benchmarks/results
-	$(BIN)/python -m benchmarks
+bench: $(VENV)/.peer ## run the benchmarks and rewrite benchmarks/results
+	$(BIN)/python -m benchmarks.star
+	$(BIN)/python -m benchmarks.callback_cost
 
 session: $(VENV)/.ready ## open IPython on the simulated beamline with profile_startup/
 	@mkdir -p $(SESSION)/profile_default
@@ -63,4 +64,9 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 
 $(VENV)/.docs: $(VENV)/.ready
 	$(call install,docs)
+	@touch $@
+
+# pty-chi without torchvision, which would bring another torch; see benchmarks/README.md.
+$(VENV)/.peer: $(VENV)/.ready
+	@$(INSTALL) --no-deps ptychi==2.2.0 && $(INSTALL) scikit-learn tqdm
 	@touch $@

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 from docutils import nodes
@@ -26,7 +27,9 @@ html_theme_options = {
 html_sidebars = {"**": ["about.html", "navigation.html", "searchbox.html"]}
 myst_enable_extensions = ["deflist"]
 myst_heading_anchors = 3
+autosummary_generate = False
 numpydoc_show_class_members = False
+warnings.filterwarnings("ignore", "Unknown section Subscriptions", UserWarning)  # ophyd's own Device
 autodoc_typehints = "none"  # numpydoc's Parameters say them
 autodoc_member_order = "bysource"
 
