@@ -75,6 +75,13 @@ class LiveReconstruction:
     threads : int, optional
         Threads of the network on a CPU; half the cores by default.
 
+    Attributes
+    ----------
+    folder : Path
+        This session's journals, status and log.
+    order : Order
+        What the worker was asked to do.
+
     Raises
     ------
     ValueError
@@ -169,7 +176,7 @@ class LiveReconstruction:
                     order, self.folder.name, root=address.client, model=model if loaded else None
                 ),
             )
-        self._worker_kind = worker
+        self.order = order
         self._closed = False
         _open.add(self)
 
