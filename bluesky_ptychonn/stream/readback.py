@@ -129,6 +129,9 @@ def verdict(exit_status: str, counts: Mapping[str, Any], found: ReadBack) -> tup
         problems.append(f"{seen} frames were seen, the table holds {found.valid + found.invalid}")
     if expected is not None and expected != seen:
         problems.append(f"the plan announced {expected} frames, {seen} were seen")
+    if rejected:
+        # Named and counted, but a user who asks for complete results wants no holes.
+        problems.append(f"{rejected} frames have no reconstruction; counts and flags say why")
     if exit_status != "success":
         problems.append(f"the run ended with {exit_status!r}")
     if lost or not found.valid:

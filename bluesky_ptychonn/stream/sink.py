@@ -213,9 +213,9 @@ class ResultSink:
         Returns
         -------
         str
-            ``complete``: the run succeeded and the catalog holds every frame, as counted here, by the plan, and by
-            reading back. ``failed``: nothing was reconstructed, or the catalog does not hold what was written.
-            ``partial``: all else.
+            ``complete``: the run succeeded and the catalog holds a reconstruction of every frame, as counted here, by
+            the plan, and by reading back. ``failed``: nothing was reconstructed, or the catalog does not hold what was
+            written. ``partial``: all else.
 
         Raises
         ------

@@ -88,6 +88,7 @@ def test_detector_that_misses_and_spoils_frames(
     (uid,) = RE(scan(beamline, 9))
     (ended,) = threaded.wait(uid, WAIT_S)
     assert ended.rejected == {"detector gave no frame": 2, "frame cannot be decoded": 1}, ended
+    assert ended.state == "partial"
     frames = threaded.result(uid).frames.set_index("seq_num")
     assert frames.index.tolist() == list(range(1, 10))
     assert frames.flag[[2, 5, 7]].tolist() == ["detector gave no frame"] * 2 + ["frame cannot be decoded"]
