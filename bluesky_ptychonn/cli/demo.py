@@ -24,7 +24,7 @@ def demo(
     sample: Annotated[Literal["etched", "cells", "star", "texture"], typer.Option(help="kind of sample")] = "etched",
     seed: Annotated[int, typer.Option(help="of the sample, never seen in training")] = 2026,
     field_um: Annotated[float, typer.Option(help="side of the scanned square, µm")] = 4.5,
-    tolerated_error: Annotated[float, typer.Option(help="phase error you accept, rad; sets the step")] = 0.08,
+    tolerated_error: Annotated[float, typer.Option(help="phase error you accept, rad; sets the step")] = 0.06,
     step_um: Annotated[float | None, typer.Option(help="step, µm, instead of the tolerated error's")] = None,
     exposure_s: Annotated[float, typer.Option(help="time of one exposure, s")] = 0.05,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda")] = "auto",

@@ -25,7 +25,7 @@ def plot_reconstruction(image: MosaicImage, frames: pd.DataFrame, title: str) ->
     Parameters
     ----------
     image : MosaicImage
-        What to draw; the phase is shown around its median, a mosaic knows it up to a constant.
+        What to draw; the phase is shown around its mean, a mosaic knows it up to a constant.
     frames : DataFrame
         Columns ``x_m, y_m`` (m) and ``valid``.
     title : str
@@ -75,8 +75,9 @@ def label(axes: NDArray[Any]) -> None:
 
 
 def centred(phase: NDArray[Any]) -> NDArray[Any]:
-    """Phase in rad around its median: its constant means nothing. Wraps stay where they are."""
-    return phase - np.nanmedian(phase) if np.isfinite(phase).any() else phase
+    """Phase in rad around its mean direction: its constant means nothing, and must not split it at a wrap."""
+    wave = np.exp(1j * phase)
+    return np.asarray(np.angle(wave * np.conj(np.nansum(wave) or 1.0)))
 
 
 def limits(data: NDArray[Any]) -> tuple[float, float]:
@@ -119,10 +120,12 @@ def draw_points(axis: Axes, frames: pd.DataFrame) -> None:
     """Draw where frames were taken, rejected ones crossed."""
     valid = frames["valid"].to_numpy(dtype=bool)
     x, y = frames["x_m"].to_numpy() * _UM, frames["y_m"].to_numpy() * _UM
+    view = axis.axis()  # a point off the picture must not shrink it
     size = float(np.clip(4000 / max(len(frames), 1), 1.0, 12.0))
     axis.scatter(x[valid], y[valid], s=size, c="tab:blue", linewidths=0, label=f"{valid.sum()} frames")
     if (~valid).any():
         axis.scatter(x[~valid], y[~valid], s=3 * size, c="tab:red", marker="x", label=f"{(~valid).sum()} rejected")
+    axis.axis(view)
     axis.legend(loc="upper right", fontsize="small", framealpha=0.8)
 
 
