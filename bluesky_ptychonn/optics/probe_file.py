@@ -51,7 +51,20 @@ def read_probe(source: str | os.PathLike[str]) -> tuple[NDArray[np.complex64], G
         raise ValueError(f"{path.name}: probe of shape {array.shape}, {array.dtype}; needed is a square complex array")
     if not np.isfinite(array).all() or not np.abs(array).max() > 0:
         raise ValueError(f"{path.name}: probe holds NaN or infinite values, or is dark everywhere")
-    return array.astype(np.complex64), None
+    return array.astype(np.complex64), _geometry(path, array.shape[0])
+
+
+def _geometry(path: Path, size: int) -> Geometry | None:
+    """Geometry of a CXI file whose frames fit the probe; None where it holds the probe alone."""
+    if path.suffix != ".cxi":
+        return None
+    from bluesky_ptychonn.optics.cxi import read_cxi
+
+    try:
+        geometry = read_cxi(path).geometry
+    except ValueError:
+        return None  # a probe without a scan is as good a source; the caller asks for the geometry in words
+    return geometry if geometry.frame_shape == (size, size) else None
 
 
 def _read(path: Path) -> NDArray[np.generic]:
