@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from bluesky_ptychonn.stream.live import LiveReconstruction
     from bluesky_ptychonn.stream.server import CatalogServer
 
-CATALOG, FRAMES = "catalog", "frames"
+CATALOG, FRAMES, JOURNAL = "catalog", "frames", "journal"
 
 
 @dataclass
@@ -92,7 +92,7 @@ class Road:
             When there is none, with the reason.
         """
         (progress,) = self.live.wait(uid, timeout)
-        if progress.key is None:
+        if progress.key is None or progress.state == "failed":
             raise RuntimeError(f"nothing was reconstructed: {progress}")
         result: PtychoReconstruction = self.live.result(uid)
         return result
@@ -105,7 +105,7 @@ def open_road(folder: Path, model: str, *, device: str = "auto") -> Iterator[Roa
     Parameters
     ----------
     folder : Path
-        Gets ``catalog/`` with ``frames/`` in it; what is there already stays.
+        Gets ``catalog/`` with ``frames/`` in it, and ``journal/``; what is there already stays.
     model : str
         Name or folder.
     device : str
@@ -121,7 +121,7 @@ def open_road(folder: Path, model: str, *, device: str = "auto") -> Iterator[Roa
     frames.mkdir(parents=True, exist_ok=True)
     with (
         serve_catalog(folder / CATALOG, readable=[frames]) as server,
-        LiveReconstruction(model, server, device=device) as live,
+        LiveReconstruction(model, server, device=device, journal_dir=folder / JOURNAL) as live,
     ):
         engine: Any = RunEngine({}, call_returns_result=False)
         engine.subscribe(TiledWriter(server.raw, batch_size=1))
