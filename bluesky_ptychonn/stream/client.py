@@ -350,7 +350,7 @@ def reconstructions(
     if status is not None and status not in allowed:
         raise ValueError(f"reconstructions: status {status!r}; allowed: {', '.join(allowed)}")
     found = _processed(connect(catalog)).search(SpecsQuery(include=[SPEC], exclude=[]))
-    conditions = {"model.name": model, "model.version": version, "status": status, "raw.sample": sample}
+    conditions: dict[str, Any] = {"model.name": model, "model.version": version, "status": status, "raw.sample": sample}
     if isinstance(raw, int):
         conditions["raw.scan_id"] = raw
     elif raw is not None:

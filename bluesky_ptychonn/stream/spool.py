@@ -109,6 +109,8 @@ class Spool:
             raise ValueError(f"Spool: limit_bytes {limit_bytes} must be above 0")
         self.folder = folder
         self.limit_bytes = limit_bytes
+        for draft in folder.glob("*.draft"):
+            draft.unlink()  # of a process that died while it wrote
         files = sorted(folder.glob("*.npz")) if folder.is_dir() else []
         self._waiting: list[tuple[Path, int, int]] = []  # file, frames, bytes
         for path in files:

@@ -1,8 +1,8 @@
 """The few requests that results need of Tiled, one round trip each.
 
-Tiled's own client serves people; it is not used for writing because it repeats a failed request for 45 s on its own, and
-because touching a table through it imports dask.dataframe (4 s). What is counted in a catalog is requests, so each method says
-how many it makes: one, where nothing else is said.
+Tiled's own client serves people; it is not used for writing because it repeats a failed request for 45 s on its own,
+and because touching a table through it imports dask.dataframe (4 s). What is counted in a catalog is requests, so each
+method says how many it makes: one, where nothing else is said.
 """
 
 from __future__ import annotations
@@ -72,13 +72,19 @@ class Wire:
         import httpx
 
         url = f"{self._api}/{route}/{self._path}" + (f"/{path}" if path else "")
+        if self._http.is_closed:
+            raise CatalogUnavailableError(f"catalog {self._api}: this connection was closed; connect again")
         self.requests += 1
         try:
-            response = self._http.request(method, url, **options)
+            try:
+                response = self._http.request(method, url, **options)
+            except (httpx.ReadError, httpx.WriteError, httpx.RemoteProtocolError):
+                # A kept connection that the server closed, as it does after an error of its own. Every request here
+                # may be repeated.
+                response = self._http.request(method, url, **options)
         except httpx.TransportError as error:
-            raise CatalogUnavailableError(
-                f"catalog {self._api} does not answer: {error or type(error).__name__}"
-            ) from error
+            why = str(error) or type(error).__name__
+            raise CatalogUnavailableError(f"catalog {self._api} does not answer: {why}") from error
         if response.is_success:
             return response
         words = f"catalog {self._api}: {method} {route} of {self._path}/{path} answered {response.status_code}"
@@ -176,7 +182,7 @@ class Wire:
         return np.frombuffer(content, np.float32).reshape(shape)
 
     def trim_array(self, path: str, rows: int) -> None:
-        """Cut the array to its first `rows`: the stored chunks are whole, and the last one may be padded. Two requests."""
+        """Cut the array to its first `rows`: stored chunks are whole, and the last one may be padded. Two requests."""
         found = self.attributes(path, sources=True)
         if found is None or found["structure"]["shape"][0] <= rows:
             return
