@@ -459,6 +459,10 @@ def _serve(folder: Path, order: Mapping[str, Any], listener: socket.socket, answ
         # SQLite: a second process may look into the tables; a DuckDB file is locked to the one that opened it.
         writable_storage=[str(folder / "data"), f"sqlite:///{folder / 'storage.db'}"],
         readable_storage=list(order["readable"]),
+        # One connection for all tables: Tiled sets no busy timeout, so of two requests that write at once one would
+        # fail with "database is locked", and that one may be the scan's own TiledWriter.
+        storage_pool_size=1,
+        storage_max_overflow=0,
         cache_config=StreamingCacheConfig(uri="memory").model_dump() if order["subscriptions"] else None,
     )
     app = build_app(catalog, authentication=Authentication(single_user_api_key=_read_key(folder)), server_settings={})
