@@ -29,7 +29,7 @@ def find_run(root: Any, run: Any, raw: str = "raw") -> Any:
     if hasattr(run, "metadata"):
         return run
     try:
-        return root[raw][run]
+        return (root[raw] if raw else root)[run]
     except (KeyError, ValueError) as error:
         raise ValueError(f"no run {run!r} in {root.uri} under {raw!r}: {error}") from None
 

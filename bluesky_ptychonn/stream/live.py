@@ -71,7 +71,7 @@ class LiveReconstruction:
     pace : Pace, optional
         All of the timing.
     raw : str
-        Container of the runs in the catalog.
+        Container of the runs in the catalog; empty where runs lie at its root.
     threads : int, optional
         Threads of the network on a CPU; half the cores by default.
 

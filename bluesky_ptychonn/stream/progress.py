@@ -21,7 +21,7 @@ class Pace:
         Time between mosaics, s.
     share : float
         Part of the time, at most, that our requests take while the run goes on: the scan's own requests go to the same
-        server.
+        server. A server so slow that this would mean pauses of more than ten times `flush_s` gets no longer ones.
     patience_s : float
         How long after a run's end its missing frames are waited for, s.
     outage_s : float

@@ -26,6 +26,7 @@ log = logging.getLogger(__name__)
 UNREADABLE = "frame cannot be decoded"
 NOT_THERE = "frame not in the catalog"
 _LOOKS = 3  # at a frame that cannot be decoded, or is all zeros: it may be half written
+_LONGEST_REST = 10  # times flush_s, mosaic_s
 _MISTAKES = 3  # failures of other kinds than a catalog that does not answer
 
 
@@ -186,8 +187,8 @@ class RunReconstruction:
         took = parts.work(pairing, running=running, over=over)
         if running and parts.mosaic_changed and self._clock() >= parts.mosaic_due:
             took += parts.write_mosaic()
-        # The busier the catalog, the longer between our requests: the scan comes first.
-        rest = took * (1 / self.pace.share - 1) if running else 0.0
+        # The busier the catalog, the longer between our requests: the scan comes first. But one slow answer is no rule.
+        rest = min(took * (1 / self.pace.share - 1), _LONGEST_REST * self.pace.flush_s) if running else 0.0
         self._due = self._clock() + max(self.pace.flush_s, rest)
         parts.report(pairing, self.progress)
         if not running and not pairing.ready and not parts.tried and parts.settle(pairing):
@@ -383,7 +384,8 @@ class _Parts:
         took = self._clock() - began
         self.mosaic_changed = False
         # Mosaics grow with the scan while frames do not: they may take half of our share.
-        self.mosaic_due = self._clock() + max(self._pace.mosaic_s, 2 * took / self._pace.share)
+        rest = min(2 * took / self._pace.share, _LONGEST_REST * self._pace.mosaic_s)
+        self.mosaic_due = self._clock() + max(self._pace.mosaic_s, rest)
         return took
 
     def settle(self, pairing: RunPairing) -> bool:

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bluesky_ptychonn.stream.keys import RunError
-from bluesky_ptychonn.stream.readers import HTTPFrames, LocalFrames, ask
+from bluesky_ptychonn.stream.readers import HTTPFrames, LocalFrames, node_at
 
 log = logging.getLogger(__name__)
 
@@ -141,7 +141,7 @@ class TiledFrames:
         """Find the array, once; KeyError where there is none (yet)."""
         if self._node is not None:
             return
-        node = ask(lambda: self._root[self._path])
+        node = node_at(self._root, self._path)
         rest = node.shape[1:]
         if tuple(rest) not in (self._frame_shape, (1, *self._frame_shape)):
             raise RunError(
@@ -149,7 +149,7 @@ class TiledFrames:
                 f"{list(self._frame_shape)}; one frame per point is needed"
             )
         self._node = node
-        self._http = HTTPFrames(lambda: self._root[self._path], node, self._frame_shape)
+        self._http = HTTPFrames(lambda: node_at(self._root, self._path), node, self._frame_shape)
         self._frame_bytes = int(np.prod(self._frame_shape)) * node.dtype.itemsize
 
     def _open_local(self) -> LocalFrames | None:

@@ -182,7 +182,7 @@ class Worker:
         now = time.monotonic()
         if force or now - self._said >= _STATUS_S:
             self._said = now
-            problems = [one.problem for one in self.status.runs.values() if one.problem]
+            problems = [one.problem for one in self.status.runs.values() if one.problem and one.state != "ignored"]
             self.status.problem = problems[-1] if problems else ""
             self.status.save(self._folder)
 

@@ -74,7 +74,8 @@ class TiledWorkshop:
 
     def source(self, start: Mapping[str, Any], stream: str, layout: Layout) -> TiledFrames:
         """Frames of a run in this catalog."""
-        return TiledFrames(self._root, (self._order.raw, start["uid"], stream, layout.frame_key), layout.frame_shape)
+        where = [part for part in self._order.raw.split("/") if part]
+        return TiledFrames(self._root, (*where, start["uid"], stream, layout.frame_key), layout.frame_shape)
 
     def sink(
         self,

@@ -108,12 +108,13 @@ def test_first_frame_at_once_then_in_blocks() -> None:
     assert bench.sink.blocks[2] == list(range(4, 14))
 
 
-def test_busy_catalog_is_asked_less_often() -> None:
+@pytest.mark.parametrize(("took", "pause"), [(0.01, 0.1), (0.1, 0.4), (1.0, 1.0), (60.0, 1.0)])
+def test_busy_catalog_is_asked_less_often(took: float, pause: float) -> None:
     bench = Bench(RunMaker(), pace=Pace(flush_s=0.1, mosaic_s=1e9, share=0.2))
     write = bench.sink.write_block
 
     def slow(*arguments: Any) -> None:
-        bench.clock.now += 1.0
+        bench.clock.now += took
         write(*arguments)
 
     bench.sink.write_block = slow  # type: ignore[method-assign]
@@ -121,7 +122,7 @@ def test_busy_catalog_is_asked_less_often() -> None:
     bench.work()
     assert bench.job.due == math.inf
     bench.point(2)
-    assert bench.job.due == pytest.approx(bench.clock.now + 4.0)
+    assert bench.job.due == pytest.approx(bench.clock.now + pause)
 
 
 def test_mosaics_are_written_now_and_then_and_at_the_end() -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,6 +13,7 @@ import pytest
 from bluesky_ptychonn.stream.catalog_run import documents_of, find_run
 from bluesky_ptychonn.stream.keys import Keys, RunError
 from bluesky_ptychonn.stream.pairing import NO_FRAME, RunPairing
+from bluesky_ptychonn.stream.readers import ask
 from bluesky_ptychonn.stream.server import CatalogServer
 from bluesky_ptychonn.stream.source import TiledFrames, slices
 from bluesky_ptychonn.stream.testing import GEOMETRY, RunMaker, frame_of
@@ -164,16 +165,24 @@ def test_shape_that_differs_from_the_descriptor_is_said(
         source.read([0])
 
 
-def test_catalog_that_does_not_answer_is_told_from_missing_frames(catalog_server: CatalogServer) -> None:
-    class Away:
-        def __getitem__(self, path: Sequence[str]) -> Any:
-            import httpx
+def test_catalog_that_does_not_answer_is_told_from_missing_frames(monkeypatch: pytest.MonkeyPatch) -> None:
+    import httpx
 
-            raise httpx.ConnectError("refused")
+    def refuse() -> Any:
+        raise httpx.ConnectError("refused")
 
-    got = TiledFrames(Away(), ("raw", "x", "primary", "img"), (16, 16)).read([0, 1])
+    monkeypatch.setattr("bluesky_ptychonn.stream.source.node_at", lambda root, path: ask(refuse))
+    got = TiledFrames(None, ("raw", "x", "primary", "img"), (16, 16)).read([0, 1])
     assert got.unreachable
-    assert "catalog does not answer" in got.problem
+    assert got.problem == "catalog does not answer: refused"
+
+
+def test_runs_at_the_root_of_a_catalog(catalog_server: CatalogServer, writer: Any) -> None:
+    run = RunMaker("event")
+    send(writer, [*run.open(), *run.point(1, 0.0, 0.0), *run.close()])
+    assert find_run(catalog_server.raw, run.uid, raw="").metadata["start"]["uid"] == run.uid
+    source = TiledFrames(catalog_server.raw, (run.uid, "primary", "img"), GEOMETRY.frame_shape)
+    assert numbers(source.read([0]).frames) == [1]
 
 
 @pytest.mark.parametrize(
