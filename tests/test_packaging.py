@@ -50,7 +50,6 @@ def test_an_unknown_name_says_what_there_is() -> None:
         ("bluesky_ptychonn.optics.simulate", "torch tiled bluesky ophyd matplotlib h5py"),
         ("bluesky_ptychonn.beamline.plans", "torch tiled matplotlib h5py"),
         ("bluesky_ptychonn.beamline.sim", "torch tiled matplotlib"),
-        ("bluesky_ptychonn.recon.engine", "tiled bluesky ophyd matplotlib"),
         ("bluesky_ptychonn.stream.live", "torch matplotlib ophyd"),
         ("bluesky_ptychonn.viewer", "torch tiled matplotlib"),
     ],

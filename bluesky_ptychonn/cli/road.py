@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import threading
 import time
 from collections.abc import Iterator
@@ -111,18 +112,22 @@ def open_road(folder: Path, model: str, *, device: str = "auto") -> Iterator[Roa
     device : str
         ``auto``, ``cpu``, ``cuda``.
     """
-    from bluesky import RunEngine
-    from bluesky_tiled_plugins import TiledWriter
-
     from bluesky_ptychonn.stream.live import LiveReconstruction
     from bluesky_ptychonn.stream.server import serve_catalog
 
+    # Ten seconds of imports, done while the server is busy with its own.
+    imports = threading.Thread(target=importlib.import_module, args=("bluesky_tiled_plugins",), daemon=True)
+    imports.start()
     frames = folder / CATALOG / FRAMES
     frames.mkdir(parents=True, exist_ok=True)
     with (
         serve_catalog(folder / CATALOG, readable=[frames]) as server,
         LiveReconstruction(model, server, device=device, journal_dir=folder / JOURNAL) as live,
     ):
+        imports.join()
+        from bluesky import RunEngine
+        from bluesky_tiled_plugins import TiledWriter
+
         engine: Any = RunEngine({}, call_returns_result=False)
         engine.subscribe(TiledWriter(server.raw, batch_size=1))
         live.wait_ready()

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,24 +13,26 @@ import h5py
 import numpy as np
 import pytest
 
+from bluesky_ptychonn.cli import main
+
 pytestmark = [pytest.mark.system, pytest.mark.timeout(600)]
 
 KEYS = """frames dense_equivalent_frames step_m sampling phase_mae_rad phase_correlation ssim coverage_fraction
 latency_ms frames_per_s scan_slowdown model device catalog reconstruction_uid"""
 
 
-def ptychonn(*arguments: Any, folder: Path, code: int = 0, **environment: str) -> str:
+def ptychonn(*arguments: Any, folder: Path) -> str:
+    """Run a command in a process of its own."""
     done = subprocess.run(
         [sys.executable, "-c", "from bluesky_ptychonn.cli import main; main()", *map(str, arguments)],
         cwd=folder,
-        env={**os.environ, **environment},
         capture_output=True,
         text=True,
         timeout=500,
         check=False,
     )
-    assert done.returncode == code, done.stdout + done.stderr
-    return done.stdout if code == 0 else done.stderr
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
 
 
 @pytest.fixture(scope="module")
@@ -81,15 +82,20 @@ def test_demo_leaves_a_picture(folder, said) -> None:
     assert picture.std() > 20
 
 
-def test_a_catalog_nobody_serves_is_served_for_the_time_of_a_command(folder, report) -> None:
-    ptychonn("export", "--to", "latest.cxi", "--catalog", folder / "demo-output/catalog", folder=folder)
-    with h5py.File(folder / "latest.cxi") as file:
-        assert np.isfinite(file["entry_1/image_1/phase"][()]).mean() > 0.8
-        assert file["entry_1/sample_1/geometry_1/translation"].shape == (report["frames"], 3)
+@pytest.fixture(scope="module")
+def again(folder: Path, report: dict[str, Any]) -> str:
+    """Reconstruct the run again, from a catalog that nobody serves."""
+    catalog = folder / "demo-output/catalog"
+    return ptychonn("reconstruct", "2", "--model", "simulated-zp64", "--catalog", catalog, folder=folder)
+
+
+def test_a_run_in_the_catalog_can_be_reconstructed_again(again, report) -> None:
+    assert f"complete, {report['frames']}/{report['frames']} frames" in again
+    assert f"processed/{report['reconstruction_uid']}" not in again  # a reconstruction of its own
 
 
 @pytest.fixture(scope="module")
-def catalog(folder: Path, said: str) -> Iterator[Path]:
+def catalog(folder: Path, again: str) -> Iterator[Path]:
     """The demo's catalog, served, as at a beamline."""
     from bluesky_ptychonn.stream.server import serve_catalog
 
@@ -98,21 +104,44 @@ def catalog(folder: Path, said: str) -> Iterator[Path]:
         yield path
 
 
-def test_what_the_demo_left_can_be_drawn(folder, report, catalog) -> None:
-    said = ptychonn("view", report["reconstruction_uid"][:8], "--catalog", catalog, "--out", "v.png", folder=folder)
-    assert "complete" in said
+@pytest.fixture
+def run(monkeypatch, capsys, folder) -> Callable[..., tuple[int, str, str]]:
+    """Run a command in this process, which has imported everything already."""
+
+    def run(*arguments: Any) -> tuple[int, str, str]:
+        monkeypatch.chdir(folder)
+        monkeypatch.setattr(sys, "argv", ["ptychonn", *map(str, arguments)])
+        with pytest.raises(SystemExit) as end:
+            main()
+        return int(end.value.code or 0), *capsys.readouterr()
+
+    return run
+
+
+def test_what_the_demo_left_can_be_drawn(run, folder, report, catalog) -> None:
+    code, said, _ = run("view", report["reconstruction_uid"][:8], "--catalog", catalog, "--out", "v.png")
+    assert code == 0
+    assert f"PtychoReconstruction {report['reconstruction_uid'][:8]}" in said
     assert (folder / "v.png").stat().st_size > 20_000
 
 
-def test_what_is_not_in_the_catalog_is_said(folder, catalog) -> None:
-    words = ptychonn("view", "feed", folder=folder, code=2, PTYCHONN_CATALOG=str(catalog))
-    assert words == "ptychonn: no reconstruction 'feed', nor one of a run 'feed', is in this catalog\n"
+def test_the_latest_can_be_exported(run, folder, report, catalog) -> None:
+    code, said, _ = run("export", "--to", "latest.cxi", "--catalog", catalog)
+    assert code == 0
+    assert "in latest.cxi" in said
+    with h5py.File(folder / "latest.cxi") as file:
+        assert np.isfinite(file["entry_1/image_1/phase"][()]).mean() > 0.8
+        assert file["entry_1/sample_1/geometry_1/translation"].shape == (report["frames"], 3)
 
 
-def test_a_run_in_the_catalog_can_be_reconstructed_again(folder, report, catalog) -> None:
-    said = ptychonn("reconstruct", "2", "--model", "simulated-zp64", "--catalog", catalog, folder=folder)
-    assert f"complete, {report['frames']}/{report['frames']} frames" in said
-    assert f"processed/{report['reconstruction_uid']}" not in said  # a reconstruction of its own
+def test_what_is_not_in_the_catalog_is_said(run, catalog, monkeypatch) -> None:
+    monkeypatch.setenv("PTYCHONN_CATALOG", str(catalog))
+    words = "ptychonn: no reconstruction 'feed', nor one of a run 'feed', is in this catalog\n"
+    assert run("view", "feed")[::2] == (2, words)
+    code, _, said = run("reconstruct", "feed", "--model", "simulated-zp64")
+    assert code == 2
+    assert "no run 'feed'" in said
+    assert said.count("\n") == 1
 
 
 @pytest.fixture(scope="module")
@@ -139,8 +168,9 @@ def recording(folder: Path) -> Path:
     return path
 
 
-def test_replay_takes_a_measured_scan_down_the_same_road(folder, recording) -> None:
-    said = ptychonn("replay", recording, "--model", "simulated-zp64", "--every", 2, "--out", "replayed", folder=folder)
+def test_replay_takes_a_measured_scan_down_the_same_road(run, folder, recording) -> None:
+    code, said, _ = run("replay", recording, "--model", "simulated-zp64", "--every", 2, "--out", "replayed")
+    assert code == 0
     assert "complete, 18/18 frames" in said
     report = json.loads((folder / "replayed/report.json").read_text())
     assert report["frames"] == 18
