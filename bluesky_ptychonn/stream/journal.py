@@ -7,13 +7,12 @@ is one `write` on an ``O_APPEND`` descriptor: it survives ``kill -9`` of the wri
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import math
 import os
 import re
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,7 +25,6 @@ _DESCRIPTOR_KEYS = ("uid", "run_start", "name", "time", "data_keys", "hints")
 _EVENT_KEYS = ("uid", "descriptor", "seq_num", "time", "filled")
 _SCALARS = (int, float, str, bool, type(None))
 _OPTIONS = orjson.OPT_APPEND_NEWLINE | orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_NON_STR_KEYS
-_LONGEST_LINE = 64 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,8 +185,8 @@ class JournalWriter:
     >>> journal = JournalWriter(folder)
     >>> journal.append("start", {"uid": "a-run", "time": 0.0})
     >>> journal.append("stop", {"uid": "s", "run_start": "a-run", "time": 1.0, "exit_status": "success"})
-    >>> [entry.name for entry in JournalReader(journal_path(folder, "a-run")).read()]
-    ['start', 'stop']
+    >>> print(len(journal_path(folder, "a-run").read_bytes().splitlines()), journal.open_runs)
+    2 ()
     """
 
     def __init__(self, folder: Path) -> None:
@@ -265,83 +263,3 @@ class JournalWriter:
         """Close every file; runs without a stop document stay unfinished in the journal."""
         for run in tuple(self._files):
             self._end(run)
-
-
-class JournalReader:
-    """Follows the journal of one run while it is written.
-
-    Parameters
-    ----------
-    path : Path
-        The run's file.
-    offset : int
-        Byte to begin at: 0, or another reader's `offset`.
-
-    Attributes
-    ----------
-    offset : int
-        Byte after the last whole line that was read.
-    corrupt : int
-        Whole lines that were not journal entries (a write torn by a full disk), passed over.
-    """
-
-    def __init__(self, path: Path, offset: int = 0) -> None:
-        self.path = path
-        self.offset = offset
-        self.corrupt = 0
-        self._fd: int | None = None
-        self._synced = (0.0, offset)
-
-    def read(self, max_bytes: int = 1 << 20) -> list[Entry]:
-        """Entries appended since the last call, at most about `max_bytes` of them; never a line still being written.
-
-        Returns
-        -------
-        list of Entry
-            Empty when there is nothing new, or no file yet.
-        """
-        if self._fd is None:
-            try:
-                self._fd = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
-            except FileNotFoundError:
-                return []
-        chunk = os.pread(self._fd, max_bytes, self.offset)
-        end = chunk.rfind(b"\n")
-        if end < 0:
-            if len(chunk) == max_bytes and max_bytes < _LONGEST_LINE:
-                return self.read(max_bytes * 4)
-            return []
-        self.offset += end + 1
-        return list(self._parse(chunk[:end]))
-
-    def _parse(self, lines: bytes) -> Iterator[Entry]:
-        for line in lines.split(b"\n"):
-            if not line:
-                continue
-            try:
-                entry = orjson.loads(line)
-                yield Entry(entry["name"], entry["doc"], entry["t"])
-            except (orjson.JSONDecodeError, KeyError, TypeError):
-                self.corrupt += 1
-
-    def sync(self, every_s: float = 1.0) -> None:
-        """Have the disk keep what was written, at most once in `every_s` seconds."""
-        when, offset = self._synced
-        now = time.monotonic()
-        if self._fd is not None and self.offset > offset and now - when >= every_s:
-            with contextlib.suppress(OSError):  # a file system that cannot: then the append alone has to do
-                os.fdatasync(self._fd)
-            self._synced = (now, self.offset)
-
-    def close(self) -> None:
-        """Close the file; a later `read` opens it again."""
-        if self._fd is not None:
-            os.close(self._fd)
-            self._fd = None
-
-
-def journaled_runs(folder: Path) -> list[Path]:
-    """Journals in a session's folder, in no meaningful order."""
-    with contextlib.suppress(FileNotFoundError), os.scandir(folder) as entries:
-        return [folder / entry.name for entry in entries if entry.name.endswith(SUFFIX)]
-    return []

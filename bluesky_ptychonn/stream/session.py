@@ -21,7 +21,8 @@ from typing import Any
 import orjson
 
 from bluesky_ptychonn.optics.geometry import Geometry
-from bluesky_ptychonn.stream.journal import SUFFIX, journaled_runs
+from bluesky_ptychonn.stream.follow import journaled_runs
+from bluesky_ptychonn.stream.journal import SUFFIX
 from bluesky_ptychonn.stream.keys import Keys
 from bluesky_ptychonn.stream.progress import Pace, Progress
 

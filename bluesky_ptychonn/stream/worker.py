@@ -17,7 +17,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from bluesky_ptychonn.stream.journal import JournalReader, journaled_runs
+from bluesky_ptychonn.stream.follow import JournalReader, journaled_runs
 from bluesky_ptychonn.stream.outage import is_outage
 from bluesky_ptychonn.stream.parts import Workshop
 from bluesky_ptychonn.stream.progress import Progress

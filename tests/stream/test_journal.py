@@ -13,7 +13,8 @@ import numpy as np
 import orjson
 import pytest
 
-from bluesky_ptychonn.stream.journal import JournalReader, JournalWriter, encode, journal_path, journaled_runs
+from bluesky_ptychonn.stream.follow import JournalReader, journaled_runs
+from bluesky_ptychonn.stream.journal import JournalWriter, encode, journal_path
 from bluesky_ptychonn.stream.testing import RunMaker
 
 

@@ -10,10 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bluesky_ptychonn.optics.geometry import Geometry
+from bluesky_ptychonn.stream.assembly import NOT_THERE, UNREADABLE
 from bluesky_ptychonn.stream.keys import Keys
 from bluesky_ptychonn.stream.pairing import BAD_POSITION, NO_FRAME
 from bluesky_ptychonn.stream.progress import Pace
-from bluesky_ptychonn.stream.runner import NOT_THERE, UNREADABLE, RunReconstruction
+from bluesky_ptychonn.stream.runner import RunReconstruction
 from bluesky_ptychonn.stream.testing import GEOMETRY, FakeSink, FakeSource, FakeWorkshop, RunMaker, frame_of
 
 
