@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -28,7 +29,9 @@ def view(
         typer.echo(repr(result))
         for problem in result.problems:
             typer.echo(f"  {problem}")
-        scan = (result.metadata.get("scan") or {}) if hasattr(result, "metadata") else {}
+        scan: dict[str, Any] = {}
+        with contextlib.suppress(LookupError):  # the run may be in another catalog
+            scan = result.raw.metadata["start"].get("ptychography") or {}
         figure = reconstruction_figure(
             result.mosaic(),
             result.frames,
