@@ -205,7 +205,7 @@ def serve_catalog(
         answer = _ask(process, order, folder)
     except BaseException:
         process.kill()
-        process.wait()
+        process.communicate()  # waits, and closes the pipes
         raise
     server = CatalogServer(folder, answer["uri"], process, time.perf_counter() - started)
     try:
@@ -294,7 +294,8 @@ def _write_profile(name: str, uri: str, api_key: str) -> Path:
     if holder is not None and Path(holder).parent == target.parent and Path(holder) != target:
         raise ValueError(f"write_profile: {holder} already defines {name!r}; choose another name or remove it there")
     target.parent.mkdir(parents=True, exist_ok=True)
-    _write_private(target, yaml.safe_dump({name: {"uri": uri, "api_key": api_key}}))
+    # The one way a profile can carry a key; Tiled's client takes it off the address and sends it as a header.
+    _write_private(target, yaml.safe_dump({name: {"uri": f"{uri}?api_key={api_key}"}}))
     load_profiles.cache_clear()
     return target
 
@@ -349,7 +350,6 @@ def _ask(process: subprocess.Popen[bytes], order: Mapping[str, Any], folder: Pat
     process.stdin.flush()
     ready, _, _ = select.select([process.stdout], [], [], START_TIMEOUT_S)
     line = process.stdout.readline() if ready else b""
-    process.stdout.close()
     if not line:
         why = "stopped" if ready else f"did not answer within {START_TIMEOUT_S:g} s"
         tail = (folder / _LOG_FILE).read_text(encoding="utf-8", errors="replace")[-2000:]
@@ -357,6 +357,7 @@ def _ask(process: subprocess.Popen[bytes], order: Mapping[str, Any], folder: Pat
     answer: dict[str, Any] = json.loads(line)
     if "error" in answer:
         raise RuntimeError(f"serve_catalog: {answer['error']}")
+    process.stdout.close()
     return answer
 
 
@@ -441,6 +442,8 @@ class _Settled(dict[Any, Any]):
 
 
 def _serve(folder: Path, order: Mapping[str, Any], listener: socket.socket, answer: Any) -> None:
+    (folder / "data").mkdir(exist_ok=True)  # before the imports: a folder that cannot be used is known at once
+
     import uvicorn
     from tiled.catalog import from_uri
     from tiled.commandline._catalog import init
@@ -449,7 +452,6 @@ def _serve(folder: Path, order: Mapping[str, Any], listener: socket.socket, answ
     from tiled.server.settings import get_settings
 
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(name)s %(levelname)s %(message)s")
-    (folder / "data").mkdir(exist_ok=True)
     database = folder / "catalog.db"
     # In this process, before its event loop starts: Tiled's own `init_if_not_exists` starts a second interpreter for
     # it and pays the imports twice (11 s).

@@ -18,7 +18,7 @@ def test_tables_written_at_once_all_arrive(catalog_server: Any) -> None:
         try:
             for number in range(rows):
                 table.append_partition(0, pa.table({"seq_num": [number], "value": [0.5]}, schema=schema))
-        except BaseException as error:  # noqa: BLE001  # judged below, in the test's own thread
+        except BaseException as error:  # judged below, in the test's own thread
             errors.append(error)
 
     threads = [threading.Thread(target=write, args=(table,)) for table in tables]
