@@ -279,6 +279,8 @@ def test_blocks_wait_in_the_spool_while_the_server_is_away(tmp_path: Path) -> No
         sink.write_block(*block_of(range(1, 11)))
         server._process.kill()
         server._process.wait()
+        assert "stopped" in repr(server)
+        server.close()
         server.close()
         began = time.monotonic()
         sink.write_block(*block_of(range(11, 21)))
@@ -292,9 +294,12 @@ def test_blocks_wait_in_the_spool_while_the_server_is_away(tmp_path: Path) -> No
         with pytest.raises(CatalogUnavailableError, match="does not answer"):
             sink.finish("success", counts_of(30))
         assert sink.pending == 26
-        start, key, uri = {"uid": "x"}, sink.key, server.uri
+        start, key, before = {"uid": "x"}, sink.key, server
+        (tmp_path / "catalog" / "api_key").chmod(0o644)
         server = serve_catalog(tmp_path / "catalog")
-        assert server.uri == uri  # where the worker still looks for it
+        # Where the worker still looks for it, with the key it has, and that key private again.
+        assert (server.uri, server.api_key) == (before.uri, before.api_key)
+        assert (tmp_path / "catalog" / "api_key").stat().st_mode & 0o777 == 0o600
         # Both the sink that lived through it and one that finds the spool of a process that did not.
         after = ResultSink(client, start=start, metadata={}, patch_shape=SHAPE, spool=tmp_path / "spool", key=key)
         assert after.pending == 26
