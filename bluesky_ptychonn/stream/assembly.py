@@ -160,8 +160,8 @@ class Assembly:
         self._forget(ref.seq_num)
         self._rejected[ref.seq_num] = self._untold[ref.seq_num] = reason
 
-    def write_mosaic(self) -> float:
-        """Write the whole mosaic; returns the seconds the catalog was asked."""
+    def write_mosaic(self) -> None:
+        """Write the whole mosaic."""
         image = self._mosaic.snapshot()
         began = self._clock()
         self.sink.write_mosaic(image)
@@ -170,7 +170,6 @@ class Assembly:
         # Mosaics grow with the scan while frames do not: they may take half of our share.
         rest = min(2 * took / self._pace.share, LONGEST_REST * self._pace.mosaic_s)
         self.mosaic_due = self._clock() + max(self._pace.mosaic_s, rest)
-        return took
 
     def settle(self, pairing: RunPairing) -> bool:
         """After the last frame: name what is missing, let all patches agree, write the last mosaic.

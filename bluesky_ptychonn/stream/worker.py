@@ -26,7 +26,7 @@ from bluesky_ptychonn.stream.session import KEY_VARIABLE, Order, WorkerStatus, d
 
 log = logging.getLogger(__name__)
 
-_POLL_S, _IDLE_S = 0.02, 0.1
+_POLL_S, _IDLE_S = 0.005, 0.1
 _STATUS_S = 0.2
 _REMEMBERED = 100  # finished runs in the status
 _AWAY_S = 2.0  # between attempts to reach a catalog
