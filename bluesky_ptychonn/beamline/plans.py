@@ -16,7 +16,7 @@ from bluesky.utils import MsgGenerator, plan
 
 from bluesky_ptychonn.beamline.motors import check_limits, in_motor_units, read_position, read_unit
 from bluesky_ptychonn.beamline.patterns import Field, Pattern
-from bluesky_ptychonn.beamline.start_document import UM, about_scan, grid, hints, plan_args, spacing
+from bluesky_ptychonn.beamline.start_document import UM, about_scan, extent_m, grid, hints, plan_args, spacing
 from bluesky_ptychonn.optics.geometry import to_metres
 
 
@@ -232,7 +232,11 @@ def _scan(
     check_limits(name, trajectory)
     frames = len(trajectory)
     dense = about["dense_equivalent_frames"]
-    about = {**about, "dose_saved_fraction": None if dense is None else 1 - frames / dense}
+    about = {
+        **about,
+        "dose_saved_fraction": None if dense is None else 1 - frames / dense,
+        "extent_m": extent_m(trajectory, motors, per_metre, (about["x_sign"], about["y_sign"])),
+    }
     start = {
         "plan_name": name,
         "plan_args": args,

@@ -189,6 +189,10 @@ def replay_scan(
         "y_sign": 1,
         "pattern": f"replay, every {every}",
         "step_m": step_m,
+        "extent_m": {
+            name: [float(positions[chosen].min()), float(positions[chosen].max())]
+            for name, positions in (("x", recorded.x_m), ("y", recorded.y_m))
+        },
         "sampling": None if diameter_m is None else step_m / diameter_m,
         "probe_diameter_m": diameter_m,
         "dense_equivalent_frames": len(recorded),

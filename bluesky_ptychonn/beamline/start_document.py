@@ -80,6 +80,20 @@ def about_scan(
     }
 
 
+def extent_m(
+    trajectory: Cycler[Any, Any], motors: Sequence[Any], per_metre: Sequence[float], signs: Sequence[int]
+) -> dict[str, list[float]]:
+    """Give the lowest and highest position of a trajectory in object coordinates, m, for ``x`` and ``y``.
+
+    Live pictures are made as large as that from the first frame on.
+    """
+    found = {}
+    columns = trajectory.by_key()
+    for axis, motor, scale, sign in zip(("x", "y"), motors, per_metre, signs, strict=True):
+        found[axis] = sorted(sign * float(end(columns[motor])) / scale for end in (min, max))
+    return found
+
+
 def _geometry(camera: Any, given: Mapping[str, Any] | None) -> Geometry | None:
     if given is not None:
         return Geometry.from_document(given, "plan argument geometry")

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bluesky_ptychonn.recon.stitch import Mosaic
+from bluesky_ptychonn.stream.field import Field
 from bluesky_ptychonn.stream.keys import RunError
 from bluesky_ptychonn.stream.pairing import FrameRef, RunPairing, count_reasons
 from bluesky_ptychonn.stream.parts import Patches, Reconstructs, Sink
@@ -41,6 +42,7 @@ class Assembly:
         reconstructor: Reconstructs,
         source: FrameSource,
         sink: Sink,
+        start: Mapping[str, Any],
         pace: Pace,
         clock: Callable[[], float],
     ) -> None:
@@ -53,6 +55,8 @@ class Assembly:
         self._pace = pace
         self._clock = clock
         self._mosaic = self._new_mosaic()
+        h, w = reconstructor.patch_shape
+        self._field = Field.announced(start, (h * reconstructor.pixel_m, w * reconstructor.pixel_m))
         self._committed: dict[int, FrameRef] = {}
         self._rejected: dict[int, str] = {}
         self._untold: dict[int, str] = {}  # rejected without a line in the result's table yet
@@ -163,6 +167,8 @@ class Assembly:
     def write_mosaic(self) -> None:
         """Write the whole mosaic."""
         image = self._mosaic.snapshot()
+        if self._field is not None:
+            image = self._field.fill(image)
         began = self._clock()
         self.sink.write_mosaic(image)
         took = self._clock() - began

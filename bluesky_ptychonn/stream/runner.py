@@ -195,7 +195,7 @@ class RunReconstruction:
         metadata = {**reconstructor.describe(), "geometry": geometry.model_dump(mode="json")}
         sink = self._workshop.sink(self.start, metadata, reconstructor.patch_shape, self.progress.expected)
         self.progress.key = sink.key
-        return Assembly(reconstructor, source, sink, self.pace, self._clock)
+        return Assembly(reconstructor, source, sink, self.start, self.pace, self._clock)
 
     def _finish(self, parts: Assembly) -> None:
         learned = parts.reconstructor.describe()  # what it knows now and did not at the beginning, such as the flux

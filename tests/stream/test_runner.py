@@ -10,7 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bluesky_ptychonn.optics.geometry import Geometry
+from bluesky_ptychonn.recon.stitch import Mosaic
 from bluesky_ptychonn.stream.assembly import NOT_THERE, UNREADABLE
+from bluesky_ptychonn.stream.field import Field
 from bluesky_ptychonn.stream.keys import Keys
 from bluesky_ptychonn.stream.pairing import BAD_POSITION, NO_FRAME
 from bluesky_ptychonn.stream.progress import Pace
@@ -414,3 +416,37 @@ def test_long_run_is_worked_off_in_blocks() -> None:
     assert bench.job.progress.done == points
     assert max(map(len, bench.source.reads)) == block
     assert len(bench.source.reads) <= points / block + 2
+
+
+def test_picture_has_the_announced_size_from_the_first_frame_on() -> None:
+    run = RunMaker()
+    extent = {"y": [0.0, 0.0], "x": [0.0, 5e-7]}
+    run.md["ptychography"] = {**run.start()[1]["ptychography"], "extent_m": extent, "step_m": 1e-7}
+    bench = Bench(run, 51, pace=Pace(flush_s=0.05, mosaic_s=0.1))
+    for seq_num in range(1, 52):
+        bench.point(seq_num, x=(seq_num - 1) / 100)
+        bench.work(0.1)
+    bench.close()
+    pictures = bench.sink.mosaics
+    assert len(pictures) > 5
+    assert {picture.phase.shape for picture in pictures} == {pictures[0].phase.shape}
+    assert len({picture.origin_m for picture in pictures}) == 1
+    covered = np.isfinite(pictures[-1].phase)
+    assert covered.any(axis=0).sum() == 58
+    assert (pictures[-1].coverage[~covered] == 0).all()
+    assert pictures[0].coverage.sum() < pictures[-1].coverage.sum()
+
+
+@pytest.mark.parametrize(
+    "said", [None, {}, {"extent_m": None}, {"extent_m": {"x": [0, 1]}}, {"extent_m": {"x": "ab", "y": [1, None]}}]
+)
+def test_field_that_was_not_announced(said: Any) -> None:
+    assert Field.announced({"ptychography": said}, (1e-7, 1e-7)) is None
+
+
+def test_field_beyond_reason_is_left_alone() -> None:
+    field = Field.announced({"ptychography": {"extent_m": {"y": [0, 1.0], "x": [0, 1.0]}}}, (1e-7, 1e-7))
+    assert field is not None
+    mosaic = Mosaic(1e-8, np.ones((8, 8), np.float32))
+    mosaic.add(np.ones((1, 8, 8), np.complex64), np.zeros(1), np.zeros(1), np.ones(1))
+    assert field.fill(mosaic.snapshot()).phase.shape == (8, 8)
