@@ -12,7 +12,7 @@ def test_tables_written_at_once_all_arrive(catalog_server: Any) -> None:
     schema = pa.schema([("seq_num", pa.int64()), ("value", pa.float64())])
     errors: list[BaseException] = []
     writers, rows = 4, 25
-    tables = [catalog_server.client["processed"].create_appendable_table(schema) for _ in range(writers)]
+    tables = [catalog_server.client["models"].create_appendable_table(schema) for _ in range(writers)]
 
     def write(table: Any) -> None:
         try:
