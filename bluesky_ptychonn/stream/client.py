@@ -14,9 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 from tiled.client.container import Container
 
+from bluesky_ptychonn.stream.block import frames_schema
 from bluesky_ptychonn.stream.canvas import PICTURES
-from bluesky_ptychonn.stream.server import PROCESSED, RAW, connect
-from bluesky_ptychonn.stream.spool import frames_schema
+from bluesky_ptychonn.stream.connecting import PROCESSED, RAW, connect
 from bluesky_ptychonn.stream.wire import CatalogRefusedError, Wire
 
 if TYPE_CHECKING:

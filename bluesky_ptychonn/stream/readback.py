@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from bluesky_ptychonn.stream.block import frames_schema
 from bluesky_ptychonn.stream.canvas import PICTURES
-from bluesky_ptychonn.stream.spool import frames_schema
 from bluesky_ptychonn.stream.wire import CatalogRefusedError, Wire
 
 if TYPE_CHECKING:
     from bluesky_ptychonn.recon.stitch import MosaicImage
-    from bluesky_ptychonn.stream.spool import Block
+    from bluesky_ptychonn.stream.block import Block
 
 
 @dataclass(frozen=True)

@@ -15,15 +15,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from bluesky_ptychonn.stream.canvas import PICTURES, Canvas
+from bluesky_ptychonn.stream.block import Block
+from bluesky_ptychonn.stream.connecting import PROCESSED
+from bluesky_ptychonn.stream.frame_table import FrameTable
+from bluesky_ptychonn.stream.pictures import Pictures
 from bluesky_ptychonn.stream.readback import differences, verdict
-from bluesky_ptychonn.stream.server import PROCESSED
-from bluesky_ptychonn.stream.spool import Block, Spool, frames_schema
+from bluesky_ptychonn.stream.spool import Spool
 from bluesky_ptychonn.stream.wire import CatalogRefusedError, CatalogUnavailableError, Wire
 
 if TYPE_CHECKING:
-    import pyarrow as pa
-
     from bluesky_ptychonn.recon.stitch import MosaicImage
 
 SPEC = {"name": "PtychoReconstruction", "version": "1.0"}
@@ -33,7 +33,7 @@ UNITS = {
 }  # fmt: skip
 
 _CHUNK_BYTES = 2**20
-_PATCHES = ("amplitude_patches", "phase_patches")
+PATCHES = ("amplitude_patches", "phase_patches")
 _RETRY_S = (0.5, 10.0)  # first and longest wait for a catalog that does not answer
 
 
@@ -95,18 +95,10 @@ class ResultSink:
         self._spool = None if spool is None else Spool(Path(spool) / self.key, spool_limit_bytes)
         self._wire = Wire(root, [PROCESSED, self.key])
         self._chunk = _chunk_frames(patch_shape, frames_expected)
-        self._written: set[int] = set()
-        self._corrections: dict[int, Block] = {}  # by sequence number; rows to replace in the table
-        self._corrected_at, self._correcting_s = 0.0, 0.0
+        self._table = FrameTable(self._wire)
+        self._pictures = Pictures(self._wire)
         self._last: Block | None = None
-        self._highest = 0
-        self._ready = False  # arrays and table exist
-        self._nodes: dict[str, str] = {}
-        self._generation = 0
-        self._snapshot = 0
-        self._canvas: Canvas | None = None
-        self._image: MosaicImage | None = None
-        self._image_due = False
+        self._image_due: MosaicImage | None = None
         self._metadata_due: dict[str, Any] = {}
         self._retry_at, self._retry_s = 0.0, _RETRY_S[0]
         first = _first_metadata(start, metadata, patch_shape, frames_expected)
@@ -125,7 +117,7 @@ class ResultSink:
     @property
     def written(self) -> frozenset[int]:
         """Sequence numbers in the catalog; after a restart, those that need not be done again."""
-        return frozenset(self._written)
+        return frozenset(self._table.written)
 
     @property
     def requests(self) -> int:
@@ -178,7 +170,7 @@ class ResultSink:
             When the catalog will not take it.
         """
         done = np.zeros(np.shape(seq_nums)) if time_done is None else time_done
-        block = _block(self.patch_shape, seq_nums, patches, y_m, x_m, trust, valid, flags, time_raw, done)
+        block = Block.of(self.patch_shape, seq_nums, patches, y_m, x_m, trust, valid, flags, time_raw, done)
         if not len(block):
             return
         if self._spool is None:
@@ -192,7 +184,7 @@ class ResultSink:
 
         When the catalog does not answer and there is a spool, the snapshot is kept and sent later; the latest wins.
         """
-        self._image, self._image_due = image, True
+        self._image_due = image
         self._settle_or_keep()
 
     def update(self, **metadata: Any) -> None:
@@ -235,87 +227,32 @@ class ResultSink:
 
     def __repr__(self) -> str:
         pending = f", {self.pending} frames pending" if self.pending else ""
-        return f"<ResultSink {self.key[:8]}, {len(self._written)} frames written{pending}>"
+        return f"<ResultSink {self.key[:8]}, {len(self._table.written)} frames written{pending}>"
 
     # -- blocks
 
     def _send(self, block: Block) -> None:
         """Send both patch arrays and the table: three requests; more where a gap in the numbers holds other frames."""
-        if not self._ready:
+        if self._table.node is None:
             self._make_nodes()
-        for first, last in _stretches(block.seq_num, self._written, self._chunk):
+        for first, last in _stretches(block.seq_num, self._table.written, self._chunk):
             span = slice(*np.searchsorted(block.seq_num, [first, last + 1]))
             rows = block.seq_num[span] - first
-            for name, data in zip(_PATCHES, (block.amplitude, block.phase), strict=True):
+            for name, data in zip(PATCHES, (block.amplitude, block.phase), strict=True):
                 whole = np.zeros((last - first + 1, *data.shape[1:]), np.float32)
                 whole[rows] = data[span]
                 self._wire.patch_array(name, whole, first - 1)
         block.time_done[:] = np.maximum(block.time_done, time.time())
-        self._highest = max(self._highest, int(block.seq_num[-1]))
-        again = np.array([number in self._written for number in block.seq_num.tolist()])
-        if not again.all():
-            self._append(block.select(~again))
-        if again.any():
-            some = block.select(again)
-            self._corrections.update((int(seq), some.select([i])) for i, seq in enumerate(some.seq_num))
-        # A table is rewritten as a whole: a run that is measured all over again does not pay it for every block.
-        if self._corrections and time.monotonic() > self._corrected_at + max(2.0, 20 * self._correcting_s):
-            self._correct()
+        self._table.add(block)
         self._last = block
-
-    def _append(self, block: Block) -> None:
-        try:
-            self._wire.append_rows(self._nodes["frames"], block.table())
-        except CatalogUnavailableError:
-            # Perhaps an earlier try arrived and its answer did not: then the server refuses to hold a frame twice.
-            there = set(self._wire.read_rows(self._nodes["frames"], frames_schema()).column("seq_num").to_pylist())
-            self._written |= there
-            if there.isdisjoint(block.seq_num.tolist()):
-                raise
-            self._corrections.update(
-                (int(seq), block.select([i])) for i, seq in enumerate(block.seq_num) if int(seq) in there
-            )
-            rest = ~np.isin(block.seq_num, list(there))
-            if rest.any():
-                self._append(block.select(rest))
-        self._written.update(block.seq_num.tolist())
-
-    def _correct(self) -> None:
-        """Replace rows: a new table takes the place of the old one, seen by readers when it is whole."""
-        import pyarrow as pa
-        import pyarrow.compute as pc
-
-        began = time.monotonic()
-        old = self._wire.read_rows(self._nodes["frames"], frames_schema())
-        kept = old.filter(pc.invert(pc.is_in(old["seq_num"], pa.array(list(self._corrections), pa.int64()))))
-        rows = pa.concat_tables([kept, *(row.table() for row in self._corrections.values())])
-        self._replace("frames", rows)
-        self._corrections.clear()
-        self._corrected_at = time.monotonic()
-        self._correcting_s = self._corrected_at - began
-
-    def _replace(self, name: str, rows: pa.Table) -> None:
-        old = self._nodes[name]
-        self._generation += 1
-        new = name if old != name else f"{name}_{self._generation}"
-        if not self._wire.create_table(new, frames_schema(), "seq_num"):
-            self._wire.delete(new)  # left by a process that died while it wrote
-            self._wire.create_table(new, frames_schema(), "seq_num")
-        self._wire.append_rows(new, rows.sort_by("seq_num"))
-        self._wire.update({"nodes": {name: new}})
-        self._nodes[name] = new
-        self._wire.delete(old)
 
     def _make_nodes(self) -> None:
         if self.patch_shape is None:
             raise ValueError("ResultSink: made without a patch_shape, it takes no blocks")
-        for name in _PATCHES:
+        for name in PATCHES:
             shape = (self._chunk, *self.patch_shape)
             self._wire.create_array(name, shape, shape, ("frame", "y", "x"))
-        self._wire.create_table("frames", frames_schema(), "seq_num")
-        self._nodes["frames"] = "frames"
-        self._wire.update({"nodes": {"frames": "frames"}})
-        self._ready = True
+        self._table.make()
 
     # -- a catalog that does not answer
 
@@ -364,91 +301,59 @@ class ResultSink:
             except CatalogUnavailableError:
                 self._retry_at = time.monotonic() + self._retry_s
 
-    # -- mosaics and metadata
+    # -- mosaics, metadata, the end
 
     def _settle(self) -> None:
-        if self._image_due and self._image is not None:
-            canvas = self._canvas
-            if canvas is None:
-                canvas = Canvas.tight(self._image)
-            elif canvas.corner(self._image) is None:
-                canvas = canvas.grown(self._image)
-            # Once outgrown, the plain names stay free for the last picture.
-            self._draw(self._image, canvas, plain=self._canvas is None)
-            self._image_due = False
+        if self._image_due is not None:
+            counts = {"reconstructed": self._table.valid, **self._metadata_due.pop("counts", {})}
+            self._pictures.draw(self._image_due, {**self._metadata_due, "counts": counts})
+            self._image_due, self._metadata_due = None, {}
         if self._metadata_due:
             self._wire.update(self._metadata_due)
             self._metadata_due = {}
 
-    def _draw(self, image: MosaicImage, canvas: Canvas, *, plain: bool) -> None:
-        """Lay a picture on a canvas: five requests, seventeen where the canvas is new."""
-        pictures = canvas.place(image)
-        old = {name: self._nodes[name] for name in PICTURES if name in self._nodes}
-        if canvas == self._canvas:
-            nodes = old
-        else:
-            self._generation += 1
-            nodes = {name: name if plain else f"{name}_{self._generation}" for name in PICTURES}
-            for node in nodes.values():
-                if not self._wire.create_array(node, canvas.shape, canvas.shape, ("y", "x")):
-                    self._wire.delete(node)  # left by a process that died while it drew
-                    self._wire.create_array(node, canvas.shape, canvas.shape, ("y", "x"))
-        for name, node in nodes.items():
-            self._wire.put_array(node, pictures[name])
-        self._snapshot += 1
-        facts = canvas.describe(image)
-        self._wire.update(
-            {
-                **self._metadata_due,
-                "nodes": nodes,
-                "mosaic": {**facts, "snapshot": self._snapshot},
-                "pixel_m": facts["pixel_m"],
-                "origin_m": facts["origin_m"],
-            }
-        )
-        self._metadata_due = {}
-        self._canvas = canvas
-        self._nodes.update(nodes)
-        for node in set(old.values()) - set(nodes.values()):
-            self._wire.delete(node)
-
     def _finish(self, exit_status: str, counts: Mapping[str, Any]) -> str:
         self._settle()
-        if self._corrections:
-            self._correct()
-        self._restore_names()
-        if self._ready:
-            for name in _PATCHES:
-                self._wire.trim_array(name, self._highest)
-        found = differences(self._wire, self._nodes, self._written, self._last, self._image, self.patch_shape)
+        self._table.finish()
+        self._pictures.finish()
+        written = self._table.written
+        if written:
+            for name in PATCHES:
+                self._wire.trim_array(name, max(written))
+        nodes = self._pictures.nodes | ({} if self._table.node is None else {"frames": self._table.node})
+        self._tidy(nodes)
+        found = differences(self._wire, nodes, written, self._last, self._pictures.image, self.patch_shape)
         status, problems = verdict(exit_status, counts, found)
         self._wire.update(
             {
                 "status": status,
                 "exit_status": exit_status,
-                "counts": dict(counts),
+                "counts": self._counts(counts),
                 "problems": problems or None,
                 "time_finished": time.time(),
             }
         )
-        stands = (self._wire.attributes() or {}).get("metadata", {}).get("status")
+        stands = self._metadata().get("status")
         if stands != status:
             raise CatalogUnavailableError(
                 f"{self._wire.path}: status {status!r} was written and {stands!r} is read back"
             )
         return status
 
-    def _restore_names(self) -> None:
-        """Bring what grew back to the names of the schema, mosaics cut to the picture."""
-        if self._image is not None:
-            tight = Canvas.tight(self._image)
-            if self._nodes["amplitude"] == "amplitude" and self._canvas != tight:
-                self._draw(self._image, tight, plain=False)  # readers look there while the plain names are made anew
-            if self._nodes["amplitude"] != "amplitude":
-                self._canvas = None
-                self._draw(self._image, tight, plain=True)
-        if self._nodes.get("frames", "frames") != "frames":
-            self._replace("frames", self._wire.read_rows(self._nodes["frames"], frames_schema()))
+    def _metadata(self) -> dict[str, Any]:
+        return dict((self._wire.attributes() or {}).get("metadata", {}))
+
+    def _counts(self, counts: Mapping[str, Any]) -> dict[str, Any]:
+        """Make counts that leave nothing of older ones when merged: a run that goes on has fewer frames missing."""
+        old = self._metadata().get("counts") or {}
+        gone = dict.fromkeys(set(old.get("rejected") or {}) - set(counts.get("rejected") or {}))
+        rejected = {**gone, **(counts.get("rejected") or {})}
+        return {**dict.fromkeys(set(old) - set(counts)), **counts, "rejected": rejected}
+
+    def _tidy(self, nodes: Mapping[str, str]) -> None:
+        """Remove what an outage in the middle of a change left behind."""
+        for stray in set(self._wire.children()) - set(nodes.values()) - set(PATCHES):
+            self._wire.delete(stray)
 
     def _resume(self) -> None:
         """Go on with a reconstruction that an earlier process began."""
@@ -456,23 +361,10 @@ class ResultSink:
         if found is None or found["specs"][0]["name"] != SPEC["name"]:
             raise CatalogRefusedError(f"{self._wire.path} is there and is not a reconstruction", 409)
         metadata = found["metadata"]
-        self._nodes = dict(metadata.get("nodes") or {})
-        mosaic = metadata.get("mosaic")
-        if mosaic:
-            y, x = mosaic["origin_m"]
-            rows, columns = mosaic["shape"]
-            self._canvas = Canvas((y, x), mosaic["pixel_m"], (rows, columns))
-            self._snapshot = mosaic["snapshot"]
-        taken = [int(node.rpartition("_")[2]) for node in self._nodes.values() if "_" in node]
-        self._generation = max(taken, default=0)
-        if "frames" in self._nodes:
-            self._ready = True
-            self._written = set(
-                self._wire.read_rows(self._nodes["frames"], frames_schema()).column("seq_num").to_pylist()
-            )
-            self._highest = max(self._written, default=0)
+        self._pictures.resume(metadata)
+        self._table.resume(metadata.get("nodes") or {})
         if metadata.get("status") != "live":
-            self._wire.update({"status": "live"})
+            self._wire.update({"status": "live", "problems": None})
 
 
 def warm_up() -> None:
@@ -522,28 +414,6 @@ def _chunk_frames(patch_shape: tuple[int, int] | None, expected: int | None) -> 
         return 1
     frames = int(np.clip(_CHUNK_BYTES // (4 * patch_shape[0] * patch_shape[1]), 8, 256))
     return frames if expected is None or expected < 1 else min(frames, expected)
-
-
-def _block(patch_shape: tuple[int, int] | None, seq_nums: ArrayLike, patches: ArrayLike, *columns: Any) -> Block:
-    """Check, take the last of each sequence number, and put them in order."""
-    seq = np.asarray(seq_nums, dtype=np.int64)
-    wave = np.asarray(patches, dtype=np.complex64)
-    kinds = (np.float64, np.float64, np.float32, np.bool_, np.str_, np.float64, np.float64)
-    names = ("y_m", "x_m", "trust", "valid", "flag", "time_raw", "time_done")
-    values: list[NDArray[Any]] = [np.array(column, dtype=kind) for column, kind in zip(columns, kinds, strict=True)]
-    if wave.shape != (len(seq), *(patch_shape or (0, 0))):
-        raise ValueError(
-            f"write_block: {len(seq)} sequence numbers, patches {wave.shape}, patch_shape {patch_shape} px"
-        )
-    for name, value in zip(names, values, strict=True):
-        if value.shape != seq.shape:
-            raise ValueError(f"write_block: {name} has shape {value.shape}, expected {seq.shape}, one for each frame")
-    if len(seq) and seq.min() < 1:
-        raise ValueError(f"write_block: sequence number {seq.min()} is below 1")
-    _, back = np.unique(seq[::-1], return_index=True)
-    last = len(seq) - 1 - back
-    amplitude, phase = np.abs(wave[last]).astype(np.float32), np.angle(wave[last]).astype(np.float32)
-    return Block(seq[last], amplitude, phase, *(value[last] for value in values))
 
 
 def _stretches(seq: NDArray[np.int64], written: set[int], reach: int) -> list[tuple[int, int]]:

@@ -2,95 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
-import numpy as np
-from numpy.typing import ArrayLike, NDArray
-
-if TYPE_CHECKING:
-    import pyarrow as pa
-
-
-def frames_schema() -> pa.Schema:
-    """Columns of a reconstruction's table of frames."""
-    import pyarrow as pa
-
-    return pa.schema(
-        [
-            ("seq_num", pa.int64()), ("x_m", pa.float64()), ("y_m", pa.float64()), ("trust", pa.float32()),
-            ("valid", pa.bool_()), ("flag", pa.string()), ("time_raw", pa.float64()), ("time_done", pa.float64()),
-        ]
-    )  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Block:
-    """Results of some frames of one run, rows in ascending order of `seq_num` and each but once.
-
-    Attributes
-    ----------
-    seq_num : (n,) int64 ndarray
-        Counts from 1.
-    amplitude, phase : (n, h, w) float32 ndarray
-        Phase in rad.
-    y_m, x_m : (n,) float64 ndarray
-        Positions, m.
-    trust : (n,) float32 ndarray
-        0 to 1.
-    valid : (n,) bool ndarray
-        Whether the frame could be used.
-    flag : (n,) str ndarray
-        What is wrong with it, empty when nothing is.
-    time_raw, time_done : (n,) float64 ndarray
-        POSIX seconds.
-    """
-
-    seq_num: NDArray[np.int64]
-    amplitude: NDArray[np.float32]
-    phase: NDArray[np.float32]
-    y_m: NDArray[np.float64]
-    x_m: NDArray[np.float64]
-    trust: NDArray[np.float32]
-    valid: NDArray[np.bool_]
-    flag: NDArray[np.str_]
-    time_raw: NDArray[np.float64]
-    time_done: NDArray[np.float64]
-
-    def __len__(self) -> int:
-        return len(self.seq_num)
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes held."""
-        return sum(value.nbytes for value in vars(self).values())
-
-    def select(self, rows: ArrayLike) -> Block:
-        """Take some frames, by index or mask, in ascending order."""
-        return Block(**{name: value[np.asarray(rows)] for name, value in vars(self).items()})
-
-    def table(self) -> pa.Table:
-        """Make the rows of the table of frames."""
-        import pyarrow as pa
-
-        schema = frames_schema()
-        columns = {name: getattr(self, name) for name in schema.names}
-        return pa.table({**columns, "flag": self.flag.tolist()}, schema=schema)
-
-    def save(self, path: Path) -> None:
-        """Write to one file, whole or not at all."""
-        draft = path.with_suffix(".draft")
-        with draft.open("wb") as file:
-            np.savez(file, **vars(self))
-        draft.replace(path)
-
-    @classmethod
-    def load(cls, path: Path) -> Block:
-        """Read what `save` wrote."""
-        with np.load(path, allow_pickle=False) as stored:
-            values: dict[str, Any] = {name: stored[name] for name in stored.files}
-        return cls(**values)
+from bluesky_ptychonn.stream.block import Block
 
 
 class Spool:

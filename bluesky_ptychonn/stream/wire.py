@@ -104,6 +104,12 @@ class Wire:
         found: dict[str, Any] = response.json()["data"]["attributes"]
         return found
 
+    def children(self) -> list[str]:
+        """Keys of the nodes in this container."""
+        params: dict[str, str | int] = {"page[limit]": 100, "fields": ""}
+        found = self._send("GET", "search", "", params=params, headers={"Accept": "application/json"}).json()
+        return [str(node["id"]) for node in found["data"]]
+
     def create(
         self,
         key: str,

@@ -8,12 +8,13 @@ from typing import Any
 import numpy as np
 import pytest
 
+from bluesky_ptychonn.stream.block import Block
 from bluesky_ptychonn.stream.canvas import PICTURES, Canvas
 from bluesky_ptychonn.stream.client import PtychoReconstruction
 from bluesky_ptychonn.stream.readback import ReadBack, verdict
 from bluesky_ptychonn.stream.server import CatalogServer, serve_catalog
 from bluesky_ptychonn.stream.sink import ResultSink, warm_up
-from bluesky_ptychonn.stream.spool import Block, Spool
+from bluesky_ptychonn.stream.spool import Spool
 from bluesky_ptychonn.stream.wire import CatalogRefusedError, CatalogUnavailableError
 from tests.stream.results import PIXEL_M, SHAPE, block_of, counts_of, make_sink, patches_of, picture, start_document
 
@@ -258,15 +259,34 @@ def test_a_second_process_goes_on_where_the_first_stopped(catalog_server: Catalo
     first.write_mosaic(picture(20, 20))
     first.write_mosaic(picture(60, 60, (-30, -30)))
     first.write_block(*block_of(range(15, 21), take=1))
+    assert first.finish("success", counts_of(20, missing=10)) == "partial"
     second = make_sink(catalog_server, start, key=first.key)
     assert second.written == set(range(1, 21))
+    assert result_of(catalog_server, second).status == "live"
     second.write_block(*block_of(range(18, 31), take=2))
     second.write_mosaic(picture(62, 62, (-30, -30), value=3))
-    assert second.finish("success", counts_of(30)) == "complete"
     found = result_of(catalog_server, second)
+    assert found.counts["reconstructed"] == 30  # as it stands, while it is live
+    catalog_server.processed[second.key].create_container("phase_7")  # of a process that died in the middle
+    assert second.finish("success", counts_of(30)) == "complete"
+    assert found.counts == {"seen": 30, "reconstructed": 30, "rejected": {}}
+    assert found.problems == []
     assert found.frames["seq_num"].tolist() == list(range(1, 31))
     assert found.amplitude.read().shape == (62, 62)
     assert set(found) == {"amplitude_patches", "phase_patches", "frames", *PICTURES}
+
+
+def test_a_mosaic_that_nobody_draws_again_still_gets_its_name(catalog_server: CatalogServer) -> None:
+    first = make_sink(catalog_server)
+    first.write_block(*block_of([1]))
+    first.write_mosaic(picture(20, 20))
+    first.write_mosaic(picture(30, 30, (-5, -5), value=3))
+    second = make_sink(catalog_server, key=first.key)
+    assert second.finish("abort", counts_of(1)) == "partial"
+    found = result_of(catalog_server, second)
+    assert found["phase"].shape == (30, 30)
+    assert same_pictures(found, picture(30, 30, (-5, -5), value=3))
+    assert found.mosaic().origin_m == pytest.approx((-5 * PIXEL_M, -5 * PIXEL_M))
 
 
 def test_blocks_wait_in_the_spool_while_the_server_is_away(tmp_path: Path) -> None:

@@ -1,0 +1,137 @@
+"""Results of some frames, checked and in order, on their way into the catalog."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+
+def frames_schema() -> pa.Schema:
+    """Columns of a reconstruction's table of frames."""
+    import pyarrow as pa
+
+    return pa.schema(
+        [
+            ("seq_num", pa.int64()), ("x_m", pa.float64()), ("y_m", pa.float64()), ("trust", pa.float32()),
+            ("valid", pa.bool_()), ("flag", pa.string()), ("time_raw", pa.float64()), ("time_done", pa.float64()),
+        ]
+    )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Block:
+    """Results of some frames of one run, rows in ascending order of `seq_num` and each but once.
+
+    Attributes
+    ----------
+    seq_num : (n,) int64 ndarray
+        Counts from 1.
+    amplitude, phase : (n, h, w) float32 ndarray
+        Phase in rad.
+    y_m, x_m : (n,) float64 ndarray
+        Positions, m.
+    trust : (n,) float32 ndarray
+        0 to 1.
+    valid : (n,) bool ndarray
+        Whether the frame could be used.
+    flag : (n,) str ndarray
+        What is wrong with it, empty when nothing is.
+    time_raw, time_done : (n,) float64 ndarray
+        POSIX seconds.
+    """
+
+    seq_num: NDArray[np.int64]
+    amplitude: NDArray[np.float32]
+    phase: NDArray[np.float32]
+    y_m: NDArray[np.float64]
+    x_m: NDArray[np.float64]
+    trust: NDArray[np.float32]
+    valid: NDArray[np.bool_]
+    flag: NDArray[np.str_]
+    time_raw: NDArray[np.float64]
+    time_done: NDArray[np.float64]
+
+    @classmethod
+    def of(
+        cls,
+        patch_shape: tuple[int, int] | None,
+        seq_nums: ArrayLike,
+        patches: ArrayLike,
+        *columns: ArrayLike | Sequence[str],
+    ) -> Block:
+        """Check, take the last of each sequence number, and put them in order.
+
+        Parameters
+        ----------
+        patch_shape : tuple of int or None
+            What the patches must have, px.
+        seq_nums : (n,) int
+            Count from 1.
+        patches : (n, h, w) complex64
+            Split into amplitude and phase.
+        *columns : (n,)
+            ``y_m, x_m, trust, valid, flag, time_raw, time_done``.
+
+        Raises
+        ------
+        ValueError
+            When shapes disagree or a sequence number is below 1.
+        """
+        seq = np.asarray(seq_nums, dtype=np.int64)
+        wave = np.asarray(patches, dtype=np.complex64)
+        if wave.shape != (len(seq), *(patch_shape or (0, 0))):
+            raise ValueError(
+                f"write_block: {len(seq)} sequence numbers, patches {wave.shape}, patch_shape {patch_shape} px"
+            )
+        kinds = (np.float64, np.float64, np.float32, np.bool_, np.str_, np.float64, np.float64)
+        names = ("y_m", "x_m", "trust", "valid", "flag", "time_raw", "time_done")
+        values: list[NDArray[Any]] = [np.array(column, dtype=kind) for column, kind in zip(columns, kinds, strict=True)]
+        for name, value in zip(names, values, strict=True):
+            if value.shape != seq.shape:
+                raise ValueError(
+                    f"write_block: {name} has shape {value.shape}, expected {seq.shape}, one for each frame"
+                )
+        if len(seq) and seq.min() < 1:
+            raise ValueError(f"write_block: sequence number {seq.min()} is below 1")
+        _, back = np.unique(seq[::-1], return_index=True)
+        last = len(seq) - 1 - back
+        amplitude, phase = np.abs(wave[last]).astype(np.float32), np.angle(wave[last]).astype(np.float32)
+        return cls(seq[last], amplitude, phase, *(value[last] for value in values))
+
+    def __len__(self) -> int:
+        return len(self.seq_num)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes held."""
+        return sum(value.nbytes for value in vars(self).values())
+
+    def table(self) -> pa.Table:
+        """Make the rows of the table of frames."""
+        import pyarrow as pa
+
+        schema = frames_schema()
+        columns = {name: getattr(self, name) for name in schema.names}
+        return pa.table({**columns, "flag": self.flag.tolist()}, schema=schema)
+
+    def save(self, path: Path) -> None:
+        """Write to one file, whole or not at all."""
+        draft = path.with_suffix(".draft")
+        with draft.open("wb") as file:
+            np.savez(file, **vars(self))
+        draft.replace(path)
+
+    @classmethod
+    def load(cls, path: Path) -> Block:
+        """Read what `save` wrote."""
+        with np.load(path, allow_pickle=False) as stored:
+            values: dict[str, Any] = {name: stored[name] for name in stored.files}
+        return cls(**values)

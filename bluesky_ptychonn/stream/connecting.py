@@ -1,0 +1,144 @@
+"""The way to a catalog, however a user names it; and where a served folder keeps its address and key."""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qs, urlsplit, urlunsplit
+
+RAW, PROCESSED, MODELS = "raw", "processed", "models"
+
+KEY_FILE = "api_key"
+STATE_FILE = "server.json"
+
+
+def connect(catalog: Any, api_key: str | None = None) -> Any:
+    """Tiled client of a catalog's root, however it is named; the same client for the same name.
+
+    Parameters
+    ----------
+    catalog : CatalogServer, path, str, or Tiled client
+        A server handle, the folder of a running one, an ``http(s)://`` address, a Tiled profile name, or a client,
+        which is returned as it is.
+    api_key : str, optional
+        Key for an address; by default the one in the address, else what Tiled finds in ``TILED_API_KEY``.
+
+    Raises
+    ------
+    ValueError
+        When the name is neither of these: with the profiles there are.
+    """
+    if hasattr(catalog, "uri") and hasattr(catalog, "api_key"):
+        return _connection(catalog.uri, api_key or catalog.api_key)
+    if isinstance(catalog, Path):
+        return _connection(running_uri(catalog), api_key or read_key(catalog))
+    if not isinstance(catalog, str):
+        if hasattr(catalog, "context") and hasattr(catalog, "metadata"):
+            return catalog
+        raise ValueError(
+            f"connect: {type(catalog).__name__} is not a catalog; allowed: a server handle, its folder as a Path, "
+            "an http(s):// address, a Tiled profile name, a Tiled client"
+        )
+    if catalog.startswith(("http://", "https://")):
+        parts = urlsplit(catalog)
+        found = parse_qs(parts.query).get("api_key", [None])[0]
+        return _connection(urlunsplit(parts._replace(query="")), api_key or found)
+    return _profile_connection(catalog)
+
+
+_connections: dict[str, tuple[str | None, Any]] = {}
+
+
+def _connection(uri: str, api_key: str | None) -> Any:
+    known = _connections.get(uri)
+    if known is None or known[0] != api_key:
+        from tiled.client import from_uri
+
+        known = _connections[uri] = (api_key, from_uri(uri, api_key=api_key))
+    return known[1]
+
+
+def disconnect(uri: str) -> None:
+    """Close the connection that `connect` keeps to an address, if any."""
+    _, client = _connections.pop(uri, (None, None))
+    if client is not None:
+        client.context.close()
+
+
+@functools.lru_cache(maxsize=8)
+def _profile_client(name: str, uri: str) -> Any:
+    from tiled.client import from_profile
+
+    return from_profile(name)
+
+
+def _profile_connection(name: str) -> Any:
+    from tiled.profiles import list_profiles, load_profiles
+
+    load_profiles.cache_clear()  # Tiled reads the files once a process; ours may have been written since
+    known = load_profiles()
+    if name not in known:
+        raise ValueError(
+            f"connect: no Tiled profile {name!r}; there are: {', '.join(sorted(list_profiles())) or 'none'}. "
+            "Give an http(s):// address, or make one with serve_catalog(..., profile=...)"
+        )
+    return _profile_client(name, str(known[name][1].get("uri")))
+
+
+def write_profile(name: str, uri: str, api_key: str) -> Path:
+    """Write a Tiled profile that its owner alone can read; see `CatalogServer.write_profile`."""
+    import yaml
+    from tiled.profiles import list_profiles, load_profiles, paths
+
+    if not name or not all(c.isalnum() or c in "-_" for c in name):
+        raise ValueError(f"write_profile: {name!r} is not usable; allowed: letters, digits, '-' and '_'")
+    target = Path(paths[-1]) / f"{name}.yml"
+    holder = list_profiles().get(name)
+    if holder is not None and Path(holder).parent == target.parent and Path(holder) != target:
+        raise ValueError(f"write_profile: {holder} already defines {name!r}; choose another name or remove it there")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    # The one way a profile can carry a key; Tiled's client takes it off the address and sends it as a header.
+    write_private(target, yaml.safe_dump({name: {"uri": f"{uri}?api_key={api_key}"}}))
+    load_profiles.cache_clear()
+    return target
+
+
+def write_private(path: Path, text: str) -> None:
+    """Replace a file by one that its owner alone can read, in one step."""
+    draft = path.with_name(f".{path.name}.{os.getpid()}")
+    handle = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    with os.fdopen(handle, "w", encoding="utf-8") as file:
+        file.write(text)
+    draft.replace(path)
+
+
+def read_key(folder: Path) -> str:
+    """Key of the catalog in a folder.
+
+    Raises
+    ------
+    ValueError
+        When there is none.
+    """
+    try:
+        return (Path(folder) / KEY_FILE).read_text(encoding="utf-8").strip()
+    except FileNotFoundError:
+        raise ValueError(f"{folder}: no catalog is here (no {KEY_FILE} file); make one with serve_catalog") from None
+
+
+def running_uri(folder: Path) -> str:
+    """Address that the folder is served at, or was last.
+
+    Raises
+    ------
+    ValueError
+        When it never was.
+    """
+    try:
+        state = json.loads((folder / STATE_FILE).read_text(encoding="utf-8"))
+        return str(state["uri"])
+    except FileNotFoundError:
+        raise ValueError(f"{folder}: no catalog is served from here; start one with serve_catalog") from None
