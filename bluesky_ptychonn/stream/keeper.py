@@ -15,7 +15,7 @@ from typing import Protocol
 import bluesky_ptychonn
 from bluesky_ptychonn.stream.parts import Workshop
 from bluesky_ptychonn.stream.session import KEY_VARIABLE, LOG, Order, WorkerStatus
-from bluesky_ptychonn.stream.worker import Worker
+from bluesky_ptychonn.stream.worker import WRONG, Worker
 
 log = logging.getLogger(__name__)
 
@@ -95,6 +95,9 @@ class ProcessKeeper:
                 continue
             self._close_input()
             if self._closing.is_set():
+                return
+            if self._process.returncode == WRONG:
+                self._gave_up = True
                 return
             words = f"worker ended with code {self._process.returncode}"
             if self.restarts >= _MOST_RESTARTS:

@@ -16,6 +16,7 @@ from types import TracebackType
 from typing import Any, Literal
 
 from bluesky_ptychonn.card import find_model, load_card
+from bluesky_ptychonn.optics.framing import PreprocessConfig
 from bluesky_ptychonn.optics.geometry import Geometry
 from bluesky_ptychonn.stream.address import Address
 from bluesky_ptychonn.stream.journal import JournalWriter
@@ -74,6 +75,10 @@ class LiveReconstruction:
         Container of the runs in the catalog; empty where runs lie at its root.
     threads : int, optional
         Threads of the network on a CPU; half the cores by default.
+    precision : {"fp32", "bf16", "fp16"}
+        Of the convolutions.
+    preprocess : PreprocessConfig, optional
+        From recorded frames to the network's, instead of the model card's.
 
     Attributes
     ----------
@@ -116,6 +121,8 @@ class LiveReconstruction:
         pace: Pace | None = None,
         raw: str = "raw",
         threads: int | None = None,
+        precision: Literal["fp32", "bf16", "fp16"] = "fp32",
+        preprocess: PreprocessConfig | None = None,
     ) -> None:
         if worker not in ("process", "thread"):
             raise ValueError(f"worker={worker!r} is unknown; allowed: 'process', 'thread'")
@@ -133,6 +140,8 @@ class LiveReconstruction:
             batch_size=batch_size,
             raw=raw,
             threads=threads or worker_threads(),
+            precision=precision,
+            preprocess=preprocess,
         )
         loaded = hasattr(model, "network")
         if not loaded:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import time
 import uuid
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 from bluesky_ptychonn.card import find_model
+from bluesky_ptychonn.optics.framing import PreprocessConfig
 from bluesky_ptychonn.optics.geometry import Geometry
 from bluesky_ptychonn.stream.address import Address
 from bluesky_ptychonn.stream.catalog_run import documents_of, find_run
@@ -37,6 +38,8 @@ def reconstruct(
     batch_size: int = 16,
     threads: int | None = None,
     raw: str = "raw",
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32",
+    preprocess: PreprocessConfig | None = None,
     progress: Callable[[Progress], None] | None = None,
 ) -> Any:
     """Reconstruct a run of the catalog with a model; the result goes into the same catalog, beside any earlier ones.
@@ -49,7 +52,7 @@ def reconstruct(
         Name of a model, its folder, or a loaded one.
     catalog : CatalogServer, Tiled client, address or profile name
         Where the run is, and the result goes.
-    geometry, frame_key, x_key, y_key, x_sign, y_sign, position_unit, stream
+    geometry, frame_key, x_key, y_key, x_sign, y_sign, position_unit, stream, precision, preprocess
         See `LiveReconstruction`.
     device : str
         ``auto``, ``cpu``, ``cuda``.
@@ -85,7 +88,19 @@ def reconstruct(
     address = Address.of(catalog)
     root = address.client
     stored = find_run(root, run, raw)
-    order = Order(folder, address.uri, geometry, keys, _PACE, device, batch_size, raw, threads or 0)
+    order = Order(
+        folder,
+        address.uri,
+        geometry,
+        keys,
+        _PACE,
+        device,
+        batch_size,
+        raw,
+        threads or 0,
+        precision=precision,
+        preprocess=preprocess,
+    )
 
     from bluesky_ptychonn.stream.workshop import TiledWorkshop
 

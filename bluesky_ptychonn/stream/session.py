@@ -20,6 +20,7 @@ from typing import Any
 
 import orjson
 
+from bluesky_ptychonn.optics.framing import PreprocessConfig
 from bluesky_ptychonn.optics.geometry import Geometry
 from bluesky_ptychonn.stream.follow import journaled_runs
 from bluesky_ptychonn.stream.journal import SUFFIX
@@ -30,6 +31,7 @@ from bluesky_ptychonn.stream.progress import Pace, Progress
 KEY_VARIABLE = "PTYCHONN_CATALOG_KEY"
 _ORDER, _STATUS, _DONE, _LOCK, LOG = "order.json", "status.json", ".done", "worker.lock", "worker.log"
 _SESSIONS_KEPT = 50
+_PRECISIONS = ("fp32", "bf16", "fp16")
 
 
 def journal_root() -> Path:
@@ -89,6 +91,15 @@ class Order:
         Threads of the network on a CPU; 0 leaves it to torch.
     nice : int
         Priority the worker gives up, 0 to 19.
+    precision : str
+        ``fp32``, ``bf16`` or ``fp16``.
+    preprocess : PreprocessConfig, optional
+        From recorded frames to the network's, instead of the model card's.
+
+    Raises
+    ------
+    ValueError
+        For a precision there is not.
     """
 
     model: str
@@ -101,11 +112,18 @@ class Order:
     raw: str = "raw"
     threads: int = 1
     nice: int = 10
+    precision: str = "fp32"
+    preprocess: PreprocessConfig | None = None
+
+    def __post_init__(self) -> None:
+        if self.precision not in _PRECISIONS:
+            raise ValueError(f"precision {self.precision!r} is unknown; allowed: {', '.join(_PRECISIONS)}")
 
     def save(self, folder: Path) -> None:
         """Write the order into a session's folder."""
         values = {item.name: getattr(self, item.name) for item in fields(self)}
-        values["geometry"] = None if self.geometry is None else self.geometry.model_dump(mode="json")
+        for name in ("geometry", "preprocess"):
+            values[name] = None if values[name] is None else values[name].model_dump(mode="json")
         write_whole(folder / _ORDER, values | {"keys": asdict(self.keys), "pace": asdict(self.pace)})
 
     @classmethod
@@ -120,8 +138,8 @@ class Order:
         values = _read(folder / _ORDER)
         if values is None:
             raise ValueError(f"{folder}: no session of LiveReconstruction ({_ORDER} is missing)")
-        geometry = values["geometry"]
-        values["geometry"] = None if geometry is None else Geometry.model_validate(geometry)
+        for name, kind in (("geometry", Geometry), ("preprocess", PreprocessConfig)):
+            values[name] = None if values[name] is None else kind.model_validate(values[name])
         return cls(**values | {"keys": Keys(**values["keys"]), "pace": Pace(**values["pace"])})
 
 

@@ -26,6 +26,8 @@ from bluesky_ptychonn.stream.session import KEY_VARIABLE, Order, WorkerStatus, d
 
 log = logging.getLogger(__name__)
 
+#: Exit code of a worker that cannot do what it was asked: a device this machine lacks, weights that were changed.
+WRONG = 3
 _POLL_S, _IDLE_S = 0.005, 0.1
 _STATUS_S = 0.2
 _REMEMBERED = 100  # finished runs in the status
@@ -210,7 +212,10 @@ def main(arguments: list[str]) -> int:
     from bluesky_ptychonn.stream.workshop import TiledWorkshop
 
     api_key = os.environ.pop(KEY_VARIABLE, None)
-    Worker(folder, order, lambda order: TiledWorkshop(order, folder.name, api_key=api_key)).run(closing)
+    try:
+        Worker(folder, order, lambda order: TiledWorkshop(order, folder.name, api_key=api_key)).run(closing)
+    except ValueError:
+        return WRONG  # said in status and log; to begin again would end the same
     return 0
 
 

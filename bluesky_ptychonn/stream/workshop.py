@@ -53,12 +53,19 @@ class TiledWorkshop:
             torch.set_num_threads(order.threads)
         self._order = order
         self._session = uuid.uuid5(uuid.NAMESPACE_URL, f"ptychonn:{session}")
-        self._root = connect(order.catalog, api_key=api_key) if root is None else root
-        self._model = load_model(order.model) if model is None else model
-        first = Reconstructor(self._model, device=order.device, batch_size=order.batch_size)
+        self._model = load_model(order.model, order.device) if model is None else model
+        self._settings: dict[str, Any] = {
+            "device": order.device,
+            "batch_size": order.batch_size,
+            "precision": order.precision,
+            "preprocess": order.preprocess,
+        }
+        first = Reconstructor(self._model, order.geometry, **self._settings)
         first.warm_up()
         self.device = first.device_name
         self._reconstructors: dict[str, Reconstructor] = {}
+        # Last: what is wrong with the model or the device is said at once, and not only when the catalog answers.
+        self._root = connect(order.catalog, api_key=api_key) if root is None else root
         log.info("%s on %s, ready in %.1f s", self._model, self.device, time.monotonic() - began)
 
     def reconstructor(self, geometry: Geometry) -> Reconstructs:
@@ -67,9 +74,7 @@ class TiledWorkshop:
 
         key = geometry.model_dump_json(exclude={"sources"})
         if key not in self._reconstructors:
-            self._reconstructors[key] = Reconstructor(
-                self._model, geometry, device=self._order.device, batch_size=self._order.batch_size
-            )
+            self._reconstructors[key] = Reconstructor(self._model, geometry, **self._settings)
         return self._reconstructors[key].for_run()  # the beam may differ from run to run
 
     def source(self, start: Mapping[str, Any], stream: str, layout: Layout) -> TiledFrames:

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from bluesky_ptychonn.optics.framing import PreprocessConfig
 from bluesky_ptychonn.stream.journal import JournalWriter, journal_path
 from bluesky_ptychonn.stream.keys import Keys
 from bluesky_ptychonn.stream.progress import Pace, Progress
@@ -189,7 +190,10 @@ def test_two_workers_do_not_share_a_session(session: Session) -> None:
 
 
 def test_order_survives_the_folder_and_holds_no_key(tmp_path: Path) -> None:
-    order = Order("m", "http://c", GEOMETRY, Keys("img", x_sign=-1), Pace(block=7), "cpu", 4, "runs", 2, 5)
+    cropped = PreprocessConfig(crop=192, bin=3)
+    order = Order(
+        "m", "http://c", GEOMETRY, Keys("img", x_sign=-1), Pace(block=7), "cpu", 4, "runs", 2, 5, "bf16", cropped
+    )
     folder = new_session(tmp_path)
     order.save(folder)
     assert Order.load(folder) == order
@@ -370,6 +374,7 @@ def test_scans_without_ptychography_are_passed_over(fake_live: Any, RE: Any) -> 
         (("no-such-model", "http://nowhere"), {}, "model 'no-such-model' is unknown"),
         (("{model}", "http://nowhere"), {"worker": "fork"}, "worker='fork' is unknown; allowed: 'process', 'thread'"),
         (("{model}", 3.5), {}, "float is not a catalog"),
+        (("{model}", "http://nowhere"), {"precision": "fp8"}, "precision 'fp8' is unknown; allowed: fp32, bf16, fp16"),
         (("{model}", "http://nowhere"), {"x_sign": 0}, "x_sign=0: a sign is 1 or -1"),
     ],
 )
@@ -403,6 +408,17 @@ def test_worker_process_that_keeps_dying_is_given_up(tmp_path: Path, monkeypatch
     assert "worker ended with code 1, 1 times in a row; frames stay in the journal" in status.problem
     kept.close(5.0)
     assert "order.json is missing" in (folder / "worker.err").read_text()
+
+
+@pytest.mark.system
+def test_worker_process_that_cannot_do_as_asked_is_not_tried_again(tmp_path: Path, small_model: Path) -> None:
+    from bluesky_ptychonn.stream.live import LiveReconstruction
+
+    live = LiveReconstruction(small_model, "http://127.0.0.1:9", journal_dir=tmp_path, device="cuda:99")
+    with pytest.raises(RuntimeError, match="worker failed: ValueError: device 'cuda:99': torch .* sees"):
+        live.wait_ready(60)
+    assert live.status.restarts == 0
+    live.close()
 
 
 @pytest.mark.system
