@@ -15,7 +15,7 @@ demo: $(VENV)/.ready ## scan a simulated sample sparsely, reconstruct it live, q
 	$(BIN)/ptychonn demo --out $(DEMO_OUTPUT)
 
 test: check ## lint, types, layers, then every test
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 check: $(VENV)/.ready ## lint, formatting, types and layer contracts
 	$(BIN)/ruff check .

@@ -151,8 +151,9 @@ def test_runs_are_written_and_read_by_detector_files_too(
     catalog_server: CatalogServer, detector_folder: Path, RE: Any, tiled_writer: Any
 ) -> None:
     from bluesky.plans import count
-    from ophyd.sim import det
+    from ophyd.sim import SynSignal
 
+    det = SynSignal(func=lambda: 1.0, name="det")
     (uid,) = RE(count([det], 3))
     run = catalog_server.raw[uid]
     assert run.stop["exit_status"] == "success"

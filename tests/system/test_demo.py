@@ -131,11 +131,12 @@ def test_the_latest_can_be_exported(run, folder, report, catalog) -> None:
     assert "in latest.cxi" in said
     with h5py.File(folder / "latest.cxi") as file:
         image = file["entry_1/image_1"]
-        phase, pixel, origin = image["phase"][()], image["x_pixel_size"][()], json.loads(image["metadata"][()])["origin_m"]
+        phase, pixel = image["phase"][()], image["x_pixel_size"][()]
+        origin = json.loads(image["metadata"][()])["origin_m"]
         positions = file["entry_1/sample_1/geometry_1/translation"][()]
     assert positions.shape == (report["frames"], 3)
     rows, columns = (np.round((positions[:, 1 - k] - origin[k]) / pixel).astype(int) for k in (0, 1))
-    assert np.isfinite(phase[rows.min() : rows.max() + 1, columns.min() : columns.max() + 1]).all()  # the field, all of it
+    assert np.isfinite(phase[rows.min() : rows.max() + 1, columns.min() : columns.max() + 1]).all()
     assert np.isnan(phase[0]).all()  # what no frame saw is not drawn
 
 
