@@ -118,7 +118,7 @@ class Assembly:
             raise RunError(str(error)) from None
         y_m, x_m = np.array([ref.y_m for ref in refs]), np.array([ref.x_m for ref in refs])
         time_raw, valid = np.array([ref.time_raw for ref in refs]), np.asarray(made.valid, bool)
-        began = self._clock()
+        before = self.sink.asked_s
         self.sink.write_block(
             [ref.seq_num for ref in refs],
             made.patches,
@@ -130,7 +130,7 @@ class Assembly:
             time_raw,
             np.full(len(refs), time.time()),
         )
-        took = self._clock() - began
+        took = self.sink.asked_s - before
         self._lag_s = float(np.median(time.time() - time_raw))
         for ref, is_valid, flag in zip(refs, valid.tolist(), made.flag, strict=True):
             self._forget(ref.seq_num)
@@ -169,9 +169,9 @@ class Assembly:
         image = self._mosaic.snapshot()
         if self._field is not None:
             image = self._field.fill(image)
-        began = self._clock()
+        before = self.sink.asked_s
         self.sink.write_mosaic(image)
-        took = self._clock() - began
+        took = self.sink.asked_s - before
         self.mosaic_changed = False
         # Mosaics grow with the scan while frames do not: they may take half of our share.
         rest = min(2 * took / self._pace.share, LONGEST_REST * self._pace.mosaic_s)

@@ -182,7 +182,11 @@ class LiveReconstruction:
                 self.folder,
                 order,
                 lambda order: TiledWorkshop(
-                    order, self.folder.name, root=address.client, model=model if loaded else None
+                    order,
+                    self.folder.name,
+                    root=address.client,
+                    model=model if loaded else None,
+                    folder=self.folder,
                 ),
             )
         self.order = order

@@ -63,6 +63,10 @@ class Sink(Protocol):
     def key(self) -> str:
         """The reconstruction's uid."""
 
+    @property
+    def asked_s(self) -> float:
+        """Seconds that the catalog took to answer, so far."""
+
     def write_block(
         self,
         seq_nums: Sequence[int],

@@ -17,9 +17,6 @@ from bluesky_ptychonn.stream.progress import Pace, Progress
 
 log = logging.getLogger(__name__)
 
-# Right after an event the scan moves and exposes and leaves the catalog alone: that is when to ask things of it.
-_LULL_S = 0.02
-_WAIT_FOR_LULL_S = 0.15
 _MISTAKES = 3  # failures of other kinds than a catalog that does not answer
 
 
@@ -69,7 +66,6 @@ class RunReconstruction:
         self._exit_reason = ""
         self._ended = 0.0
         self._due = 0.0
-        self._heard = float("-inf")
         self._failing: tuple[float, int] | None = None  # since when, how often
         self._hurried: float | None = None
         try:
@@ -89,7 +85,6 @@ class RunReconstruction:
             except RunError as error:
                 self._error = error
             self.progress.seen = self._pairing.seen
-        self._heard = self._clock()
         if name == "stop":
             self.end(str(doc.get("exit_status", "unknown")), str(doc.get("reason") or ""))
 
@@ -127,7 +122,7 @@ class RunReconstruction:
         due = self._due if ready or tried else float("inf")
         if self._parts is not None and self._parts.mosaic_changed:
             due = min(due, self._parts.mosaic_due)
-        return due if self._clock() - self._heard <= _LULL_S else due + _WAIT_FOR_LULL_S
+        return due
 
     def step(self) -> None:
         """Do one block of work: read, reconstruct, write; a mosaic when it is time; finish when all is done."""
@@ -175,7 +170,7 @@ class RunReconstruction:
         parts = self._parts
         over = not running and self._clock() - self._ended >= self.pace.patience_s
         if running and parts.mosaic_changed and self._clock() >= parts.mosaic_due:
-            parts.write_mosaic()  # its turn; the next lull is for frames again
+            parts.write_mosaic()
         else:
             took = parts.work(pairing, running=running, over=over)
             # The busier the catalog, the longer between our requests: the scan comes first. One slow answer is no rule.

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -63,6 +63,8 @@ class ResultSink:
         Most to keep in the spool. Beyond it `write_block` waits for the catalog.
     patience_s : float
         How long to wait for a catalog that does not answer, where waiting is all that is left, s.
+    before_request : callable, optional
+        Called before every request of a run under way: `stream.lull.Lull.wait`.
 
     Raises
     ------
@@ -84,6 +86,7 @@ class ResultSink:
         key: str | None = None,
         spool_limit_bytes: int = 2**30,
         patience_s: float = 60.0,
+        before_request: Callable[[], None] | None = None,
     ) -> None:
         if not start.get("uid"):
             raise ValueError("ResultSink: the start document has no uid")
@@ -93,7 +96,7 @@ class ResultSink:
         self.patch_shape = patch_shape
         self._patience_s = patience_s
         self._spool = None if spool is None else Spool(Path(spool) / self.key, spool_limit_bytes)
-        self._wire = Wire(root, [PROCESSED, self.key])
+        self._wire = Wire(root, [PROCESSED, self.key], before_request)
         self._chunk = _chunk_frames(patch_shape, frames_expected)
         self._table = FrameTable(self._wire)
         self._pictures = Pictures(self._wire)
@@ -102,7 +105,7 @@ class ResultSink:
         self._metadata_due: dict[str, Any] = {}
         self._retry_at, self._retry_s = 0.0, _RETRY_S[0]
         first = _first_metadata(start, metadata, patch_shape, frames_expected)
-        parent = Wire(root, [PROCESSED])
+        parent = Wire(root, [PROCESSED], before_request)
         if not parent.create(self.key, metadata=first, specs=[SPEC]):
             self._resume()
         self._others = parent.requests
@@ -123,6 +126,11 @@ class ResultSink:
     def requests(self) -> int:
         """Requests made so far."""
         return self._wire.requests + self._others
+
+    @property
+    def asked_s(self) -> float:
+        """Seconds that the catalog took to answer, so far."""
+        return self._wire.seconds
 
     def write_block(
         self,

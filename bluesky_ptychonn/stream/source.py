@@ -6,7 +6,7 @@ Both ways may be asked for frames that are not there yet; they then give what th
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -86,13 +86,24 @@ class TiledFrames:
         Rows and columns the descriptor promises.
     local : bool
         Whether to read an HDF5 file directly where the catalog names one that is readable from here.
+    before_request : callable, optional
+        Called before the catalog is asked: `stream.lull.Lull.wait`.
     """
 
-    def __init__(self, root: Any, path: Sequence[str], frame_shape: tuple[int, int], *, local: bool = True) -> None:
+    def __init__(
+        self,
+        root: Any,
+        path: Sequence[str],
+        frame_shape: tuple[int, int],
+        *,
+        local: bool = True,
+        before_request: Callable[[], None] | None = None,
+    ) -> None:
         self._root = root
         self._path = tuple(path)
         self._frame_shape = frame_shape
         self._local_tries = 3 if local else 0
+        self._before = before_request
         self._node: Any = None
         self._http: HTTPFrames
         self._frame_bytes = 0
@@ -119,6 +130,8 @@ class TiledFrames:
         RunError
             When the array in Tiled does not hold frames of the promised shape.
         """
+        if self._files is None and self._before is not None:
+            self._before()
         try:
             self._look_up()
         except (KeyError, ConnectionError) as error:

@@ -99,6 +99,7 @@ class FakeSink:
     counts: Mapping[str, Any] = field(default_factory=dict)
     status: str = "live"
     errors: Iterator[Exception] = field(default_factory=lambda: iter(()))
+    asked_s: float = 0.0
 
     def write_block(
         self,

@@ -7,7 +7,8 @@ method says how many it makes: one, where nothing else is said.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
@@ -50,18 +51,24 @@ class Wire:
         Lends its connection and its credentials.
     path : sequence of str
         Container below `root`; paths given to the methods are below that.
+    before : callable, optional
+        Called before every request: the moment to wait for a better one.
 
     Attributes
     ----------
     requests : int
         How many were sent.
+    seconds : float
+        How long the answers took in all, without what `before` took.
     """
 
-    def __init__(self, root: Any, path: Sequence[str] = ()) -> None:
+    def __init__(self, root: Any, path: Sequence[str] = (), before: Callable[[], None] | None = None) -> None:
         self._http: httpx.Client = root.context.http_client
         self._api = str(root.context.api_uri).rstrip("/")
         self._path = "/".join(part for part in (*root.path_parts, *path) if part)
+        self._before = before
         self.requests = 0
+        self.seconds = 0.0
 
     @property
     def path(self) -> str:
@@ -74,7 +81,10 @@ class Wire:
         url = f"{self._api}/{route}/{self._path}" + (f"/{path}" if path else "")
         if self._http.is_closed:
             raise CatalogUnavailableError(f"catalog {self._api}: this connection was closed; connect again")
+        if self._before is not None:
+            self._before()
         self.requests += 1
+        began = time.monotonic()
         try:
             try:
                 response = self._http.request(method, url, **options)
@@ -85,6 +95,8 @@ class Wire:
         except httpx.TransportError as error:
             why = str(error) or type(error).__name__
             raise CatalogUnavailableError(f"catalog {self._api} does not answer: {why}") from error
+        finally:
+            self.seconds += time.monotonic() - began
         if response.is_success:
             return response
         words = f"catalog {self._api}: {method} {route} of {self._path}/{path} answered {response.status_code}"

@@ -197,6 +197,16 @@ def _close_with_owner(closing: threading.Event) -> None:
     closing.set()
 
 
+def _give_way(nice: int) -> None:
+    """Lower our priority: the scan comes first, on a machine with few cores above all."""
+    os.nice(nice)
+    if os.getsid(0) == os.getpid():
+        # Linux shares processors between sessions first, and within each by priority: a session of our own with low
+        # priority inside would get as much as the RunEngine's. Other systems have no such file, and no such groups.
+        with contextlib.suppress(OSError):
+            Path("/proc/self/autogroup").write_text(str(nice), encoding="ascii")
+
+
 def main(arguments: list[str]) -> int:
     """Serve one session until its owner's end of our input closes; returns the exit code."""
     if len(arguments) != 1:
@@ -204,16 +214,19 @@ def main(arguments: list[str]) -> int:
         return 2
     folder = Path(arguments[0])
     order = Order.load(folder)
-    # The scan comes first, on a machine with few cores above all.
-    os.nice(order.nice)
+    _give_way(order.nice)
     log_to(folder)
     closing = threading.Event()
     threading.Thread(target=_close_with_owner, args=(closing,), daemon=True).start()
     from bluesky_ptychonn.stream.workshop import TiledWorkshop
 
     api_key = os.environ.pop(KEY_VARIABLE, None)
+
+    def workshop(order: Order) -> TiledWorkshop:
+        return TiledWorkshop(order, folder.name, api_key=api_key, folder=folder)
+
     try:
-        Worker(folder, order, lambda order: TiledWorkshop(order, folder.name, api_key=api_key)).run(closing)
+        Worker(folder, order, workshop).run(closing)
     except ValueError:
         return WRONG  # said in status and log; to begin again would end the same
     return 0

@@ -6,10 +6,12 @@ import logging
 import time
 import uuid
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from bluesky_ptychonn.optics.geometry import Geometry
 from bluesky_ptychonn.stream.keys import Layout
+from bluesky_ptychonn.stream.lull import Lull
 from bluesky_ptychonn.stream.parts import Reconstructs, Sink
 from bluesky_ptychonn.stream.session import Order
 from bluesky_ptychonn.stream.source import TiledFrames
@@ -32,6 +34,8 @@ class TiledWorkshop:
         Its key.
     model : Model, optional
         A loaded model; else the one in the order's folder.
+    folder : Path, optional
+        The session's folder, to make requests when its scans make none.
 
     Raises
     ------
@@ -40,7 +44,14 @@ class TiledWorkshop:
     """
 
     def __init__(
-        self, order: Order, session: str, *, root: Any = None, api_key: str | None = None, model: Any = None
+        self,
+        order: Order,
+        session: str,
+        *,
+        root: Any = None,
+        api_key: str | None = None,
+        model: Any = None,
+        folder: Path | None = None,
     ) -> None:
         began = time.monotonic()
         import torch
@@ -52,6 +63,7 @@ class TiledWorkshop:
         if order.threads:
             torch.set_num_threads(order.threads)
         self._order = order
+        self._before = None if folder is None else Lull(folder).wait
         self._session = uuid.uuid5(uuid.NAMESPACE_URL, f"ptychonn:{session}")
         self._model = load_model(order.model, order.device) if model is None else model
         self._settings: dict[str, Any] = {
@@ -80,7 +92,8 @@ class TiledWorkshop:
     def source(self, start: Mapping[str, Any], stream: str, layout: Layout) -> TiledFrames:
         """Frames of a run in this catalog."""
         where = [part for part in self._order.raw.split("/") if part]
-        return TiledFrames(self._root, (*where, start["uid"], stream, layout.frame_key), layout.frame_shape)
+        path = (*where, start["uid"], stream, layout.frame_key)
+        return TiledFrames(self._root, path, layout.frame_shape, before_request=self._before)
 
     def sink(
         self,
@@ -100,5 +113,6 @@ class TiledWorkshop:
             frames_expected=expected,
             # The same for every worker of a session: one that starts again goes on with the same result.
             key=uuid.uuid5(self._session, start["uid"]).hex,
+            before_request=self._before,
             patience_s=1.0,  # the run is tried again later; others go on meanwhile
         )

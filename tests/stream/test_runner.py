@@ -100,10 +100,10 @@ def test_first_frame_at_once_then_in_blocks() -> None:
     bench.work()
     assert bench.sink.blocks == [[1]]
     bench.point(2)
-    bench.work(0.31)
+    bench.work(0.29)
     assert bench.sink.blocks == [[1]]
-    bench.point(3)  # the scan leaves the catalog alone right after an event
-    bench.work()
+    bench.point(3)
+    bench.work(0.02)
     assert bench.sink.blocks == [[1], [2, 3]]
     for seq_num in range(4, 14):
         bench.point(seq_num)
@@ -118,6 +118,7 @@ def test_busy_catalog_is_asked_less_often(took: float, pause: float) -> None:
 
     def slow(*arguments: Any) -> None:
         bench.clock.now += took
+        bench.sink.asked_s += took
         write(*arguments)
 
     bench.sink.write_block = slow  # type: ignore[method-assign]
