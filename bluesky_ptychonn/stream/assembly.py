@@ -130,7 +130,8 @@ class Assembly:
             time_raw,
             np.full(len(refs), time.time()),
         )
-        took = self.sink.asked_s - before
+        # The first block makes the result's nodes: much at once, and never again.
+        took = self.sink.asked_s - before if self._committed else 0.0
         self._lag_s = float(np.median(time.time() - time_raw))
         for ref, is_valid, flag in zip(refs, valid.tolist(), made.flag, strict=True):
             self._forget(ref.seq_num)

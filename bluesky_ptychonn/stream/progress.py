@@ -31,7 +31,7 @@ class Pace:
     block: int = 64
     flush_s: float = 0.3
     mosaic_s: float = 0.5
-    share: float = 0.1
+    share: float = 0.2
     patience_s: float = 10.0
     outage_s: float = 30.0
 

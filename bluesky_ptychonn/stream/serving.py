@@ -98,6 +98,10 @@ class _Settled(dict[Any, Any]):
 def _serve(folder: Path, order: Mapping[str, Any], listener: socket.socket, answer: Any) -> None:
     (folder / "data").mkdir(exist_ok=True)  # before the imports: a folder that cannot be used is known at once
 
+    # What Tiled imports at the first table and the first array: here no scan waits for it.
+    import adbc_driver_sqlite.dbapi  # noqa: F401
+    import tiled.adapters.sql
+    import tiled.adapters.zarr  # noqa: F401
     import uvicorn
     from tiled.catalog import from_uri
     from tiled.commandline._catalog import init

@@ -74,6 +74,7 @@ class TiledWorkshop:
         }
         first = Reconstructor(self._model, order.geometry, **self._settings)
         first.warm_up()
+        _import_early()
         self.device = first.device_name
         self._reconstructors: dict[str, Reconstructor] = {}
         # Last: what is wrong with the model or the device is said at once, and not only when the catalog answers.
@@ -116,3 +117,13 @@ class TiledWorkshop:
             before_request=self._before,
             patience_s=1.0,  # the run is tried again later; others go on meanwhile
         )
+
+
+def _import_early() -> None:
+    """Import what the first run would import in its midst, beside a scan."""
+    import hdf5plugin  # noqa: F401
+    import pyarrow as pa  # noqa: F401
+    import tiled.structures.array
+    import tiled.structures.table  # noqa: F401
+
+    import bluesky_ptychonn.stream.sink  # noqa: F401
