@@ -169,7 +169,7 @@ def timed(reference: Reference, n: int, family: str, pixel_m: float) -> float:
     for _ in range(3):
         start = time.perf_counter()
         batch = engine.for_run().reconstruct(reference.frames[::n])
-        mosaic = Mosaic(pixel_m, engine.weight)
+        mosaic = Mosaic(pixel_m, engine.weight, anchor=engine.anchor)
         mosaic.add(batch.patches, y, x, batch.trust)
         mosaic.synchronise()
         mosaic.snapshot()

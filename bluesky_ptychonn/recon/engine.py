@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from bluesky_ptychonn.optics.geometry import Geometry
 from bluesky_ptychonn.recon.checkpoint import Model, choose_device
 from bluesky_ptychonn.recon.flux import LOST, Flux
+from bluesky_ptychonn.recon.network import ObjectNetwork
 from bluesky_ptychonn.recon.preprocess import Preprocess, PreprocessConfig
 from bluesky_ptychonn.recon.trust import frame_trust
 
@@ -101,6 +102,7 @@ class Reconstructor:
         cuda_graph: bool = True,
     ) -> None:
         self.card = model.card
+        self._anchor = float(getattr(model.network, "anchor", ObjectNetwork.anchor))
         self._config = preprocess or model.card.input.preprocess
         used = model.card.model_copy(update={"input": model.card.input.model_copy(update={"preprocess": self._config})})
         if geometry is not None:
@@ -136,6 +138,11 @@ class Reconstructor:
     def weight(self) -> NDArray[np.float32]:
         """Weight (h, w) of a patch's pixels in a mosaic, peak 1: as measured in training, or the probe's intensity."""
         return self._weight
+
+    @property
+    def anchor(self) -> float:
+        """How strongly a mosaic pulls each patch's mean phase to zero; see `ObjectNetwork`."""
+        return self._anchor
 
     @property
     def device_name(self) -> str:

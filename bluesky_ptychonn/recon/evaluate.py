@@ -161,7 +161,7 @@ def measure_sampling(
             experiment = SimulatedExperiment(geometry, unit, make_sample(kind, (side, side), rng), photons)
             y, x = raster(sampling * diameter_m, field_diameters * diameter_m, 0.1, rng)
             frames = np.stack([experiment.frame_at(a, b, rng) for a, b in zip(y, x, strict=True)])
-            mosaic = Mosaic(pixel, weight)
+            mosaic = Mosaic(pixel, weight, anchor=network.anchor)
             mosaic.add(predict(network, frames, told), y, x, np.ones(len(y)))
             mosaic.synchronise()
             image = mosaic.snapshot()

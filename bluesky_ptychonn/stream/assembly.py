@@ -65,7 +65,8 @@ class Assembly:
         self._lag_s: float | None = None
 
     def _new_mosaic(self) -> Mosaic:
-        return Mosaic(self.reconstructor.pixel_m, self.reconstructor.weight)
+        made = self.reconstructor
+        return Mosaic(made.pixel_m, made.weight, anchor=made.anchor)
 
     def work(self, pairing: RunPairing, *, running: bool, over: bool) -> float:
         """Take a block of frames from documents to the catalog; returns the seconds the catalog was asked."""

@@ -46,6 +46,10 @@ class Reconstructs(Protocol):
         """Weight (h, w) of a patch's pixels in the mosaic."""
 
     @property
+    def anchor(self) -> float:
+        """How strongly a mosaic pulls each patch's mean phase to zero."""
+
+    @property
     def pixel_m(self) -> float:
         """Object pixel of the patches, m."""
 

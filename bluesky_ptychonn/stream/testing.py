@@ -38,6 +38,7 @@ class FakeReconstructor:
     """A `Reconstructs` without a network; frames whose first pixel is negative or NaN are flagged."""
 
     pixel_m: float = 1e-8
+    anchor: float = 0.02
     patch_shape: tuple[int, int] = (8, 8)
     calls: list[int] = field(default_factory=list)
 
