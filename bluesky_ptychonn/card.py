@@ -326,14 +326,19 @@ class ModelCard(_Frozen):
             raise ValueError(f"{source}: no model card there; a model is a folder with {CARD_FILE}") from None
         except (json.JSONDecodeError, UnicodeDecodeError) as error:
             raise ValueError(f"{source}: not a model card, its JSON cannot be read: {error}") from None
+        return cls.from_values(values, str(source))
+
+    @classmethod
+    def from_values(cls, values: Any, where: str) -> ModelCard:
+        """Read a card from what its JSON holds; `where` it was found is said when it cannot be used (ValueError)."""
         version = values.get("schema_version") if isinstance(values, dict) else None
         if isinstance(version, int) and version > 1:
-            raise ValueError(f"{source}: card of schema {version}, this version reads 1; update bluesky_ptychonn")
+            raise ValueError(f"{where}: card of schema {version}, this version reads 1; update bluesky_ptychonn")
         try:
             return cls.model_validate(values)
         except ValidationError as error:
             wrong = "; ".join(f"{'.'.join(map(str, e['loc'])) or 'card'}: {e['msg']}" for e in error.errors())
-            raise ValueError(f"{source}: not a usable model card: {wrong}") from None
+            raise ValueError(f"{where}: not a usable model card: {wrong}") from None
 
 
 def _card_file(path: Path) -> Path:

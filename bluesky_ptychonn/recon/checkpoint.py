@@ -143,7 +143,8 @@ def save_model(
         raise ValueError(f"save_model: the card of {card.name!r} names a probe, but none was given")
     if weight is not None:
         tensors[_WEIGHT] = torch.from_numpy(np.array(weight, dtype=np.float32))
-    data = write_tensors(tensors, metadata={"format": "pt", "model": card.name, "version": card.version})
+    # One entry: safetensors writes several in any order, and the same model would not make the same file.
+    data = write_tensors(tensors, metadata={"format": "pt"})
     written = ModelCard.model_validate({**card.model_dump(), "weights_sha256": hashlib.sha256(data).hexdigest()})
     folder.mkdir(parents=True, exist_ok=True)
     draft = folder / f".{WEIGHTS_FILE}.{os.getpid()}.part"
