@@ -15,6 +15,7 @@ from typing import Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 from bluesky_ptychonn.optics.geometry import Geometry
+from bluesky_ptychonn.recon.refinement import Refinement
 from bluesky_ptychonn.stream.keys import Keys
 from bluesky_ptychonn.stream.live import LiveReconstruction
 from bluesky_ptychonn.stream.progress import Pace
@@ -120,6 +121,8 @@ class ReconstructionConfig(_Section):
         Which data are frames and positions.
     pace : Pace
         How often things happen.
+    refine : bool or Refinement
+        Whether, or how, mosaics are refined by sweeps of the physics.
     """
 
     model: str
@@ -131,6 +134,7 @@ class ReconstructionConfig(_Section):
     geometry: Geometry | None = None
     keys: Keys = Keys()
     pace: Pace = Pace()
+    refine: bool | Refinement = False
 
     @field_validator("keys", "pace", mode="before")
     @classmethod
@@ -168,6 +172,7 @@ class ReconstructionConfig(_Section):
             batch_size=self.batch_size,
             pace=self.pace,
             threads=self.threads,
+            refine=self.refine,
         )
 
 

@@ -14,6 +14,7 @@ def reconstruct(
     run: Annotated[str, typer.Argument(help="uid of the run, its first letters, its scan id, or 'latest'")],
     model: Annotated[str, typer.Option(help="name or folder of the model")],
     device: Annotated[str, typer.Option(help="auto, cpu or cuda")] = "auto",
+    refine: Annotated[bool, typer.Option(help="refine the mosaic by sweeps of the physics through the probe")] = False,
     energy_ev: Annotated[float | None, typer.Option(help="photon energy, eV, where the run does not say")] = None,
     distance_m: Annotated[float | None, typer.Option(help="sample to detector, m")] = None,
     pixel_pitch_m: Annotated[float | None, typer.Option(help="detector pixel pitch, m")] = None,
@@ -30,7 +31,7 @@ def reconstruct(
     with open_catalog(catalog) as root:
         from bluesky_ptychonn.stream.reconstruct import reconstruct as run_reconstruction
 
-        result = run_reconstruction(run_key(run), model, root, geometry=geometry, device=device)
+        result = run_reconstruction(run_key(run), model, root, geometry=geometry, device=device, refine=refine)
         typer.echo(repr(result))
         for problem in result.problems:
             typer.echo(f"  {problem}")

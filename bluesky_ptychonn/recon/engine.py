@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import platform
 import warnings
 from collections.abc import Sequence
@@ -20,6 +21,8 @@ from bluesky_ptychonn.recon.checkpoint import Model, choose_device
 from bluesky_ptychonn.recon.flux import LOST, Flux
 from bluesky_ptychonn.recon.network import ObjectNetwork
 from bluesky_ptychonn.recon.preprocess import Preprocess, PreprocessConfig
+from bluesky_ptychonn.recon.refinement import Refinement
+from bluesky_ptychonn.recon.stitch import MosaicImage
 from bluesky_ptychonn.recon.trust import frame_trust
 
 Precision = Literal["fp32", "bf16", "fp16"]
@@ -81,6 +84,8 @@ class Reconstructor:
         Photons a frame without sample. Found from the frames when not given.
     cuda_graph : bool
         Replay one recorded pass on CUDA instead of launching some 100 kernels; without effect elsewhere.
+    refinement : Refinement, optional
+        What `refine` does; kept for whoever asks whether to.
 
     Raises
     ------
@@ -100,8 +105,11 @@ class Reconstructor:
         precision: Precision = "fp32",
         photons: float | None = None,
         cuda_graph: bool = True,
+        refinement: Refinement | None = None,
     ) -> None:
         self.card = model.card
+        self.refinement = refinement
+        self._network = model.network
         self._anchor = float(getattr(model.network, "anchor", ObjectNetwork.anchor))
         self._config = preprocess or model.card.input.preprocess
         used = model.card.model_copy(update={"input": model.card.input.model_copy(update={"preprocess": self._config})})
@@ -217,6 +225,52 @@ class Reconstructor:
             np.concatenate([p.trust for p in parts]),
             np.concatenate([p.valid for p in parts]),
             [flag for p in parts for flag in p.flag],
+        )
+
+    def refine(
+        self,
+        image: MosaicImage,
+        frames: NDArray[Any],
+        y_m: NDArray[np.floating],
+        x_m: NDArray[np.floating],
+        within_s: float = math.inf,
+    ) -> tuple[MosaicImage, dict[str, Any]]:
+        """Refine a mosaic of this run by sweeps of the physics through the probe: see `recon.refine.refine`.
+
+        Parameters
+        ----------
+        image : MosaicImage
+            The mosaic.
+        frames : (n, H, W) ndarray
+            Counts as recorded, of the frames it was made of.
+        y_m, x_m : (n,) float ndarray
+            Their positions, m.
+        within_s : float
+            Begin no sweep that would probably end later, s.
+
+        Raises
+        ------
+        ValueError
+            Without a probe, or for frames of another shape than the model takes.
+        """
+        from bluesky_ptychonn.recon.refine import refine
+
+        if self._probe is None:
+            raise ValueError(f"model {self.card.name!r} has no probe, and without one there is nothing to refine with")
+        self._check_shape(np.shape(frames))
+        counts = self._preprocess(frames).counts
+        probe = self._probe * self._flux.probe_factor
+        return refine(
+            image,
+            counts,
+            y_m,
+            x_m,
+            probe,
+            self.weight,
+            self.refinement,
+            network=self._network,
+            anchor=self._anchor,
+            within_s=within_s,
         )
 
     def _check_shape(self, shape: Sequence[int]) -> None:

@@ -232,32 +232,62 @@ class LiftedNetwork(ObjectNetwork):
         """See `ObjectNetwork.stages`. Stages are cut from each other's gradient, so each trains by its own error."""
         if probe is None:
             raise ValueError("LiftedNetwork: no probe given; a lifted model needs its probe, square-root photons")
-        config = self.config
-        margin = (config.frame_size - config.patch_size) // 2
-        inner = slice(margin, margin + config.patch_size)
+        config, inner = self.config, self._inner
         modulus = to_fft_order(counts.clamp_min(0).sqrt())  # (B, N, N)
-        beam = probe[..., inner, inner].expand(counts.shape[0], config.patch_size, config.patch_size)
-        beam = beam / beam.abs().amax(dim=(-2, -1), keepdim=True)
-        about_probe = torch.stack([beam.abs(), beam.real, beam.imag], 1)  # (B, 3, h, w)
+        about_probe = self._about(probe, len(counts))
         estimates: list[Tensor] = []
         full = None
         with torch.no_grad():
             full = lift(modulus, probe, config.lift_steps, None, config.damping)
         for stage, net in enumerate(self.nets):
-            patch = full[..., inner, inner]
-            channels = [patch.real.unsqueeze(1), patch.imag.unsqueeze(1), about_probe]
-            if stage:
-                before = estimates[-1].detach()
-                channels += [before.real.unsqueeze(1), before.imag.unsqueeze(1)]
-            x = torch.cat(channels, 1).contiguous(memory_format=torch.channels_last)
-            correction = net(x).float()
-            estimates.append(patch + torch.complex(correction[:, 0], correction[:, 1]))
+            before = estimates[-1].detach() if stage else None
+            estimates.append(self._corrected(net, full[..., inner, inner], about_probe, before))
             if stage + 1 < len(self.nets):
                 with torch.no_grad():
                     full = full.clone()
                     full[..., inner, inner] = estimates[-1].detach()
                     full = lift(modulus, probe, config.stage_steps, full, config.damping)
         return estimates
+
+    def again(self, counts: Tensor, probe: Tensor, known: Tensor) -> Tensor:
+        """Run the last stage alone, from an object known by other means; for `recon.refine`.
+
+        Parameters
+        ----------
+        counts : (B, N, N) float32 Tensor
+        probe : (N, N) complex64 Tensor
+            Square-root photons.
+        known : (B, N, N) complex64 Tensor
+            Object under each frame, such as a mosaic of all of them has it.
+
+        Returns
+        -------
+        (B, h, w) complex64 Tensor
+        """
+        inner = self._inner
+        modulus = to_fft_order(counts.clamp_min(0).sqrt())
+        full = lift(modulus, probe, max(1, self.config.stage_steps), known, self.config.damping)
+        before = known[..., inner, inner] if self.config.stages > 1 else None
+        return self._corrected(self.nets[-1], full[..., inner, inner], self._about(probe, len(counts)), before)
+
+    @property
+    def _inner(self) -> slice:
+        margin = (self.config.frame_size - self.config.patch_size) // 2
+        return slice(margin, margin + self.config.patch_size)
+
+    def _about(self, probe: Tensor, frames: int) -> Tensor:
+        """Make the channels (B, 3, h, w) that tell a U-Net of the probe."""
+        beam = probe[..., self._inner, self._inner].expand(frames, self.config.patch_size, self.config.patch_size)
+        beam = beam / beam.abs().amax(dim=(-2, -1), keepdim=True)
+        return torch.stack([beam.abs(), beam.real, beam.imag], 1)
+
+    @staticmethod
+    def _corrected(net: nn.Module, patch: Tensor, about_probe: Tensor, before: Tensor | None) -> Tensor:
+        channels = [patch.real.unsqueeze(1), patch.imag.unsqueeze(1), about_probe]
+        if before is not None:
+            channels += [before.real.unsqueeze(1), before.imag.unsqueeze(1)]
+        correction = net(torch.cat(channels, 1).contiguous(memory_format=torch.channels_last)).float()
+        return patch + torch.complex(correction[:, 0], correction[:, 1])
 
 
 def fix_gauge(patch: Tensor, weight: Tensor) -> Tensor:

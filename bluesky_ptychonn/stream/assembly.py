@@ -11,12 +11,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bluesky_ptychonn.recon.stitch import Mosaic
+from bluesky_ptychonn.recon.stitch import Mosaic, MosaicImage
 from bluesky_ptychonn.stream.field import Field
 from bluesky_ptychonn.stream.keys import RunError
 from bluesky_ptychonn.stream.pairing import FrameRef, RunPairing, count_reasons
 from bluesky_ptychonn.stream.parts import Patches, Reconstructs, Sink
 from bluesky_ptychonn.stream.progress import Pace, Progress
+from bluesky_ptychonn.stream.refining import Refining
 from bluesky_ptychonn.stream.source import FrameSource
 
 log = logging.getLogger(__name__)
@@ -55,6 +56,7 @@ class Assembly:
         self._pace = pace
         self._clock = clock
         self._mosaic = self._new_mosaic()
+        self._refining = Refining(reconstructor)
         h, w = reconstructor.patch_shape
         self._field = Field.announced(start, (h * reconstructor.pixel_m, w * reconstructor.pixel_m))
         self._committed: dict[int, FrameRef] = {}
@@ -141,6 +143,7 @@ class Assembly:
             else:
                 self._rejected[ref.seq_num] = flag or "not valid"
         self._stitch(made, y_m, x_m, valid)
+        self._refining.keep([ref.seq_num for ref in refs], frames, y_m, x_m, valid)
         return took
 
     def _stitch(
@@ -159,6 +162,7 @@ class Assembly:
         self._stale |= self._committed.pop(seq_num, None) is not None
         self._rejected.pop(seq_num, None)
         self._untold.pop(seq_num, None)
+        self._refining.forget(seq_num)
 
     def _reject(self, ref: FrameRef, reason: str, problem: str) -> None:
         log.warning("frame %d (row %d): %s: %s", ref.seq_num, ref.row, reason, problem)
@@ -168,7 +172,9 @@ class Assembly:
 
     def write_mosaic(self) -> None:
         """Write the whole mosaic."""
-        image = self._mosaic.snapshot()
+        self._write_mosaic(self._refining.live(self._mosaic.snapshot()))
+
+    def _write_mosaic(self, image: MosaicImage) -> None:
         if self._field is not None:
             image = self._field.fill(image)
         before = self.sink.asked_s
@@ -202,7 +208,10 @@ class Assembly:
         self._untold.clear()
         if self._mosaic.count:
             self._mosaic.synchronise()
-            self.write_mosaic()
+            image, record = self._refining.whole(self._mosaic.snapshot())
+            if record is not None:
+                self.sink.update(refinement=record)
+            self._write_mosaic(image)
         return True
 
     def _tell_rejected(self, reasons: Mapping[int, str]) -> None:

@@ -18,6 +18,7 @@ from typing import Any, Literal
 from bluesky_ptychonn.card import find_model, load_card
 from bluesky_ptychonn.optics.framing import PreprocessConfig
 from bluesky_ptychonn.optics.geometry import Geometry
+from bluesky_ptychonn.recon.refinement import Refinement, asked_for
 from bluesky_ptychonn.stream.address import Address
 from bluesky_ptychonn.stream.journal import JournalWriter
 from bluesky_ptychonn.stream.keeper import Keeper, ProcessKeeper, ThreadKeeper, take_up
@@ -79,6 +80,9 @@ class LiveReconstruction:
         Of the convolutions.
     preprocess : PreprocessConfig, optional
         From recorded frames to the network's, instead of the model card's.
+    refine : bool or Refinement
+        Whether, or how, to refine mosaics by sweeps of the physics through the probe: for half a second each while the
+        run goes on, whole when it ends. The result's metadata says so under ``refinement``; patches stay the network's.
 
     Attributes
     ----------
@@ -123,6 +127,7 @@ class LiveReconstruction:
         threads: int | None = None,
         precision: Literal["fp32", "bf16", "fp16"] = "fp32",
         preprocess: PreprocessConfig | None = None,
+        refine: bool | Refinement = False,
     ) -> None:
         if worker not in ("process", "thread"):
             raise ValueError(f"worker={worker!r} is unknown; allowed: 'process', 'thread'")
@@ -142,6 +147,7 @@ class LiveReconstruction:
             threads=threads or worker_threads(),
             precision=precision,
             preprocess=preprocess,
+            refinement=asked_for(refine),
         )
         loaded = hasattr(model, "network")
         if not loaded:

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bluesky_ptychonn.optics.geometry import Geometry
+from bluesky_ptychonn.recon.refinement import Refinement
 from bluesky_ptychonn.recon.stitch import MosaicImage
 from bluesky_ptychonn.stream.keys import Layout
 from bluesky_ptychonn.stream.source import FrameSource
@@ -55,6 +56,20 @@ class Reconstructs(Protocol):
 
     def reconstruct(self, frames: NDArray[Any]) -> Patches:
         """Make patches of counts (n, H, W); ValueError in words when frames do not fit the model."""
+
+    @property
+    def refinement(self) -> Refinement | None:
+        """How to refine mosaics; None for not at all."""
+
+    def refine(
+        self,
+        image: MosaicImage,
+        frames: NDArray[Any],
+        y_m: NDArray[np.float64],
+        x_m: NDArray[np.float64],
+        within_s: float = ...,
+    ) -> tuple[MosaicImage, dict[str, Any]]:
+        """Refine a mosaic by its frames (n, H, W); ValueError in words when it cannot be."""
 
     def describe(self) -> dict[str, Any]:
         """Model, device and settings, for the result's metadata."""

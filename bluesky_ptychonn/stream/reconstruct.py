@@ -10,6 +10,7 @@ from typing import Any, Literal
 from bluesky_ptychonn.card import find_model
 from bluesky_ptychonn.optics.framing import PreprocessConfig
 from bluesky_ptychonn.optics.geometry import Geometry
+from bluesky_ptychonn.recon.refinement import Refinement, asked_for
 from bluesky_ptychonn.stream.address import Address
 from bluesky_ptychonn.stream.catalog_run import documents_of, find_run
 from bluesky_ptychonn.stream.keys import Keys, RunError
@@ -40,6 +41,7 @@ def reconstruct(
     raw: str = "raw",
     precision: Literal["fp32", "bf16", "fp16"] = "fp32",
     preprocess: PreprocessConfig | None = None,
+    refine: bool | Refinement = False,
     progress: Callable[[Progress], None] | None = None,
 ) -> Any:
     """Reconstruct a run of the catalog with a model; the result goes into the same catalog, beside any earlier ones.
@@ -52,7 +54,7 @@ def reconstruct(
         Name of a model, its folder, or a loaded one.
     catalog : CatalogServer, Tiled client, address or profile name
         Where the run is, and the result goes.
-    geometry, frame_key, x_key, y_key, x_sign, y_sign, position_unit, stream, precision, preprocess
+    geometry, frame_key, x_key, y_key, x_sign, y_sign, position_unit, stream, precision, preprocess, refine
         See `LiveReconstruction`.
     device : str
         ``auto``, ``cpu``, ``cuda``.
@@ -100,6 +102,7 @@ def reconstruct(
         threads or 0,
         precision=precision,
         preprocess=preprocess,
+        refinement=asked_for(refine),
     )
 
     from bluesky_ptychonn.stream.workshop import TiledWorkshop

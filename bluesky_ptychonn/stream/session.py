@@ -22,6 +22,7 @@ import orjson
 
 from bluesky_ptychonn.optics.framing import PreprocessConfig
 from bluesky_ptychonn.optics.geometry import Geometry
+from bluesky_ptychonn.recon.refinement import Refinement
 from bluesky_ptychonn.stream.follow import journaled_runs
 from bluesky_ptychonn.stream.journal import SUFFIX
 from bluesky_ptychonn.stream.keys import Keys
@@ -95,6 +96,8 @@ class Order:
         ``fp32``, ``bf16`` or ``fp16``.
     preprocess : PreprocessConfig, optional
         From recorded frames to the network's, instead of the model card's.
+    refinement : Refinement, optional
+        How to refine mosaics; by default not at all.
 
     Raises
     ------
@@ -114,6 +117,7 @@ class Order:
     nice: int = 10
     precision: str = "fp32"
     preprocess: PreprocessConfig | None = None
+    refinement: Refinement | None = None
 
     def __post_init__(self) -> None:
         if self.precision not in _PRECISIONS:
@@ -122,7 +126,7 @@ class Order:
     def save(self, folder: Path) -> None:
         """Write the order into a session's folder."""
         values = {item.name: getattr(self, item.name) for item in fields(self)}
-        for name in ("geometry", "preprocess"):
+        for name in ("geometry", "preprocess", "refinement"):
             values[name] = None if values[name] is None else values[name].model_dump(mode="json")
         write_whole(folder / _ORDER, values | {"keys": asdict(self.keys), "pace": asdict(self.pace)})
 
@@ -138,8 +142,8 @@ class Order:
         values = _read(folder / _ORDER)
         if values is None:
             raise ValueError(f"{folder}: no session of LiveReconstruction ({_ORDER} is missing)")
-        for name, kind in (("geometry", Geometry), ("preprocess", PreprocessConfig)):
-            values[name] = None if values[name] is None else kind.model_validate(values[name])
+        for name, kind in (("geometry", Geometry), ("preprocess", PreprocessConfig), ("refinement", Refinement)):
+            values[name] = None if values.get(name) is None else kind.model_validate(values[name])
         return cls(**values | {"keys": Keys(**values["keys"]), "pace": Pace(**values["pace"])})
 
 

@@ -8,13 +8,14 @@ from __future__ import annotations
 import itertools
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from bluesky_ptychonn.optics.geometry import Geometry
+from bluesky_ptychonn.recon.refinement import Refinement
 from bluesky_ptychonn.recon.stitch import MosaicImage
 from bluesky_ptychonn.stream.keys import Layout
 from bluesky_ptychonn.stream.source import Fetched
@@ -57,6 +58,19 @@ class FakeReconstructor:
         patches = np.broadcast_to(np.where(valid, value, 0)[:, None, None], (len(frames), *self.patch_shape))
         flags = ["" if ok else "not finite or negative" for ok in valid]
         return FakePatches(patches.astype(np.complex64), np.ones(len(frames), np.float32), valid, flags)
+
+    refinement: Refinement | None = None
+
+    def refine(
+        self,
+        image: MosaicImage,
+        frames: NDArray[Any],
+        y_m: NDArray[np.float64],
+        x_m: NDArray[np.float64],
+        within_s: float = np.inf,
+    ) -> tuple[MosaicImage, dict[str, Any]]:
+        """Double the amplitude, and tell of how many frames."""
+        return replace(image, amplitude=2 * image.amplitude), {"frames": len(frames), "seconds": 0.0}
 
     def describe(self) -> dict[str, Any]:
         """Describe the model."""

@@ -71,6 +71,7 @@ class TiledWorkshop:
             "batch_size": order.batch_size,
             "precision": order.precision,
             "preprocess": order.preprocess,
+            "refinement": order.refinement,
         }
         first = Reconstructor(self._model, order.geometry, **self._settings)
         first.warm_up()

@@ -10,14 +10,24 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bluesky_ptychonn.optics.geometry import Geometry
+from bluesky_ptychonn.recon.refinement import Refinement
 from bluesky_ptychonn.recon.stitch import Mosaic
 from bluesky_ptychonn.stream.assembly import NOT_THERE, UNREADABLE
 from bluesky_ptychonn.stream.field import Field
 from bluesky_ptychonn.stream.keys import Keys
 from bluesky_ptychonn.stream.pairing import BAD_POSITION, NO_FRAME
 from bluesky_ptychonn.stream.progress import Pace
+from bluesky_ptychonn.stream.refining import Refining
 from bluesky_ptychonn.stream.runner import RunReconstruction
-from bluesky_ptychonn.stream.testing import GEOMETRY, FakeSink, FakeSource, FakeWorkshop, RunMaker, frame_of
+from bluesky_ptychonn.stream.testing import (
+    GEOMETRY,
+    FakeReconstructor,
+    FakeSink,
+    FakeSource,
+    FakeWorkshop,
+    RunMaker,
+    frame_of,
+)
 
 
 class Clock:
@@ -454,3 +464,56 @@ def test_field_beyond_reason_is_left_alone() -> None:
     mosaic = Mosaic(1e-8, np.ones((8, 8), np.float32))
     mosaic.add(np.ones((1, 8, 8), np.complex64), np.zeros(1), np.zeros(1), np.ones(1))
     assert field.fill(mosaic.snapshot()).phase.shape == (8, 8)
+
+
+def refining(points: int, **pace: Any) -> Bench:
+    bench = Bench(RunMaker(), points, pace=Pace(flush_s=0.1, mosaic_s=0.1, **pace))
+    bench.workshop.made.refinement = Refinement()
+    return bench
+
+
+def test_refined_mosaics_are_marked_and_the_last_is_refined_whole() -> None:
+    bench = refining(6)
+    for seq_num in range(1, 7):
+        bench.point(seq_num)
+        bench.work(0.5)
+    assert np.nanmax(bench.sink.mosaics[0].amplitude) == pytest.approx(2.0)  # the fake doubles what it refines
+    assert "refinement" not in bench.sink.metadata
+    bench.close()
+    assert bench.job.progress.state == "complete"
+    assert bench.sink.metadata["refinement"]["frames"] == 6
+
+
+def test_unasked_nothing_is_refined() -> None:
+    bench = Bench(RunMaker(), 2)
+    bench.point(1)
+    bench.point(2)
+    bench.close()
+    assert "refinement" not in bench.sink.metadata
+
+
+def test_what_cannot_be_refined_is_said_and_the_run_is_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    bench = refining(2)
+
+    def refuse(*arguments: Any) -> Any:
+        raise RuntimeError("not enough memory")
+
+    monkeypatch.setattr(bench.workshop.made, "refine", refuse, raising=False)
+    bench.point(1)
+    bench.point(2)
+    bench.close()
+    assert bench.job.progress.state == "complete"
+    assert bench.sink.metadata["refinement"] == {"skipped": "not enough memory"}
+
+
+def test_a_point_measured_again_is_refined_with_its_last_frame_and_too_many_frames_are_said() -> None:
+    made = FakeReconstructor(refinement=Refinement())
+    kept = Refining(made, limit_bytes=3 * 64 * 4)
+    frame, at, valid = np.ones((1, 8, 8), np.float32), np.zeros(1), np.ones(1, bool)
+    mosaic = Mosaic(1e-8, np.ones((8, 8), np.float32))
+    mosaic.add(np.ones((1, 8, 8), np.complex64), at, at, np.ones(1))
+    for seq_num in (1, 2, 2, 3):
+        kept.keep([seq_num], frame, at, at, valid)
+    assert kept.whole(mosaic.snapshot())[1] == {"frames": 3, "seconds": 0.0}
+    kept.keep([4], frame, at, at, valid)
+    assert kept.whole(mosaic.snapshot())[1] == {"skipped": "the run's frames exceed 0 MiB; refine a part of them"}
