@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
 
+from bluesky_ptychonn.calibration import TrustCalibration
 from bluesky_ptychonn.optics.framing import PreprocessConfig
 from bluesky_ptychonn.optics.geometry import Geometry
 
@@ -85,6 +86,8 @@ class InputContract(_Frozen):
         From recorded frames to the network's.
     orientation : str
         How patch axes lie to the scan's axes, in words.
+    energy_ev : float, optional
+        Photon energy it was trained for, eV.
     """
 
     frame_shape: tuple[int, int]
@@ -94,6 +97,7 @@ class InputContract(_Frozen):
     max_count: float | None = Field(default=None, gt=0)
     preprocess: PreprocessConfig = PreprocessConfig()
     orientation: str = "rows along +y, columns along +x"
+    energy_ev: float | None = Field(default=None, gt=0)
 
     @model_validator(mode="after")
     def _consistent(self) -> InputContract:
@@ -159,6 +163,8 @@ class ModelCard(_Frozen):
         Command, seed, frames, seconds, software, git commit.
     weights_sha256 : str
         Of ``model.safetensors``.
+    trust : TrustCalibration, optional
+        What a frame's score means; without it trust is not calibrated.
     """
 
     schema_version: Literal[1] = 1
@@ -172,6 +178,7 @@ class ModelCard(_Frozen):
     sampling: tuple[SamplingPoint, ...] = ()
     training: dict[str, Any] = Field(default_factory=dict)
     weights_sha256: _Sha256
+    trust: TrustCalibration | None = None
 
     @model_validator(mode="after")
     def _consistent(self) -> ModelCard:
