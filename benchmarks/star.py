@@ -5,8 +5,8 @@
     python -m benchmarks.star --train direct --frames 60000
 
 Every n-th frame goes the product's whole road: replay camera, RunEngine, TiledWriter, live reconstruction by the lifted
-network, catalog; the direct network reconstructs the same run from the catalog, and what is scored is read back from
-there. Seconds are of inference and stitching alone, and of the peer's solver alone, on the same number of threads.
+network, catalog; the direct network reconstructs the same run from the catalog, and so does the lifted one once more,
+refined by sweeps of the physics; what is scored is read back from there. Seconds are of inference and stitching alone, and of the peer's solver alone, on the same number of threads.
 """
 
 from __future__ import annotations
@@ -35,6 +35,7 @@ FRAME_EPOCHS, FEWEST, MOST = 7_800, 15, 300
 HERE = Path(__file__).parent
 RESULTS, MODELS, CACHE = HERE / "results", HERE / "models", HERE.parent / "build" / "star"
 FAMILIES = {"network": "star-lifted", "direct": "star-direct"}
+METHODS = ("direct", "network", "refined")
 
 
 def data_file() -> Path:
@@ -128,7 +129,7 @@ def train(reference: Reference, scan: CxiScan, families: tuple[str, ...], frames
 
 
 def replay(scan: CxiScan, every: tuple[int, ...]) -> dict[tuple[int, str], Any]:
-    """Send every n-th frame the whole road; return what the catalog then holds, by (n, family)."""
+    """Send every n-th frame the whole road; return what the catalog then holds, by (n, method)."""
     from bluesky import RunEngine
     from bluesky_tiled_plugins import TiledWriter
 
@@ -152,27 +153,32 @@ def replay(scan: CxiScan, every: tuple[int, ...]) -> dict[tuple[int, str], Any]:
                     found[n, "network"] = (done.mosaic(), done.status, done.counts)
                     done = reconstruct(uid, MODELS / FAMILIES["direct"], server)
                     found[n, "direct"] = (done.mosaic(), done.status, done.counts)
+                    done = reconstruct(uid, MODELS / FAMILIES["network"], server, refine=True)
+                    found[n, "refined"] = (done.mosaic(), done.status, done.counts)
                     print(f"every {n}: {done.counts}", flush=True)
     return found
 
 
-def timed(reference: Reference, n: int, family: str, pixel_m: float) -> float:
-    """Seconds of inference and stitching of every n-th frame, warm; the best of three, as the machine is shared."""
+def timed(reference: Reference, n: int, method: str, pixel_m: float) -> float:
+    """Seconds of inference, stitching and refinement, warm; the best of three, as the machine is shared."""
     from bluesky_ptychonn.recon.checkpoint import load_model
     from bluesky_ptychonn.recon.engine import Reconstructor
     from bluesky_ptychonn.recon.stitch import Mosaic
 
-    engine = Reconstructor(load_model(MODELS / FAMILIES[family]))
+    engine = Reconstructor(load_model(MODELS / FAMILIES["direct" if method == "direct" else "network"]))
     engine.warm_up()
     y, x = ((reference.positions_px[::n].T - reference.origin_px) * pixel_m).astype(np.float64)
     seconds = []
     for _ in range(3):
         start = time.perf_counter()
-        batch = engine.for_run().reconstruct(reference.frames[::n])
+        run = engine.for_run()
+        batch = run.reconstruct(reference.frames[::n])
         mosaic = Mosaic(pixel_m, engine.weight, anchor=engine.anchor)
         mosaic.add(batch.patches, y, x, batch.trust)
         mosaic.synchronise()
-        mosaic.snapshot()
+        image = mosaic.snapshot()
+        if method == "refined":
+            run.refine(image, reference.frames[::n], y, x)
         seconds.append(time.perf_counter() - start)
     return min(seconds)
 
@@ -198,12 +204,12 @@ def main() -> None:
         row: dict[str, Any] = {"every": n, "frames": len(reference.frames[::n])}
         placed = {
             family: reference.place(results[n, family][0].complex, results[n, family][0].origin_m, pixel)
-            for family in FAMILIES
+            for family in METHODS
         }
         # One area for all three: where the lifted network covers. Each method is judged on the same pixels.
         covered = np.isfinite(placed["network"]) & np.isfinite(placed["direct"])
         row["covered_fraction"] = float(covered[reference.centre].mean())
-        for family in ("direct", "network"):
+        for family in METHODS:
             image, status, counts = placed[family], *results[n, family][1:]
             row[f"{family}_corr"], row[f"{family}_mae_rad"] = reference.score(image, covered)
             row[f"{family}_s"] = timed(reference, n, family, pixel)
@@ -257,13 +263,13 @@ def _table(rows: list[dict[str, Any]], about: str, reference_s: float) -> str:
         "Measured Siemens star: phase against the peer's image from all 516 frames, over the covered part of the\n"
         "central 260 × 260 px. Correlation (MAE in rad), and seconds.\n"
         f"{about}. The reference took the peer {reference_s:.0f} s.\n\n"
-        "| every | frames | covered | direct | s | lifted | s | peer, best epoch | s | peer, last epoch | s |\n"
-        "|---|---|---|---|---|---|---|---|---|---|---|\n"
+        "| every | frames | covered | direct | s | lifted | s | lifted, refined | s | peer, best epoch | s "
+        "| peer, last epoch | s |\n|---|---|---|---|---|---|---|---|---|---|---|---|---|\n"
     )
     lines = []
     for r in rows:
         cells = [f"{r['every']}", f"{r['frames']}", f"{r['covered_fraction']:.2f}"]
-        for key in ("direct", "network", "peer", "peer_last"):
+        for key in (*METHODS, "peer", "peer_last"):
             cells += [f"{r[f'{key}_corr']:.3f} ({r[f'{key}_mae_rad']:.3f})", f"{r[f'{key}_s']:.2f}"]
         lines.append("| " + " | ".join(cells) + " |")
     return head + "\n".join(lines) + "\n"
@@ -276,9 +282,14 @@ def _figure(rows: list[dict[str, Any]], images: dict[int, dict[str, Any]], refer
     import matplotlib.pyplot as plt
 
     shown = [n for n in (1, 4, 9, 25) if n in images]
-    labels = {"direct": "PtychoNN (direct)", "network": "lifted network", "peer": "pty-chi, same probe"}
-    figure = plt.figure(figsize=(15, 10), layout="constrained")
-    grid = figure.add_gridspec(3, len(shown) + 2)
+    labels = {
+        "direct": "PtychoNN (direct)",
+        "network": "lifted network",
+        "refined": "lifted, refined",
+        "peer": "pty-chi, same probe",
+    }
+    figure = plt.figure(figsize=(15, 13), layout="constrained")
+    grid = figure.add_gridspec(4, len(shown) + 2)
     phase = np.angle(reference.object[reference.centre])
     low, high = np.percentile(phase, [1, 99])
     for row, (key, label) in enumerate(labels.items()):
@@ -300,8 +311,8 @@ def _figure(rows: list[dict[str, Any]], images: dict[int, dict[str, Any]], refer
     axes.set(xticks=[], yticks=[], title="reference: pty-chi, all 516 frames")
     figure.colorbar(picture, ax=axes, label="phase (rad)", shrink=0.8)
     for row, (key, ylabel) in enumerate((("corr", "phase correlation"), ("mae_rad", "phase MAE (rad)")), start=1):
-        axes = figure.add_subplot(grid[row, len(shown) :])
-        for family, marker in (("direct", "s"), ("network", "o"), ("peer", "^")):
+        axes = figure.add_subplot(grid[row if row == 1 else slice(2, 4), len(shown) :])
+        for family, marker in (("direct", "s"), ("network", "o"), ("refined", "D"), ("peer", "^")):
             axes.plot(
                 [r["every"] for r in rows], [r[f"{family}_{key}"] for r in rows], marker + "-", label=labels[family]
             )

@@ -260,6 +260,8 @@ class PtychoReconstruction(Container):  # type: ignore[misc]  # Tiled is not typ
         if raw.get("sample") is not None:
             words.append(str(raw["sample"]))
         words.append(str(facts["status"]))
+        if (facts.get("refinement") or {}).get("sweeps"):
+            words.append("refined")
         done, expected = counts.get("reconstructed"), counts.get("expected")
         if done is not None:
             words.append(f"{done}{f'/{expected}' if expected else ''} frames")

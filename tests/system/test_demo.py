@@ -84,13 +84,13 @@ def test_demo_leaves_a_picture(folder, said) -> None:
 
 @pytest.fixture(scope="module")
 def again(folder: Path, report: dict[str, Any]) -> str:
-    """Reconstruct the run again, from a catalog that nobody serves."""
+    """Reconstruct the run again and refine it, from a catalog that nobody serves."""
     catalog = folder / "demo-output/catalog"
-    return ptychonn("reconstruct", "2", "--model", "simulated-zp64", "--catalog", catalog, folder=folder)
+    return ptychonn("reconstruct", "2", "--model", "simulated-zp64", "--refine", "--catalog", catalog, folder=folder)
 
 
 def test_a_run_in_the_catalog_can_be_reconstructed_again(again, report) -> None:
-    assert f"complete, {report['frames']}/{report['frames']} frames" in again
+    assert f"complete, refined, {report['frames']}/{report['frames']} frames" in again
     assert f"processed/{report['reconstruction_uid']}" not in again  # a reconstruction of its own
 
 
