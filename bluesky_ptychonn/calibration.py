@@ -1,4 +1,4 @@
-"""What a score of a frame, and the figures of a run, meant on held-out frames whose truth was known; kept in the card."""
+"""What a frame's score and a run's figures meant on held-out frames whose truth was known; kept in the card."""
 
 from __future__ import annotations
 
@@ -98,8 +98,8 @@ class TrustCalibration(BaseModel):
     def trust(self, score: ArrayLike) -> NDArray[np.float32]:
         """Probability (n,) that frames of these scores (n,) are right; 0 where the score is not finite."""
         found = np.interp(np.nan_to_num(np.asarray(score), nan=np.inf), self.score, self.right)
-        return np.where(np.isfinite(score), found, 0).astype(np.float32)
+        return np.asarray(np.where(np.isfinite(score), found, 0), dtype=np.float32)
 
     def error(self, score: ArrayLike) -> NDArray[np.float32]:
         """Error (n,) in rad that `quantile` of the held-out frames of these scores (n,) stayed below."""
-        return np.interp(np.asarray(score), self.score, self.error_rad).astype(np.float32)
+        return np.asarray(np.interp(np.asarray(score), self.score, self.error_rad), dtype=np.float32)

@@ -20,10 +20,12 @@ from bluesky_ptychonn.optics.geometry import Geometry
 from bluesky_ptychonn.recon.checkpoint import Model, choose_device
 from bluesky_ptychonn.recon.flux import LOST, Flux
 from bluesky_ptychonn.recon.network import ObjectNetwork
-from bluesky_ptychonn.recon.preprocess import Preprocess, PreprocessConfig
+from bluesky_ptychonn.recon.preprocess import EMPTY, Preprocess, PreprocessConfig
 from bluesky_ptychonn.recon.refinement import Refinement
 from bluesky_ptychonn.recon.stitch import MosaicImage
-from bluesky_ptychonn.recon.trust import frame_trust
+from bluesky_ptychonn.recon.trust import frame_score, frame_trust, movement, unexplained_fraction
+from bluesky_ptychonn.recon.verdict import Verdict, judge
+from bluesky_ptychonn.recon.watch import Watch
 
 Precision = Literal["fp32", "bf16", "fp16"]
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -127,6 +129,7 @@ class Reconstructor:
         power = None if self._probe is None else float(self._probe.abs().square().sum())
         self._flux = Flux(power, photons)
         self._weight = _stitching_weight(model)
+        self._watch = self._new_watch()
 
     def __repr__(self) -> str:
         name = f"{self.card.name} {self.card.version}"
@@ -163,17 +166,31 @@ class Reconstructor:
         """Return the same reconstructor with a flux of its own, for another run; network and memory are shared."""
         other = copy.copy(self)
         other._flux = Flux(self._flux.probe_photons, photons)
+        other._watch = other._new_watch()
         return other
+
+    def _new_watch(self) -> Watch:
+        probe = None if self._probe is None else self._probe.cpu().numpy()
+        return Watch(probe, self._weight, self.pixel_m)
+
+    def placed(self, patches: NDArray[np.complex64], y_m: NDArray[np.floating], x_m: NDArray[np.floating]) -> None:
+        """Tell where patches (n, h, w) of this run lie, m: the verdict compares them where they overlap."""
+        self._watch.placed(patches, y_m, x_m)
+
+    def verdict(self) -> Verdict | None:
+        """Judge the run so far, see `bluesky_ptychonn.recon.verdict`; None before its first frame."""
+        return judge(self._watch.figures(), self.card, self.geometry)
 
     def warm_up(self) -> None:
         """Run the network once on empty frames, so that the first real ones do not wait for libraries and memory."""
         counts = torch.ones(self._passes.batch_size, *self.card.input.frame_shape, device=self._device)
-        patches = self._passes(counts, self._probe)
+        patches, moved = self._passes(counts, self._probe)
         if self._probe is not None:
-            frame_trust(patches, counts[: len(patches)], self._probe)
+            self._scores(patches, moved, counts[: len(patches)], self._probe)
 
     def describe(self) -> dict[str, Any]:
         """Tell settings and surroundings as JSON values, for a result's metadata."""
+        verdict, table = self.verdict(), self.card.trust
         return {
             "model": {
                 "name": self.card.name,
@@ -192,9 +209,12 @@ class Reconstructor:
             "photons_per_frame": self._flux.photons,
             "photons_from": self._flux.source,
             "trust_judged": self._probe is not None,
+            "trust": "not judged" if self._probe is None else "uncalibrated" if table is None else "calibrated",
+            "trust_tolerance_rad": None if self._probe is None or table is None else table.tolerance_rad,
             "preprocess": self._config.model_dump(mode="json"),
             "patch_shape": list(self.patch_shape),
             "pixel_m": self.pixel_m,
+            **({} if verdict is None else {"verdict": verdict.document()}),
         }
 
     def reconstruct(self, frames: NDArray[Any] | Tensor) -> PatchBatch:
@@ -291,33 +311,46 @@ class Reconstructor:
         totals = counts.sum(dim=(-2, -1), dtype=torch.float64).cpu().numpy()
         low, high = self.card.input.counts_per_frame
         self._flux.add(totals[valid & (totals >= LOST * low)])
+        lost, outside = [EMPTY in words for words in flag], [False] * len(flag)
         for i in np.flatnonzero(valid):
             if totals[i] < max(self._flux.least, LOST * low):
                 valid[i] = False
-                flag[i] = _join(flag[i], BEAM_LOST)
+                flag[i], lost[i] = _join(flag[i], BEAM_LOST), True
             elif not low <= totals[i] <= high:
+                outside[i] = True
                 flag[i] = _join(flag[i], OUT_OF_RANGE)
         probe = None if self._probe is None else self._probe * self._flux.probe_factor
-        trust = torch.ones(len(counts), device=self._device)
+        self._watch.frames(counts, totals, valid, lost, outside)
+        judged = torch.ones(len(counts), device=self._device)
         patches = torch.empty(len(counts), *self.patch_shape, dtype=torch.complex64, device=self._device)
         start = 0
         while start < len(counts):
             batch = counts[start : start + self._passes.batch_size]
-            made = self._passes(batch, probe)  # fewer than asked when memory ran out
+            made, moved = self._passes(batch, probe)  # fewer than asked when memory ran out
             stop = start + len(made)
             patches[start:stop] = made
             if probe is not None:
-                with torch.inference_mode():
-                    trust[start:stop] = frame_trust(made, counts[start:stop], probe)
+                judged[start:stop] = self._scores(made, moved, counts[start:stop], probe)
             start = stop
         finite = torch.isfinite(torch.view_as_real(patches)).flatten(1).all(dim=1).cpu().numpy()
         for i in np.flatnonzero(valid & ~finite):
             valid[i] = False
             flag[i] = _join(flag[i], NOT_FINITE)
-        out, scores = patches.cpu().numpy(), trust.cpu().numpy()
+        out, scores = patches.cpu().numpy(), judged.cpu().numpy()
+        table = None if probe is None else self.card.trust
+        trust = scores if table is None else table.trust(scores)
         out[~valid] = np.nan
-        scores[~valid] = 0
-        return PatchBatch(out, scores, valid, flag)
+        trust[~valid] = 0
+        if probe is not None:
+            self._watch.judged(trust[valid], None if table is None else table.error(scores[valid]))
+        return PatchBatch(out, trust, valid, flag)
+
+    @torch.inference_mode()
+    def _scores(self, patches: Tensor, moved: Tensor, counts: Tensor, probe: Tensor) -> Tensor:
+        """Scores (n,) where the card has a table for them, trust itself where it has none."""
+        if self.card.trust is None:
+            return frame_trust(patches, counts, probe)
+        return frame_score(unexplained_fraction(patches, counts, probe), moved)
 
 
 class _Passes:
@@ -345,12 +378,15 @@ class _Passes:
         self._device, self._frame_shape = device, frame_shape
         self.batch_size, self.precision = batch_size, precision
         self._graphs = cuda_graph and device.type == "cuda"
-        self._graph: tuple[torch.cuda.CUDAGraph, Tensor, Tensor | None, Tensor] | None = None
+        self._graph: tuple[torch.cuda.CUDAGraph, Tensor, Tensor | None, tuple[Tensor, Tensor]] | None = None
         self.graph_state = "on, not recorded yet" if self._graphs else "off"
 
     @torch.inference_mode()
-    def __call__(self, counts: Tensor, probe: Tensor | None) -> Tensor:
-        """Patches (m, h, w) complex64 of the first m <= n of counts (n, N, N); m < n only when memory ran out."""
+    def __call__(self, counts: Tensor, probe: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Patches (m, h, w) complex64 of the first m <= n of counts (n, N, N); m < n only when memory ran out.
+
+        And how far the last stage moved each, (m,) float32 rad, see `recon.trust.movement`.
+        """
         while True:
             batch = counts[: self.batch_size]
             try:
@@ -366,7 +402,7 @@ class _Passes:
                     f"memory ran out on {self._device}: batches of {self.batch_size} frames now", stacklevel=4
                 )
 
-    def _forward(self, batch: Tensor, probe: Tensor | None) -> Tensor:
+    def _forward(self, batch: Tensor, probe: Tensor | None) -> tuple[Tensor, Tensor]:
         if not self._graphs:
             return self._eager(batch, probe)
         # One recorded shape serves all: the tail is filled up with empty frames.
@@ -374,14 +410,15 @@ class _Passes:
         if n < self.batch_size:
             batch = torch.cat([batch, batch.new_zeros(self.batch_size - n, *self._frame_shape)])
         if self._graph is None and not self._record(batch, probe):
-            return self._eager(batch, probe)[:n]
+            patches, moved = self._eager(batch, probe)
+            return patches[:n], moved[:n]
         assert self._graph is not None  # noqa: S101  _record says so
         graph, counts_in, probe_in, out = self._graph
         counts_in.copy_(batch)
         if probe_in is not None and probe is not None:
             probe_in.copy_(probe)
         graph.replay()
-        return out[:n].clone()  # the next replay writes over it
+        return out[0][:n].clone(), out[1][:n].clone()  # the next replay writes over them
 
     def _record(self, batch: Tensor, probe: Tensor | None) -> bool:
         """Record one pass; on a network that cannot be recorded, say so and go on without."""
@@ -405,14 +442,21 @@ class _Passes:
         self._graph, self.graph_state = (graph, counts_in, probe_in, out), "on"
         return True
 
-    def _eager(self, batch: Tensor, probe: Tensor | None) -> Tensor:
+    def _eager(self, batch: Tensor, probe: Tensor | None) -> tuple[Tensor, Tensor]:
         if self.precision == "fp32":
-            out: Tensor = self._network(batch, probe)
+            stages = self._stages(batch, probe)
         else:
             # Cached casts would not outlive the recording of a CUDA graph.
             with torch.autocast(self._device.type, _DTYPES[self.precision], cache_enabled=False):
-                out = self._network(batch, probe)
-        return out.to(torch.complex64)
+                stages = self._stages(batch, probe)
+        out = stages[-1].to(torch.complex64)
+        if len(stages) < 2 or probe is None:
+            return out, torch.zeros(len(out), device=out.device)
+        return out, movement(stages[-2].to(torch.complex64), out, probe)
+
+    def _stages(self, batch: Tensor, probe: Tensor | None) -> list[Tensor]:
+        network = self._network
+        return network.stages(batch, probe) if isinstance(network, ObjectNetwork) else [network(batch, probe)]
 
 
 def _is_out_of_memory(error: RuntimeError) -> bool:

@@ -28,8 +28,8 @@ from torch.nn import functional
 from bluesky_ptychonn.optics.forward import far_field, to_fft_order
 
 HALF_TRUST_UNEXPLAINED = 0.01
-#: Rank correlation with the error, held out: 0.83 and 0.83 for the two lifted models with 0.3; 0.81 and 0.87 with 0, but
-#: a shifted detector or another probe then shows less.
+#: Rank correlation with the error, held out: 0.83 for both lifted models here; 0.81 and 0.87 with 0, but a shifted
+#: detector or another probe then shows less.
 UNEXPLAINED_SHARE = 0.3
 _TABLE_STEP = 1 / 32  # in square-root photons
 _TABLE_END = 8.0
