@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from bluesky_ptychonn import __version__
+from bluesky_ptychonn.cli import champions, model_files  # noqa: F401  they add their commands to `models`
 from bluesky_ptychonn.cli.demo import demo
 from bluesky_ptychonn.cli.export import export
 from bluesky_ptychonn.cli.models import models

@@ -2,11 +2,24 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-models = typer.Typer(help="List models, and show what one promises.", invoke_without_command=True)
+from bluesky_ptychonn.cli.catalogs import open_catalog
+from bluesky_ptychonn.cli.model_table import describe, one_line, side_by_side
+
+if TYPE_CHECKING:
+    from bluesky_ptychonn.card import ModelCard
+    from bluesky_ptychonn.stream.registry import Registry
+
+models = typer.Typer(help="List, show, move and compare models; decide on champions.", invoke_without_command=True)
+
+AlsoCatalogOption = Annotated[
+    str | None,
+    typer.Option("--catalog", help="also this catalog's: its folder, http(s) address, or Tiled profile"),
+]
+ModelArgument = Annotated[str, typer.Argument(help="name, name/version, or folder of a model")]
 
 
 @models.callback()
@@ -16,8 +29,8 @@ def _list_by_default(context: typer.Context) -> None:
 
 
 @models.command("list")
-def list_models() -> None:
-    """List the models that can be given by name."""
+def list_models(catalog: AlsoCatalogOption = None) -> None:
+    """List the models that can be given by name, and those of a catalog."""
     from bluesky_ptychonn.card import available_models, load_card, model_folders
 
     found = available_models()
@@ -25,38 +38,79 @@ def list_models() -> None:
         typer.echo(f"no models; searched {', '.join(map(str, model_folders()))}")
     for name, folder in found.items():
         try:
-            card = load_card(folder)
+            typer.echo(f"{name:<24} {one_line(load_card(folder))}")
         except ValueError as error:
             typer.echo(f"{name:<24} cannot be used: {error}")
-            continue
-        shape = "×".join(map(str, card.input.frame_shape))
-        words = f"{card.family}, frames {shape}, object pixel {card.input.object_pixel_m * 1e9:.1f} nm"
-        if card.sampling:
-            low, high = card.measured_range_m
-            words += f", measured at steps {low * 1e6:.2f} to {high * 1e6:.2f} µm"
-        typer.echo(f"{name:<24} {words}")
+    if catalog is None:
+        return
+    from bluesky_ptychonn.stream.registry import Registry
+
+    with open_catalog(catalog) as root:
+        published = Registry(root).list()
+    typer.echo(f"in the catalog {catalog}:" if published else f"in the catalog {catalog}: no models")
+    for one in published:
+        words = "card cannot be read" if one.card is None else one_line(one.card)
+        mark = "champion, " if one.champion else "unfinished upload, " if one.state != "complete" else ""
+        typer.echo(f"{f'{one.name}/{one.version}':<24} {mark}{words}, by {one.by} {one.time[:10]}")
 
 
 @models.command()
-def show(name: Annotated[str, typer.Argument(help="name, name/version, or folder of a model")]) -> None:
-    """Show a model's card: its input, its probe, and its measured error against the scan spacing."""
+def show(name: ModelArgument, catalog: AlsoCatalogOption = None) -> None:
+    """Show a model's card: its input, its probe, and its measured error against the scan spacing.
+
+    With a catalog also how its champion came to be one.
+    """
+    if catalog is None:
+        typer.echo("\n".join(describe(*_here(name))))
+        return
+    from bluesky_ptychonn.stream.registry import Registry
+
+    with open_catalog(catalog) as root:
+        registry = Registry(root)
+        typer.echo("\n".join(describe(*_there(registry, name, catalog))))
+        for decision in registry.history(name.partition("/")[0]):
+            typer.echo(
+                f"{decision.time[:19]} {decision.kind} {decision.before or '-'} -> {decision.version} "
+                f"by {decision.by}: {decision.reason}"
+            )
+
+
+@models.command()
+def compare(first: ModelArgument, second: ModelArgument, catalog: AlsoCatalogOption = None) -> None:
+    """Put two cards side by side: input, training, held-out errors, error against the scan spacing.
+
+    With a catalog names are looked up there first, and then on this machine.
+    """
+    if catalog is None:
+        cards = [_here(first), _here(second)]
+    else:
+        from bluesky_ptychonn.stream.registry import Registry
+
+        with open_catalog(catalog) as root:
+            registry = Registry(root)
+            names = {one.name for one in registry.list()}
+            cards = [
+                _there(registry, name, catalog) if name.partition("/")[0] in names else _here(name)
+                for name in (first, second)
+            ]
+    typer.echo("\n".join(side_by_side(cards)))
+
+
+def split(name: str) -> tuple[str, str | None]:
+    """Split what a user types for a model in a catalog into its name and, where there is one, its version."""
+    model, slash, version = name.partition("/")
+    return model, version if slash else None
+
+
+def _here(name: str) -> tuple[ModelCard, str]:
     from bluesky_ptychonn.card import find_model, load_card
 
-    card, folder = load_card(name), find_model(name)
-    take, probe = card.input, card.probe
-    low, high = take.counts_per_frame
-    typer.echo(f"{card.name} {card.version}, {card.family}, in {folder}")
-    typer.echo(f"takes   {take.frame_shape[0]} × {take.frame_shape[1]} px, {low:.3g} to {high:.3g} counts a frame")
-    typer.echo(f"gives   {take.patch_shape[0]} × {take.patch_shape[1]} px of {take.object_pixel_m * 1e9:.2f} nm")
-    if probe is not None:
-        typer.echo(f"probe   {probe.diameter_m * 1e6:.3f} µm ({probe.diameter_px:.1f} px) across, {probe.source}")
-    typer.echo(f"made by {card.training.get('command', 'unknown')}")
-    for key, value in card.held_out.items():
-        typer.echo(f"held out: {key} {value:.4f}")
-    if card.sampling:
-        typer.echo("   step (µm)   step / probe   phase error (rad)   correlation   covered")
-    for point in card.sampling:
-        typer.echo(
-            f"{point.step_m * 1e6:>12.3f} {point.sampling:>14.2f} {point.phase_mae_rad:>19.3f} "
-            f"{point.phase_correlation:>13.3f} {point.covered_fraction:>9.0%}"
-        )
+    return load_card(name), str(find_model(name))
+
+
+def _there(registry: Registry, name: str, catalog: str) -> tuple[ModelCard, str]:
+    model, version = split(name)
+    if version is None and registry.champion(model) is None:
+        complete = [one.version for one in registry.list() if one.name == model and one.state == "complete"]
+        version = complete[-1] if complete else None
+    return registry.card(model, version), f"catalog {catalog}"

@@ -1,0 +1,100 @@
+"""Models as lines and tables of text."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from bluesky_ptychonn.card import ModelCard
+
+
+_TRAINING = {"trained on frames": "frames", "training (s)": "seconds", "seed": "seed"}
+
+
+def one_line(card: ModelCard) -> str:
+    """Say what a model takes, and where its error was measured."""
+    shape = "×".join(map(str, card.input.frame_shape))
+    words = f"{card.family}, frames {shape}, object pixel {card.input.object_pixel_m * 1e9:.1f} nm"
+    if card.sampling:
+        low, high = card.measured_range_m
+        words += f", measured at steps {low * 1e6:.2f} to {high * 1e6:.2f} µm"
+    return words
+
+
+def counts_words(card: ModelCard) -> str:
+    """Say what counts a frame had in training, or that nobody knows."""
+    if "counts_per_frame" in card.training.get("unknown", []):
+        return "unknown"
+    low, high = card.input.counts_per_frame
+    return f"{low:.3g} to {high:.3g}"
+
+
+def describe(card: ModelCard, where: str) -> list[str]:
+    """Lines of ``models show``."""
+    take, probe = card.input, card.probe
+    lines = [
+        f"{card.name} {card.version}, {card.family}, in {where}",
+        f"takes   {take.frame_shape[0]} × {take.frame_shape[1]} px, {counts_words(card)} counts a frame",
+        f"gives   {take.patch_shape[0]} × {take.patch_shape[1]} px of {take.object_pixel_m * 1e9:.2f} nm",
+    ]
+    if probe is not None:
+        lines.append(f"probe   {probe.diameter_m * 1e6:.3f} µm ({probe.diameter_px:.1f} px) across, {probe.source}")
+    lines.append(f"made by {card.training.get('command', 'unknown')}")
+    imported = card.training.get("imported")
+    if isinstance(imported, dict):
+        lines.append(f"from    {imported.get('file')} ({imported.get('layout')}), sha256 {imported.get('sha256')}")
+    listed = {key: "; ".join(map(str, card.training.get(key, ()))) for key in ("unknown", "assumed")}
+    lines += [f"{key}: {words}" for key, words in listed.items() if words]
+    lines += [f"held out: {key} {value:.4f}" for key, value in card.held_out.items()]
+    if card.sampling:
+        lines.append("   step (µm)   step / probe   phase error (rad)   correlation   covered")
+    lines += [
+        f"{point.step_m * 1e6:>12.3f} {point.sampling:>14.2f} {point.phase_mae_rad:>19.3f} "
+        f"{point.phase_correlation:>13.3f} {point.covered_fraction:>9.0%}"
+        for point in card.sampling
+    ]
+    return lines
+
+
+def side_by_side(cards: Sequence[tuple[ModelCard, str]]) -> list[str]:
+    """Lines of ``models compare``: a row for everything the cards say, ``-`` where one is silent."""
+    rows: dict[str, list[str]] = {
+        "": [f"{card.name} {card.version}" for card, _ in cards],
+        "in": [where for _, where in cards],
+    }
+    columns = [_column(card) for card, _ in cards]
+    rows |= {title: [column[title] for column in columns] for title in columns[0]}
+    for key in dict.fromkeys(key for card, _ in cards for key in card.held_out):
+        rows[f"held out: {key}"] = [_or_dash(card.held_out.get(key)) for card, _ in cards]
+    for step in sorted({point.step_m for card, _ in cards for point in card.sampling}):
+        rows[f"error at {step * 1e6:.3f} µm (rad)"] = [_error(card, step) for card, _ in cards]
+    table = [[title, *cells] for title, cells in rows.items()]
+    widths = [max(len(row[column]) for row in table) for column in range(len(cards) + 1)]
+    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in table]
+
+
+def _column(card: ModelCard) -> dict[str, str]:
+    """Tell what every card says, by title."""
+    take, training = card.input, card.training
+    return {
+        "family": card.family,
+        "frame (px)": "×".join(map(str, take.frame_shape)),
+        "patch (px)": "×".join(map(str, take.patch_shape)),
+        "object pixel (nm)": f"{take.object_pixel_m * 1e9:.2f}",
+        "counts a frame": counts_words(card),
+        "probe (µm)": "-" if card.probe is None else f"{card.probe.diameter_m * 1e6:.3f}",
+        **{title: str(training.get(key, "-")) for title, key in _TRAINING.items()},
+        "weights sha256": card.weights_sha256[:12],
+    }
+
+
+def _or_dash(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4f}"
+
+
+def _error(card: ModelCard, step_m: float) -> str:
+    try:
+        return f"{card.error_at(step_m):.3f}"
+    except ValueError:  # never measured there
+        return "-"
