@@ -6,7 +6,8 @@
 
 Every n-th frame goes the product's whole road: replay camera, RunEngine, TiledWriter, live reconstruction by the lifted
 network, catalog; the direct network reconstructs the same run from the catalog, and so does the lifted one once more,
-refined by sweeps of the physics; what is scored is read back from there. Seconds are of inference and stitching alone, and of the peer's solver alone, on the same number of threads.
+refined by sweeps of the physics; what is scored is read back from there. Seconds are of inference, stitching and
+refinement alone, and of the peer's solver alone, on the same number of threads.
 """
 
 from __future__ import annotations

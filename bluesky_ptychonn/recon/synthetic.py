@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from bluesky_ptychonn.optics.forward import intensity
+from bluesky_ptychonn.optics.probe_family import ProbeFamily
 from bluesky_ptychonn.optics.simulate import SampleKind, make_sample
 
 
@@ -37,6 +38,8 @@ class SyntheticConfig(BaseModel):
         Kind of sample, see `bluesky_ptychonn.optics.simulate.make_sample`.
     objects_per_batch : int
         Different samples in one batch.
+    probes : ProbeFamily, optional
+        Draw another probe for every batch instead of using one measured probe.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -49,6 +52,7 @@ class SyntheticConfig(BaseModel):
     background: float = Field(default=0.05, ge=0, le=1000)
     sample: SampleKind = "mixed"
     objects_per_batch: int = Field(default=4, ge=1, le=64)
+    probes: ProbeFamily | None = None
 
 
 class SimulatedFrames:
@@ -56,8 +60,8 @@ class SimulatedFrames:
 
     Parameters
     ----------
-    probe : (N, N) complex64 ndarray
-        Measured probe, any scale.
+    probe : (N, N) complex64 ndarray or None
+        Measured probe, any scale; None where `config` has a family of probes.
     patch_size : int
         Side of the truth patch, px.
     batch_size : int
@@ -68,34 +72,44 @@ class SimulatedFrames:
         Everything random follows from it.
     device : torch.device or str
         Where batches live.
+    frame_size : int, optional
+        N, px; the probe's where there is one.
     """
 
     def __init__(
         self,
-        probe: NDArray[np.complex64],
+        probe: NDArray[np.complex64] | None,
         patch_size: int,
         batch_size: int,
         config: SyntheticConfig,
         seed: int,
         device: torch.device | str = "cpu",
+        frame_size: int = 128,
     ) -> None:
-        unit = torch.as_tensor(np.asarray(probe, dtype=np.complex64), device=device)
-        self._probe = unit / unit.abs().square().sum().sqrt()
-        self._pupil = torch.fft.fft2(self._probe)
-        self._patch_size, self._batch_size, self._config, self._seed = patch_size, batch_size, config, seed
-        n = unit.shape[-1]
+        if (probe is None) == (config.probes is None):
+            raise ValueError("SimulatedFrames: either one probe or a family of probes is needed")
+        n = frame_size if probe is None else probe.shape[-1]
+        self._device = device
+        self._given = None if probe is None else self._unit(probe)
+        self._size, self._patch_size, self._batch_size = n, patch_size, batch_size
+        self._config, self._seed = config, seed
         frequency = torch.fft.fftfreq(n, device=device)
         self._smooth = torch.exp(-((frequency[:, None] ** 2 + frequency[None, :] ** 2) * (0.12 * n) ** 2))
 
-    def _true_probe(self, generator: torch.Generator, rng: np.random.Generator) -> Tensor:
+    def _unit(self, probe: NDArray[np.complex64]) -> Tensor:
+        unit = torch.as_tensor(np.asarray(probe, dtype=np.complex64), device=self._device)
+        return unit / unit.abs().square().sum().sqrt()
+
+    def _true_probe(self, probe: Tensor, generator: torch.Generator, rng: np.random.Generator) -> Tensor:
         """Give the measured probe a smooth random pupil phase: the beam as it may be if measured a bit wrong."""
         strength = rng.uniform(0, self._config.probe_error_rad)
         noise = torch.randn(self._smooth.shape, generator=generator).to(self._smooth.device)
         rough = torch.fft.ifft2(torch.fft.fft2(noise) * self._smooth).real
-        power = self._pupil.abs().square()
+        pupil = torch.fft.fft2(probe)
+        power = pupil.abs().square()
         rms = (rough.square() * power).sum().div(power.sum()).sqrt()
-        probe: Tensor = torch.fft.ifft2(self._pupil * torch.exp(1j * strength * rough / rms))
-        return probe
+        true: Tensor = torch.fft.ifft2(pupil * torch.exp(1j * strength * rough / rms))
+        return true
 
     def batch(self, index: int) -> tuple[Tensor, Tensor, Tensor]:
         """Make batch `index`.
@@ -107,7 +121,7 @@ class SimulatedFrames:
             The probe the network is told, square-root photons.
         truth : (B, h, w) complex64 Tensor
         """
-        config, n = self._config, self._probe.shape[-1]
+        config, n = self._config, self._size
         rng = np.random.default_rng((self._seed, index))
         generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
         each = -(-self._batch_size // config.objects_per_batch)
@@ -120,9 +134,15 @@ class SimulatedFrames:
             y, x = rng.integers(0, side - n + 1, 2)
             view = sample[y : y + n, x : x + n]
             objects[k] = view.T if rng.random() < 0.5 else view
-        true_object = torch.from_numpy(objects).to(self._probe.device)
+        true_object = torch.from_numpy(objects).to(self._device)
+        if self._given is not None:
+            probe = self._given
+        else:
+            # A stream of its own: samples and doses stay those of a training with one probe.
+            family = config.probes or ProbeFamily()
+            probe = self._unit(family.draw(n, np.random.default_rng((self._seed, index, 1))))
         photons = config.photons * config.dose_spread ** rng.uniform(-1, 1)
-        expected = intensity(true_object, self._true_probe(generator, rng) * photons**0.5)
+        expected = intensity(true_object, self._true_probe(probe, generator, rng) * photons**0.5)
         leak = rng.uniform(0, config.blur_px)
         if leak:
             kernel = torch.tensor([[0, leak, 0], [leak, 1 - 4 * leak, leak], [0, leak, 0]], device=expected.device)
@@ -132,4 +152,4 @@ class SimulatedFrames:
         told = photons**0.5 * np.exp(0.5 * rng.normal(0, config.scale_jitter))
         margin = (n - self._patch_size) // 2
         inner = slice(margin, margin + self._patch_size)
-        return counts, self._probe * told, true_object[:, inner, inner].contiguous()
+        return counts, probe * told, true_object[:, inner, inner].contiguous()

@@ -120,7 +120,7 @@ def _average(kept: ObjectNetwork, network: ObjectNetwork, decay: float) -> None:
 
 
 def fit(
-    probe: NDArray[np.complex64],
+    probe: NDArray[np.complex64] | None,
     config: TrainingConfig,
     *,
     checkpoint: Path | None = None,
@@ -131,8 +131,8 @@ def fit(
 
     Parameters
     ----------
-    probe : (N, N) complex64 ndarray
-        Measured probe, any scale.
+    probe : (N, N) complex64 ndarray or None
+        Measured probe, any scale; None to train for a family of probes, ``config.synthetic.probes``.
     config : TrainingConfig
         How.
     checkpoint : Path, optional
@@ -155,7 +155,7 @@ def fit(
         When the probe does not fit the network, or the checkpoint belongs to another configuration.
     """
     size = config.network.frame_size
-    if probe.shape != (size, size):
+    if probe is not None and probe.shape != (size, size):
         raise ValueError(
             f"fit: probe is {probe.shape} px, the network's frames are ({size}, {size}) px; "
             "set frame_size of the network, or crop or pad the probe"
@@ -164,12 +164,12 @@ def fit(
     network = build_network(config.network).to(device).train()
     kept = deepcopy(network)
     optimiser = torch.optim.AdamW(network.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay)
-    data = SimulatedFrames(probe, config.network.patch_size, config.batch_size, config.synthetic, config.seed, device)
+    patch = config.network.patch_size
+    data = SimulatedFrames(probe, patch, config.batch_size, config.synthetic, config.seed, device, size)
     if config.loss == "complex":
-        score, weight = gauge_free_loss, probe_weight(torch.as_tensor(probe), config.network.patch_size)
+        score, shape = gauge_free_loss, (1.0, 0.02)
     else:
-        score, weight = amplitude_phase_loss, probe_weight(torch.as_tensor(probe), config.network.patch_size, 2.0, 0.01)
-    weight = weight.to(device)
+        score, shape = amplitude_phase_loss, (2.0, 0.01)
     identity = config.model_dump_json(exclude={"save_every_s"})
     step, smooth, losses, spent = 0, math.nan, [], 0.0
     if checkpoint is not None and checkpoint.exists():
@@ -210,6 +210,7 @@ def fit(
         for group in optimiser.param_groups:
             group["lr"] = config.learning_rate * _rate(step, config)
         counts, told, truth = data.batch(step)
+        weight = probe_weight(told, patch, *shape)
         losses_by_stage = [score(e, truth, weight) for e in network.stages(counts, told)]
         loss = torch.stack(losses_by_stage).sum()
         optimiser.zero_grad(set_to_none=True)

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from bluesky_ptychonn.optics.geometry import Geometry
+from bluesky_ptychonn.optics.probe_family import ProbeFamily
 from bluesky_ptychonn.optics.simulate import zone_plate_probe
 from bluesky_ptychonn.recon.evaluate import measure_sampling, patch_error, predict, stitching_weight
 from bluesky_ptychonn.recon.network import DirectConfig, LiftedConfig, ObjectNetwork, build_network, fix_gauge
@@ -136,3 +137,24 @@ def test_prediction_keeps_every_frame() -> None:
     frames = np.random.default_rng(0).poisson(3.0, (19, 32, 32)).astype(np.uint16)
     probe = torch.as_tensor(PROBE)
     np.testing.assert_allclose(predict(network, frames, probe, 4), predict(network, frames, probe, 19), atol=1e-5)
+
+
+def test_a_family_gives_every_batch_another_probe_and_trains() -> None:
+    config = SyntheticConfig(photons=3e4, sample="texture", probes=ProbeFamily())
+    data = SimulatedFrames(None, 16, 4, config, seed=1, frame_size=32)
+    first, second = (data.batch(k)[1] for k in (0, 1))
+    assert float((first - second).abs().max()) > 0.1 * float(first.abs().max())
+    assert torch.equal(first, data.batch(0)[1])  # the seed and the number decide
+    short = SMALL.model_copy(update={"synthetic": config, "frames": 960})
+    network, _ = fit(None, short)
+    unseen = SimulatedFrames(None, 16, 16, config, seed=999, frame_size=32)
+
+    def error(judged: torch.nn.Module) -> float:
+        with torch.inference_mode():
+            batches = [unseen.batch(k) for k in range(6)]
+            losses = [gauge_free_loss(judged(n, told), truth, probe_weight(told, 16)) for n, told, truth in batches]
+        return float(torch.stack(losses).mean())
+
+    assert error(network) < error(build_network(SMALL.network).eval())
+    with pytest.raises(ValueError, match="either one probe or a family"):
+        fit(PROBE, short)
