@@ -38,6 +38,7 @@ class CommandHelp(Directive):
     """Show what ``ptychonn COMMAND --help`` says, so that the page cannot differ from the command."""
 
     required_arguments = 1
+    final_argument_whitespace = True  # commands have commands
 
     def run(self) -> list[nodes.Node]:
         import typer

@@ -134,7 +134,13 @@ def place(card: ModelCard, data: bytes, root: Path, *, when_taken: Literal["refu
         )
     if there is not None and _intact(target):
         return target
-    _swap_in(card.model_copy(update={"version": version}), data, target, root)
+    try:
+        _swap_in(card.model_copy(update={"version": version}), data, target, root)
+    except OSError:
+        there = _card_or_none(target)
+        if there is None or not same_model(there, card) or not _intact(target):
+            raise
+        # else another process was faster with the same model
     return target
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import re
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from torch import nn
 from bluesky_ptychonn.beamline.start_document import spacing
 from bluesky_ptychonn.card import ModelCard
 from bluesky_ptychonn.recon.checkpoint import load_model
+from bluesky_ptychonn.recon.engine import Reconstructor
 from bluesky_ptychonn.recon.state_dict import MOST_BYTES, read_state_dict
 from bluesky_ptychonn.recon.upstream import PUBLISHED_PREPROCESSING, import_upstream
 from tests.recon.upstream_networks import Grouped, Published, lived, small_phase, two_head
@@ -148,6 +150,18 @@ def test_the_card_says_what_nobody_knows(tmp_path: Path) -> None:
     assert "counts_per_frame" not in known.training["unknown"]
 
 
+def test_an_import_reconstructs_frames_of_any_counts_without_flags(tmp_path: Path) -> None:
+    imported(save(two_head().state_dict(), tmp_path), tmp_path / "model", preprocess=PUBLISHED_PREPROCESSING)
+    reconstructor = Reconstructor(load_model(tmp_path / "model", "cpu"), device="cpu")
+    for counts in (10, 300, 20_000):
+        frames = np.random.default_rng(0).poisson(counts, (2, 256, 256)).astype(np.uint16)
+        batch = reconstructor.for_run().reconstruct(frames)
+        assert batch.valid.all()
+        assert batch.flag == ["", ""]
+        assert batch.patches.shape == (2, 64, 64)
+    assert reconstructor.describe()["trust_judged"] is False
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [
@@ -158,8 +172,6 @@ def test_the_card_says_what_nobody_knows(tmp_path: Path) -> None:
     ],
 )
 def test_values_that_do_not_go_together_are_named(tmp_path: Path, options: dict[str, Any], words: str) -> None:
-    import re
-
     with pytest.raises(ValueError, match=re.escape(words)):
         imported(save(two_head().state_dict(), tmp_path), tmp_path / "model", **options)
     assert not (tmp_path / "model").exists()
