@@ -25,7 +25,7 @@ from bluesky_ptychonn.recon.refinement import Refinement
 from bluesky_ptychonn.recon.stitch import MosaicImage
 from bluesky_ptychonn.recon.trust import frame_score, frame_trust, movement, unexplained_fraction
 from bluesky_ptychonn.recon.verdict import Verdict, judge
-from bluesky_ptychonn.recon.watch import Watch
+from bluesky_ptychonn.recon.watch import RunFigures, Watch
 
 Precision = Literal["fp32", "bf16", "fp16"]
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -177,9 +177,17 @@ class Reconstructor:
         """Tell where patches (n, h, w) of this run lie, m: the verdict compares them where they overlap."""
         self._watch.placed(patches, y_m, x_m)
 
+    def figures(self) -> RunFigures:
+        """Figures of the run so far."""
+        return self._watch.figures()
+
     def verdict(self) -> Verdict | None:
-        """Judge the run so far, see `bluesky_ptychonn.recon.verdict`; None before its first frame."""
-        return judge(self._watch.figures(), self.card, self.geometry)
+        """Judge the run so far, see `bluesky_ptychonn.recon.verdict`.
+
+        None before its first frame, and where there is neither a probe to judge by nor anything wrong.
+        """
+        found = judge(self.figures(), self.card, self.geometry)
+        return None if found is None or (self._probe is None and found.level == "ok") else found
 
     def warm_up(self) -> None:
         """Run the network once on empty frames, so that the first real ones do not wait for libraries and memory."""

@@ -55,8 +55,11 @@ def register(pattern: NDArray[np.floating], expected: NDArray[np.floating]) -> t
         found = np.linalg.lstsq(matrix, (pattern * root).ravel(), rcond=None)[0]
         # A step is believed as far as the fit holds: a pixel or two, a tenth.
         strength = max(float(found[0]), 0.2)
-        shift = shift - np.clip(found[1:3] / strength, -1, 1)
-        scale = float(np.clip(scale - np.clip(found[3] / strength, -0.1, 0.1), -_LARGEST_SCALE, _LARGEST_SCALE))
+        step, growth = np.clip(found[1:3] / strength, -1, 1), float(np.clip(found[3] / strength, -0.1, 0.1))
+        shift = shift - step
+        scale = float(np.clip(scale - growth, -_LARGEST_SCALE, _LARGEST_SCALE))
+        if np.abs(step).max() < 0.01 and abs(growth) < 1e-3:
+            break
     width = _radius(pattern, grid, first) / _radius(expected, grid, own)
     return (float(shift[0]), float(shift[1])), scale, width
 

@@ -29,6 +29,8 @@ _FLOOR = {"shift_px": 0.3, "scale": 0.01, "width": 0.03, "overlap_rad": 0.05}
 #: How many limits are far beyond: a probe or a sample has no such sharp edge as a shift.
 _FAR = {"shift_px": 4.0, "scale": 3.0, "width": 4.0, "overlap_rad": 2.0}
 _GEOMETRY_TOLERANCE = 0.005
+#: Parts of the mean trust of held-out scans.
+_DOUBTFUL_TRUST, _WRONG_TRUST = 0.5, 0.2
 
 
 @dataclass(frozen=True)
@@ -207,12 +209,13 @@ def _sample(figures: RunFigures, norms: dict[str, RunNorm], known: bool) -> _Fou
 
 
 def _low(figures: RunFigures, norms: dict[str, RunNorm], known: bool) -> _Found:
+    """Trust is a probability, so what is too low needs no worst scan to compare with."""
     norm, trust = norms.get("mean_trust"), figures.mean_trust
-    if norm is None or trust is None or trust >= 0.8 * norm.worst:
+    if norm is None or trust is None or trust >= _DOUBTFUL_TRUST * norm.typical:
         return []
-    level = 1 + (trust < 0.4 * norm.worst)
-    error = "" if figures.error_rad is None else f"; phase errors up to {figures.error_rad:.2f} rad to expect"
-    about = f"mean trust {trust:.2f} ({norm.typical:.2f} typical, at least {norm.worst:.2f} in held-out scans{error})"
+    level = 1 + (trust < _WRONG_TRUST * norm.typical)
+    error = "" if figures.error_rad is None else f"; expect phase errors up to {figures.error_rad:.2f} rad"
+    about = f"mean trust {trust:.2f}, {norm.typical:.2f} in held-out scans{error}"
     return [(level, f"{LOW}: {about}" if known else f"{SAMPLE}, or the probe is another: {about}")]
 
 

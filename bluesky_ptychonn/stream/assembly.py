@@ -64,6 +64,7 @@ class Assembly:
         self._untold: dict[int, str] = {}  # rejected without a line in the result's table yet
         self._stale = False  # the mosaic holds a frame that was measured again
         self._problem = ""
+        self._verdict: tuple[str, list[str]] | None = None
         self._lag_s: float | None = None
 
     def _new_mosaic(self) -> Mosaic:
@@ -155,6 +156,7 @@ class Assembly:
             self._mosaic.add(made.patches[valid], y_m[valid], x_m[valid], np.asarray(made.trust)[valid])
         except ValueError as error:
             raise RunError(str(error)) from None
+        self.reconstructor.placed(made.patches[valid], y_m[valid], x_m[valid])
         self.mosaic_changed = True
 
     def _forget(self, seq_num: int) -> None:
@@ -178,12 +180,23 @@ class Assembly:
         if self._field is not None:
             image = self._field.fill(image)
         before = self.sink.asked_s
+        self._tell_verdict()
         self.sink.write_mosaic(image)
         took = self.sink.asked_s - before
         self.mosaic_changed = False
         # Mosaics grow with the scan while frames do not: they may take half of our share.
         rest = min(2 * took / self._pace.share, LONGEST_REST * self._pace.mosaic_s)
         self.mosaic_due = self._clock() + max(self._pace.mosaic_s, rest)
+
+    def _tell_verdict(self) -> None:
+        """Tell the catalog when the run turns good or bad: somebody may be watching who can still mend it."""
+        verdict = self.reconstructor.describe().get("verdict")
+        if verdict is None:
+            return
+        kinds = (verdict["level"], [reason.partition(":")[0] for reason in verdict["reasons"]])
+        if kinds != self._verdict:
+            self._verdict = kinds
+            self.sink.update(verdict=verdict)
 
     def settle(self, pairing: RunPairing) -> bool:
         """After the last frame: name what is missing, let all patches agree, write the last mosaic.

@@ -178,6 +178,14 @@ class PtychoReconstruction(Container):  # type: ignore[misc]  # Tiled is not typ
         return list(self._facts().get("problems") or [])
 
     @property
+    def verdict(self) -> dict[str, Any]:
+        """Whether the run can be believed: ``level`` (ok, doubtful, wrong), ``reasons`` in words, and the ``figures``.
+
+        Empty before the first frame, and where the model has no probe to judge by.
+        """
+        return dict(self._facts().get("verdict") or {})
+
+    @property
     def pixel_m(self) -> float | None:
         """Pixel size of the pictures, m; None before the first."""
         return self._facts().get("pixel_m")
@@ -235,6 +243,10 @@ class PtychoReconstruction(Container):  # type: ignore[misc]  # Tiled is not typ
     def __repr__(self) -> str:
         facts = self._facts()
         words = [self._title(), f"raw {facts['raw']['uid'][:8]}"]
+        verdict = facts.get("verdict") or {}
+        if verdict.get("level"):
+            why = (verdict.get("reasons") or [""])[0].partition(" (")[0]
+            words.append(f"verdict {verdict['level']}{f' ({why})' if why else ''}")
         pixel, window = facts.get("pixel_m"), (facts.get("mosaic") or {}).get("window")
         if pixel and window:
             rows, columns = (stop - start for start, stop in window)

@@ -71,8 +71,11 @@ class Reconstructs(Protocol):
     ) -> tuple[MosaicImage, dict[str, Any]]:
         """Refine a mosaic by its frames (n, H, W); ValueError in words when it cannot be."""
 
+    def placed(self, patches: NDArray[np.complex64], y_m: NDArray[np.float64], x_m: NDArray[np.float64]) -> None:
+        """Hear where patches (n, h, w) of this run lie, m."""
+
     def describe(self) -> dict[str, Any]:
-        """Model, device and settings, for the result's metadata."""
+        """Model, device and settings, for the result's metadata; ``verdict`` on the run once there are frames."""
 
 
 class Sink(Protocol):

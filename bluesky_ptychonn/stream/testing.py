@@ -72,6 +72,9 @@ class FakeReconstructor:
         """Double the amplitude, and tell of how many frames."""
         return replace(image, amplitude=2 * image.amplitude), {"frames": len(frames), "seconds": 0.0}
 
+    def placed(self, patches: NDArray[np.complex64], y_m: NDArray[np.float64], x_m: NDArray[np.float64]) -> None:
+        """See `Reconstructs.placed`; nothing is judged."""
+
     def describe(self) -> dict[str, Any]:
         """Describe the model."""
         return {"model": {"name": "fake", "version": "0"}, "device": "none"}
