@@ -71,7 +71,7 @@ def calibrated(model: Model, *, frames: int = 1024, scans: int = 12, seed: int =
         )
     )
     table = fit_table(scores, errors)
-    table = table.model_copy(update={"trained_trust": float(table.trust(scores[~troubled]).mean())})
+    table = table.model_copy(update={"trained_trust": round(float(table.trust(scores[~troubled]).mean()), 4)})
     told = replace(model, card=model.card.model_copy(update={"trust": table}))
     table = table.model_copy(update={"runs": run_norms(told, config.photons, scans, seed)})
     # Through validation: `model_copy` alone would let anything pass.

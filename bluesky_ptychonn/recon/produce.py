@@ -1,4 +1,4 @@
-"""From a probe to a model folder: train, measure on held-out scans, write the card."""
+"""From a probe to a model folder: train, measure on held-out frames and scans, write the card."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 
 from bluesky_ptychonn.card import InputContract, ModelCard, ProbeReference, SamplingPoint
 from bluesky_ptychonn.optics.geometry import Geometry
-from bluesky_ptychonn.recon.checkpoint import save_model
+from bluesky_ptychonn.recon.calibrate import calibrated
+from bluesky_ptychonn.recon.checkpoint import Model, save_model
 from bluesky_ptychonn.recon.evaluate import measure_sampling, patch_error, stitching_weight
 from bluesky_ptychonn.recon.network import ObjectNetwork
 from bluesky_ptychonn.recon.training import Progress, TrainingConfig, fit
@@ -23,6 +24,7 @@ from bluesky_ptychonn.recon.training import Progress, TrainingConfig, fit
 TRAINING_STATE = "training.pt"
 #: An absorbing sample takes up to this part of the beam; the card's lower count limit allows for it.
 _LARGEST_ABSORPTION = 0.75
+_WHOLE_TRAINING = 2000  # frames
 
 
 def produce(
@@ -105,6 +107,7 @@ def write_model(
             patch_shape=(size, size),
             object_pixel_m=geometry.object_pixel_m,
             counts_per_frame=(photons / spread * (1 - _LARGEST_ABSORPTION), photons * spread * 1.2),
+            energy_ev=geometry.energy_ev,
         ),
         probe=reference,
         held_out={"patch_phase_mae_rad": patch_mae, "training_loss": float(record["loss"][-1])},
@@ -131,6 +134,10 @@ def write_model(
         },
         weights_sha256="0" * 64,
     )
+    # A trial of a training gets a trial of a calibration.
+    whole = config.frames >= _WHOLE_TRAINING
+    model = Model(card, network.eval(), torch.from_numpy(scaled), torch.from_numpy(weight))
+    card = calibrated(model, **({} if whole else {"frames": 128, "scans": 4})).card
     return save_model(out, network, card, scaled, weight)
 
 

@@ -92,7 +92,7 @@ def _setting(card: ModelCard, geometry: Geometry | None) -> _Found:
         return []
     off = geometry.object_pixel_m / card.input.object_pixel_m - 1
     trained = card.input.energy_ev
-    if abs(off) <= _GEOMETRY_TOLERANCE and (trained is None or abs(geometry.energy_ev / trained - 1) < 2e-3):
+    if abs(off) <= _GEOMETRY_TOLERANCE:
         return []
     energies = "" if trained is None else f"{geometry.energy_ev / 1e3:.4g} keV, the model's {trained / 1e3:.4g} keV; "
     return [
