@@ -172,6 +172,20 @@ def test_tampered_and_misfitting_weights_are_refused(said: Any, refused: Any, tm
     digest = hashlib.sha256(weights.read_bytes()).hexdigest()
     load_card(folder).model_copy(update={"weights_sha256": digest}).save(folder)
     assert "its weights are for another network than its card describes" in refused("import", folder)
+    card = load_card(folder)
+    huge = {"family": "direct", "encoder_channels": [2**20] * 3, "decoder_channels": [2**20] * 3}
+    card.model_copy(update={"family": "direct", "network": huge, "weights_sha256": digest}).save(folder)
+    words = refused("import", folder)  # 2**40 numbers a layer: refused before any memory is asked for
+    assert "its weights are for another network than its card describes: lacks encoder.0.weight" in words
+
+
+def test_what_a_card_says_does_not_steer_the_terminal(said: Any, tmp_path: Path) -> None:
+    said("export", SHIPPED, "--to", tmp_path / "model.zip")
+    said("import", tmp_path / "model.zip", "--to", tmp_path)
+    folder = tmp_path / SHIPPED / load_card(SHIPPED).version
+    load_card(folder).model_copy(update={"training": {"command": "\x1b[2Jgone", "seed": "\x1b[1m"}}).save(folder)
+    assert "made by ?[2Jgone" in said("show", folder)
+    assert "\x1b" not in said("compare", folder, SHIPPED)
 
 
 def test_unknown_names_and_versions(refused: Any, tmp_path: Path) -> None:

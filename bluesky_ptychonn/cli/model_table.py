@@ -12,6 +12,11 @@ if TYPE_CHECKING:
 _TRAINING = {"trained on frames": "frames", "training (s)": "seconds", "seed": "seed"}
 
 
+def printable(words: str) -> str:
+    """Take out what would steer the terminal: cards come from strangers too."""
+    return "".join(c if c.isprintable() else "?" for c in words)
+
+
 def one_line(card: ModelCard) -> str:
     """Say what a model takes, and where its error was measured."""
     shape = "×".join(map(str, card.input.frame_shape))
@@ -54,7 +59,7 @@ def describe(card: ModelCard, where: str) -> list[str]:
         f"{point.phase_correlation:>13.3f} {point.covered_fraction:>9.0%}"
         for point in card.sampling
     ]
-    return lines
+    return [printable(line) for line in lines]
 
 
 def side_by_side(cards: Sequence[tuple[ModelCard, str]]) -> list[str]:
@@ -69,7 +74,7 @@ def side_by_side(cards: Sequence[tuple[ModelCard, str]]) -> list[str]:
         rows[f"held out: {key}"] = [_or_dash(card.held_out.get(key)) for card, _ in cards]
     for step in sorted({point.step_m for card, _ in cards for point in card.sampling}):
         rows[f"error at {step * 1e6:.3f} µm (rad)"] = [_error(card, step) for card, _ in cards]
-    table = [[title, *cells] for title, cells in rows.items()]
+    table = [[printable(cell) for cell in (title, *cells)] for title, cells in rows.items()]
     widths = [max(len(row[column]) for row in table) for column in range(len(cards) + 1)]
     return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in table]
 

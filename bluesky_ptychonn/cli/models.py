@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from bluesky_ptychonn.cli.catalogs import open_catalog
-from bluesky_ptychonn.cli.model_table import describe, one_line, side_by_side
+from bluesky_ptychonn.cli.model_table import describe, one_line, printable, side_by_side
 
 if TYPE_CHECKING:
     from bluesky_ptychonn.card import ModelCard
@@ -51,7 +51,7 @@ def list_models(catalog: AlsoCatalogOption = None) -> None:
     for one in published:
         words = "card cannot be read" if one.card is None else one_line(one.card)
         mark = "champion, " if one.champion else "unfinished upload, " if one.state != "complete" else ""
-        typer.echo(f"{f'{one.name}/{one.version}':<24} {mark}{words}, by {one.by} {one.time[:10]}")
+        typer.echo(printable(f"{f'{one.name}/{one.version}':<24} {mark}{words}, by {one.by} {one.time[:10]}"))
 
 
 @models.command()
@@ -69,10 +69,11 @@ def show(name: ModelArgument, catalog: AlsoCatalogOption = None) -> None:
         registry = Registry(root)
         typer.echo("\n".join(describe(*_there(registry, name, catalog))))
         for decision in registry.history(name.partition("/")[0]):
-            typer.echo(
+            words = (
                 f"{decision.time[:19]} {decision.kind} {decision.before or '-'} -> {decision.version} "
                 f"by {decision.by}: {decision.reason}"
             )
+            typer.echo(printable(words))
 
 
 @models.command()

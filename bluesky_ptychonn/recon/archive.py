@@ -60,7 +60,7 @@ def unpack(path: Path) -> tuple[ModelCard, bytes]:
         raise ValueError(f"{path}: cannot be read: {error.strerror or error}") from None
     try:
         values = json.loads(content[CARD_FILE])
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # no JSON, no text, endless numbers, endless nesting
         raise ValueError(f"{path}: its {CARD_FILE} cannot be read: {error}") from None
     card = ModelCard.from_values(values, f"{path}, {CARD_FILE}")
     check_digest(card, content[WEIGHTS_FILE], f"{WEIGHTS_FILE} in {path}")

@@ -178,8 +178,11 @@ def load_model(name_or_path: str | os.PathLike[str], device: str | torch.device 
     tensors = _verified_tensors(folder / WEIGHTS_FILE, card)
     probe = _take_probe(tensors, card)
     weight = tensors.pop(_WEIGHT, None)
-    network = build_network({"family": card.family, **card.network})
-    _fill(network, tensors, card)
+    config = {"family": card.family, **card.network}
+    with torch.device("meta"):  # a stranger's card may claim any size: it takes no memory before the weights are seen
+        _compare(build_network(config).state_dict(), tensors, card)
+    network = build_network(config)
+    network.load_state_dict(tensors)
     network.to(chosen).eval().requires_grad_(False)
     return Model(card, network, None if probe is None else probe.to(chosen), weight)
 
@@ -219,9 +222,8 @@ def _take_probe(tensors: dict[str, Tensor], card: ModelCard) -> Tensor | None:
     return probe
 
 
-def _fill(network: nn.Module, tensors: dict[str, Tensor], card: ModelCard) -> None:
-    """Load weights, or say how they differ from the network that the card describes."""
-    expected = network.state_dict()
+def _compare(expected: dict[str, Tensor], tensors: dict[str, Tensor], card: ModelCard) -> None:
+    """Say how weights differ from those of the network that the card describes (ValueError)."""
     wrong = [f"lacks {name}" for name in expected if name not in tensors]
     wrong += [f"has {name}, which the network has not" for name in tensors if name not in expected]
     wrong += [
@@ -235,4 +237,3 @@ def _fill(network: nn.Module, tensors: dict[str, Tensor], card: ModelCard) -> No
             f"model {card.name!r}: its weights are for another network than its card describes: "
             f"{'; '.join(wrong[:3])}{more}"
         )
-    network.load_state_dict(tensors)

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from bluesky_ptychonn.stream.wire import Wire
+from bluesky_ptychonn.stream.wire import CatalogRefusedError, Wire
 
 _CHUNK = 1 << 22  # bytes a request
 _PAGE = 100
@@ -18,11 +18,19 @@ class BlobWire(Wire):
     """A container whose arrays are bytes."""
 
     def nodes(self) -> dict[str, dict[str, Any]]:
-        """Metadata of the nodes in this container by key, in the order they were made. One request a hundred."""
+        """Metadata of the nodes in this container by key, in the order they were made. One request a hundred.
+
+        A container that is not there has none.
+        """
         found: dict[str, dict[str, Any]] = {}
         while True:
             params: dict[str, Any] = {"page[limit]": _PAGE, "page[offset]": len(found), "fields": "metadata"}
-            answer = self._send("GET", "search", "", params=params, headers={"Accept": "application/json"}).json()
+            try:
+                answer = self._send("GET", "search", "", params=params, headers={"Accept": "application/json"}).json()
+            except CatalogRefusedError as error:
+                if error.status == 404:
+                    return {}
+                raise
             page = {str(node["id"]): dict(node["attributes"].get("metadata") or {}) for node in answer["data"]}
             found |= page
             if len(answer["data"]) < _PAGE or not page:

@@ -116,6 +116,8 @@ class Registry:
             In words, for a model that is damaged or unknown here.
         """
         card, data = read_folder(find_model(model))
+        if self._models.attributes() is None:
+            BlobWire(self._root).create(MODELS)
         self._models.create(check_name(card.name), metadata={"champion": None, "history": []})
         family = self._at(card.name)
         while True:

@@ -207,6 +207,8 @@ GOOD = {"tiny-1/card.json": CARD, "tiny-1/model.safetensors": DATA}
         ({f"{n}/": b"" for n in range(17)}, "17 entries; a model has two"),
         ({**GOOD, "tiny-1/card.json": b"{"}, "its card.json cannot be read"),
         ({**GOOD, "tiny-1/card.json": b"\xff\xfe{"}, "its card.json cannot be read"),
+        ({**GOOD, "tiny-1/card.json": b"[" * 100_000}, "its card.json cannot be read"),
+        ({**GOOD, "tiny-1/card.json": b"9" * 5000}, "its card.json cannot be read"),
         ({**GOOD, "tiny-1/card.json": b"[]"}, "card.json: not a usable model card"),
         ({**GOOD, "tiny-1/card.json": CARD.replace(b'"tiny"', b'"../x"')}, "name: String should match pattern"),
         ({**GOOD, "tiny-1/model.safetensors": b"tampered"}, "is not what its card describes"),

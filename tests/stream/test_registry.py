@@ -91,6 +91,20 @@ def test_models_are_plain_nodes_for_anyone_who_looks(
     assert list(family.search(Key("card.weights_sha256") == card.weights_sha256)) == ["1"]
 
 
+def test_a_catalog_without_a_place_for_models_gets_one(
+    catalog_server: CatalogServer, make_model: Any, tmp_path: Path
+) -> None:
+    elsewhere = catalog_server.client.create_container(f"elsewhere-{uuid.uuid4().hex[:8]}")
+    registry = Registry(elsewhere)
+    folder = make_model()
+    name = load_card(folder).name
+    assert registry.list() == ()
+    with pytest.raises(ValueError, match="is not in this catalog; there are: none"):
+        registry.fetch(name, to=tmp_path)
+    assert registry.publish(folder) == "1"
+    assert [one.name for one in registry.list()] == [name]
+
+
 def test_versions_count_up_and_the_same_model_keeps_its_own(registry: Registry, make_model: Any) -> None:
     first, second, third = make_model("1", 0), make_model("1", 1), make_model("1", 2)
     assert [registry.publish(folder) for folder in (first, second, third, second, first)] == ["1", "2", "3", "2", "1"]
@@ -101,10 +115,9 @@ def test_versions_count_up_and_the_same_model_keeps_its_own(registry: Registry, 
 def test_large_weights_travel_in_pieces(
     registry: Registry, make_model: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(blobs, "_CHUNK", 10_000)
     folder = make_model()
     card = load_card(folder)
-    assert (folder / WEIGHTS_FILE).stat().st_size % 10_000
+    monkeypatch.setattr(blobs, "_CHUNK", (folder / WEIGHTS_FILE).stat().st_size // 3)  # and a rest
     registry.publish(folder)
     assert (registry.fetch(card.name, "1", to=tmp_path / "here") / WEIGHTS_FILE).read_bytes() == (
         folder / WEIGHTS_FILE
@@ -216,7 +229,7 @@ def test_an_interrupted_upload_is_seen_and_finished_by_repeating(
 ) -> None:
     folder = make_model()
     name = load_card(folder).name
-    monkeypatch.setattr(blobs, "_CHUNK", 10_000)
+    monkeypatch.setattr(blobs, "_CHUNK", (folder / WEIGHTS_FILE).stat().st_size // 2 + 1)
 
     class Killed(BaseException):
         pass
