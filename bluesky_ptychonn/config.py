@@ -19,7 +19,9 @@ from bluesky_ptychonn.recon.refinement import Refinement
 from bluesky_ptychonn.stream.keys import Keys
 from bluesky_ptychonn.stream.live import LiveReconstruction
 from bluesky_ptychonn.stream.progress import Pace
+from bluesky_ptychonn.stream.raw_runs import raw_writer
 from bluesky_ptychonn.stream.server import connect, serve_catalog
+from bluesky_ptychonn.stream.session import journal_root
 
 #: Names the configuration file when no path is given.
 CONFIG_VARIABLE = "PTYCHONN_CONFIG"
@@ -46,6 +48,9 @@ class CatalogConfig(_Section):
         Tiled profile to write for the served folder.
     subscriptions : bool
         Whether the served catalog offers Tiled subscriptions.
+    backup : Path, optional
+        Folder for raw runs that the catalog would not take; by default ``raw-backup`` inside the served folder, or in
+        the user's state folder for a catalog elsewhere.
     """
 
     address: str | None = None
@@ -54,8 +59,9 @@ class CatalogConfig(_Section):
     readable: tuple[Path, ...] = ()
     profile: str | None = None
     subscriptions: bool = False
+    backup: Path | None = None
 
-    @field_validator("folder", "readable")
+    @field_validator("folder", "readable", "backup")
     @classmethod
     def _from_file(cls, value: Any, info: ValidationInfo) -> Any:
         base = Path((info.context or {}).get("base", "."))
@@ -67,8 +73,8 @@ class CatalogConfig(_Section):
     def _one_of_two(self) -> Self:
         if (self.address is None) == (self.folder is None):
             raise ValueError("give either address (of a running catalog) or folder (to serve one from)")
-        if self.address is not None and self.model_fields_set - {"address"}:
-            theirs = ", ".join(sorted(self.model_fields_set - {"address"}))
+        if self.address is not None and self.model_fields_set - {"address", "backup"}:
+            theirs = ", ".join(sorted(self.model_fields_set - {"address", "backup"}))
             raise ValueError(
                 f"{theirs}: for a folder to serve only; a catalog with an address is configured where it runs"
             )
@@ -86,6 +92,17 @@ class CatalogConfig(_Section):
         if self.folder is None:
             raise ValueError("catalog.folder is not set: where a catalog elsewhere reads frames is not known here")
         return self.folder / "frames"
+
+    @property
+    def backup_folder(self) -> Path:
+        """Where raw runs wait that the catalog would not take."""
+        if self.backup is not None:
+            return self.backup
+        return journal_root().parent / "raw-backup" if self.folder is None else self.folder / "raw-backup"
+
+    def raw_writer(self, catalog: Any) -> Any:
+        """Make the callback that writes raw runs; subscribe it first. See `stream.raw_runs.raw_writer`."""
+        return raw_writer(catalog, self.backup_folder)
 
     def open(self) -> Any:
         """Start the server, or connect: a `CatalogServer`, or the Tiled client of the root."""

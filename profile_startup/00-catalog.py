@@ -1,12 +1,10 @@
 """Catalog and RunEngine. At a beamline the configuration names its own catalog, and the RunEngine is its own."""
 
 from bluesky import RunEngine
-from bluesky_tiled_plugins import TiledWriter
 
-from bluesky_ptychonn import connect
 from bluesky_ptychonn.config import Config
 
 config = Config.load()
 catalog = config.catalog.open()
 RE = RunEngine({})
-RE.subscribe(TiledWriter(connect(catalog)["raw"], batch_size=1))
+RE.subscribe(config.catalog.raw_writer(catalog))
