@@ -78,7 +78,7 @@ def _layers(part: str, tensors: Mapping[str, Tensor]) -> list[Layer]:
         weight = module.get("weight")
         if weight is not None and weight.ndim == 4:
             out = len(weight)
-            if weight.shape[2:] != (3, 3) or module.keys() - {"weight", "bias"}:
+            if weight.shape[2:] != (3, 3) or 0 in weight.shape or module.keys() - {"weight", "bias"}:
                 raise ValueError(
                     f"not a PtychoNN checkpoint: {where} is no 3x3 convolution ({_shapes(module)}); {_KNOWN}"
                 )

@@ -21,6 +21,9 @@ from bluesky_ptychonn.beamline.start_document import spacing
 from bluesky_ptychonn.card import ModelCard
 from bluesky_ptychonn.recon.checkpoint import load_model
 from bluesky_ptychonn.recon.engine import Reconstructor
+from bluesky_ptychonn.recon.layers import tensors_for
+from bluesky_ptychonn.recon.layout import recognise
+from bluesky_ptychonn.recon.network import DirectConfig, build_network
 from bluesky_ptychonn.recon.state_dict import MOST_BYTES, read_state_dict
 from bluesky_ptychonn.recon.upstream import PUBLISHED_PREPROCESSING, import_upstream
 from tests.recon.upstream_networks import Grouped, Published, lived, small_phase, two_head
@@ -313,6 +316,39 @@ def _with(**tensors: torch.Tensor) -> Any:
 def test_another_architecture_is_refused_by_what_does_not_fit(tmp_path: Path, change: Any, words: str) -> None:
     with pytest.raises(ValueError, match=words):
         imported(save(change(dict(small_phase().state_dict())), tmp_path), tmp_path / "model")
+
+
+TINY = lived(Published((4, 6), (6, 4), ("decoder1", "decoder2"), "norm")).state_dict()
+SHAPES = st.lists(st.integers(0, 6), max_size=4)
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    st.dictionaries(st.sampled_from(sorted(TINY)), st.one_of(st.none(), SHAPES), max_size=3),
+    st.sampled_from(["", "decoder1", "decoder2", "encoder"]),
+)
+def test_any_change_of_names_and_shapes_is_built_or_refused_in_words(
+    changes: dict[str, list[int] | None], renamed: str
+) -> None:
+    state = {k.replace(renamed or "-", "decoder"): v for k, v in TINY.items()}
+    for name, shape in changes.items():
+        state.pop(name, None)
+        if shape is not None:
+            state[name] = torch.ones(shape)
+    try:
+        layout = recognise(state)
+    except ValueError as error:
+        words = str(error)
+    else:
+        words = layout.words
+        config = DirectConfig(
+            encoder_channels=layout.encoder.channels,
+            decoder_channels=next(iter(layout.decoders.values())).channels,
+            batch_norm=layout.encoder.normalised,
+            heads=tuple(layout.decoders),
+        )
+        build_network(config).load_state_dict(tensors_for(layout))
+    assert "PtychoNN" in words
 
 
 def test_relatives_that_cannot_be_built_are_refused(tmp_path: Path) -> None:
