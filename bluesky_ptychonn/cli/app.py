@@ -14,6 +14,7 @@ from bluesky_ptychonn.cli.demo import demo
 from bluesky_ptychonn.cli.export import export
 from bluesky_ptychonn.cli.models import models
 from bluesky_ptychonn.cli.reconstruct import reconstruct
+from bluesky_ptychonn.cli.recover import recover
 from bluesky_ptychonn.cli.replay import replay
 from bluesky_ptychonn.cli.serve import serve
 from bluesky_ptychonn.cli.train import train
@@ -28,7 +29,7 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
-for _command in (demo, reconstruct, replay, train, serve, export, view):
+for _command in (demo, reconstruct, replay, train, serve, export, view, recover):
     app.command()(_command)
 app.add_typer(models, name="models")
 
