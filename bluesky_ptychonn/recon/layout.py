@@ -99,6 +99,8 @@ def _layers(part: str, tensors: Mapping[str, Tensor]) -> list[Layer]:
 def _whole_norm(where: str, module: Mapping[str, Tensor], channels: int) -> dict[str, Tensor]:
     if "running_var" not in module or bool((module["running_var"] < 0).any()):
         raise ValueError(f"not a PtychoNN checkpoint: {where} has no running variance, or a negative one")
+    if "num_batches_tracked" in module and module["num_batches_tracked"].ndim:
+        raise ValueError(f"not a PtychoNN checkpoint: {where} does not fit itself ({_shapes(module)})")
     defaults = {
         "weight": torch.ones(channels), "bias": torch.zeros(channels), "num_batches_tracked": torch.tensor(0),
     }  # fmt: skip
