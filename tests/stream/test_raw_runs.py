@@ -60,8 +60,8 @@ def test_a_catalog_killed_under_the_scan_costs_nothing(tmp_path: Path, no_patien
         assert (one.uid, one.outcome) == (uid, "recovered")
         run = server.raw[uid]
         assert run.stop["exit_status"] == "success"
-        np.testing.assert_array_equal(run["primary"].read()["motor"], np.arange(POINTS))
-        assert run["primary"].read()["camera"].shape == (POINTS, 8, 8)
+        np.testing.assert_array_equal(run["primary"]["motor"].read(), np.arange(POINTS))
+        assert run["primary"]["camera"].read().shape == (POINTS, 8, 8)
         assert recover(server, tmp_path / "backup") == []
         one.file.rename(left)  # as if the renaming had not happened
         assert [again.outcome for again in recover(server, tmp_path / "backup")] == ["already there"]
