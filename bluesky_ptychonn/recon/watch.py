@@ -41,6 +41,8 @@ class RunFigures:
         RMS radius of the mean pattern over the probe's: what the sample scatters.
     overlap_rad : float or None
         Mean absolute phase by which consecutive patches disagree where they overlap, rad.
+    contrast_rad : float or None
+        RMS phase within a patch, by its weight, rad.
     """
 
     frames: int
@@ -55,6 +57,7 @@ class RunFigures:
     scale: float | None
     width: float | None
     overlap_rad: float | None
+    contrast_rad: float | None
 
 
 class Watch:
@@ -83,6 +86,7 @@ class Watch:
         self._frames, self._lost, self._outside, self._clipped = 0, 0, 0, 0
         self._before: tuple[NDArray[np.complex64], float, float] | None = None
         self._pairs, self._disagreement, self._shared = 0, 0.0, 0.0
+        self._placed, self._contrast = 0, 0.0
 
     def frames(
         self,
@@ -126,6 +130,10 @@ class Watch:
     def placed(self, patches: NDArray[np.complex64], y_m: NDArray[np.floating], x_m: NDArray[np.floating]) -> None:
         """Compare patches (n, h, w) with the one before each, where both are lit; positions (n,) in m."""
         stride = 1 + self._pairs // _PAIRS
+        lit = self._weight / self._weight.sum()
+        phase = np.angle(patches * (patches * lit).sum(axis=(1, 2), keepdims=True).conj())
+        self._contrast += float((phase**2 * lit).sum())
+        self._placed += len(patches)
         for k, (patch, y, x) in enumerate(zip(patches, y_m, x_m, strict=True)):
             if self._before is not None and k % stride == 0:
                 self._compare(patch, (y - self._before[1]) / self._pixel_m, (x - self._before[2]) / self._pixel_m)
@@ -173,4 +181,5 @@ class Watch:
             scale=scale,
             width=width,
             overlap_rad=self._disagreement / self._shared if self._pairs >= 4 else None,
+            contrast_rad=float(np.sqrt(self._contrast / self._placed)) if self._placed else None,
         )
