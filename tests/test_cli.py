@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import subprocess
 import sys
@@ -10,11 +11,14 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
+import torch
 
 from bluesky_ptychonn import __version__
+from bluesky_ptychonn.card import load_card
 from bluesky_ptychonn.cli import main
 from bluesky_ptychonn.cli.app import sentence
 from bluesky_ptychonn.cli.export import writer_for
+from bluesky_ptychonn.recon.checkpoint import load_model
 from bluesky_ptychonn.recon.stitch import MosaicImage
 
 MODEL = "simulated-zp64"
@@ -172,6 +176,30 @@ def test_training_needs_geometry(refused, tmp_path) -> None:
     np.save(tmp_path / "probe.npy", np.ones((64, 64), np.complex64))
     words = refused("train", "--probe", tmp_path / "probe.npy", "--out", tmp_path / "model")
     assert "give --energy-ev, --distance-m, --pixel-pitch-m" in words
+
+
+GEOMETRY = ("--energy-ev", 9000, "--distance-m", 1, "--pixel-pitch-m", 75e-6)
+
+
+def test_a_model_is_measured_for_another_probe_without_training(ptychonn, refused, tmp_path, monkeypatch) -> None:
+    from bluesky_ptychonn.optics.simulate import zone_plate_probe
+    from bluesky_ptychonn.recon import produce
+
+    short = functools.partial(produce.measure_sampling, samplings=(0.4, 0.6), field_diameters=2.0, kinds=("etched",))
+    monkeypatch.setattr(produce, "measure_sampling", short)  # the whole curve takes half a minute
+    np.save(tmp_path / "probe.npy", zone_plate_probe((48, 48), 16))
+    made = ("train", "--probe", tmp_path / "probe.npy", "--out", tmp_path / "mine", *GEOMETRY, "--frames", 0)
+    assert "--frames 0 trains nothing" in refused(*made)
+    code, said, _ = ptychonn(*made, "--start", MODEL)
+    assert code == 0
+    assert "held-out scans" in said
+    mine, theirs = load_card(tmp_path / "mine"), load_card(MODEL)
+    assert mine.input.frame_shape == (48, 48)
+    assert theirs.weights_sha256 in mine.training["started_from"]
+    assert mine.sampling
+    assert mine.probe.sha256 != theirs.probe.sha256
+    ours = load_model(tmp_path / "mine", "cpu").network.state_dict()
+    assert all(torch.equal(ours[key], value) for key, value in load_model(MODEL, "cpu").network.state_dict().items())
 
 
 def test_the_traceback_can_be_had(ptychonn, tmp_path, monkeypatch) -> None:

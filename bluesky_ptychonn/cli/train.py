@@ -16,7 +16,12 @@ def train(
     name: Annotated[str | None, typer.Option(help="name of the model; the folder's by default")] = None,
     version: Annotated[str, typer.Option(help="version of the model")] = "1",
     family: Annotated[Literal["lifted", "direct"], typer.Option(help="lifted works through the probe")] = "lifted",
-    frames: Annotated[int, typer.Option(help="simulated frames to train on")] = 100_000,
+    frames: Annotated[
+        int, typer.Option(help="simulated frames to train on; 0 with --start measures its weights for this probe")
+    ] = 100_000,
+    start: Annotated[
+        str | None, typer.Option(help="model to start from; its network and family are taken, whatever its frame size")
+    ] = None,
     photons: Annotated[
         float | None, typer.Option(help="photons a frame without sample; by default the probe's own, or 1e5")
     ] = None,
@@ -37,7 +42,7 @@ def train(
     import torch
 
     from bluesky_ptychonn.optics.probe_file import read_probe
-    from bluesky_ptychonn.recon.checkpoint import choose_device
+    from bluesky_ptychonn.recon.checkpoint import choose_device, load_model
     from bluesky_ptychonn.recon.produce import produce
     from bluesky_ptychonn.recon.synthetic import SyntheticConfig
     from bluesky_ptychonn.recon.training import TrainingConfig
@@ -47,8 +52,15 @@ def train(
     dose = photons or _photons(wave)
     if threads:
         torch.set_num_threads(threads)
+    first = None if start is None else load_model(start, "cpu")
+    if frames < 1 and first is None:
+        raise ValueError("train: --frames 0 trains nothing; give --start with a model to measure, or more frames")
+    if first is None:
+        network = _network(family, wave.shape[0], patch, width, dose)
+    else:
+        network, family = _resized(first, wave.shape[0], patch), first.card.family
     config = TrainingConfig(
-        network=_network(family, wave.shape[0], patch, width, dose),
+        network=network,
         # A direct network cannot know the dose, so it is not asked to.
         synthetic=SyntheticConfig(photons=dose, dose_spread=2.0 if family == "lifted" else 1.05),
         loss="complex" if family == "lifted" else "amplitude_phase",
@@ -69,6 +81,7 @@ def train(
             command=shlex.join(["ptychonn", *sys.argv[1:]]),
             device=choose_device(device),
             progress=bar,
+            start=first,
         )
     typer.echo(f"{card.name} {card.version} in {out}")
     typer.echo(f"held-out patches: phase error {card.held_out['patch_phase_mae_rad']:.3f} rad")
@@ -99,6 +112,12 @@ def _network(family: str, frame: int, patch: int | None, width: float | None, ph
         input_root=True,
         input_scale=round((photons / frame**2) ** 0.5, 1),
     )
+
+
+def _resized(model: Any, frame: int, patch: int | None) -> Any:
+    """Take a model's network for frames of another size: its convolutions do not mind."""
+    config = model.network.config
+    return type(config).model_validate({**config.model_dump(), "frame_size": frame, "patch_size": patch or frame // 2})
 
 
 def _geometry(known: Any, size: int, energy_ev: float | None, distance_m: float | None, pitch_m: float | None) -> Any:

@@ -39,6 +39,7 @@ def produce(
     command: str = "",
     device: torch.device | str = "cpu",
     progress: Progress | None = None,
+    start: Model | None = None,
 ) -> ModelCard:
     """Train a model by simulation through a probe and write its folder.
 
@@ -58,6 +59,8 @@ def produce(
         For the card; `source` says where the probe came from.
     device, progress
         See `bluesky_ptychonn.recon.training.fit`.
+    start : Model, optional
+        Begin with its weights. With ``config.frames`` 0 they are kept as they are, and only measured for this probe.
 
     Returns
     -------
@@ -71,7 +74,11 @@ def produce(
     """
     if geometry.frame_shape != probe.shape:
         raise ValueError(f"produce: geometry is of {geometry.frame_shape} px frames, the probe is {probe.shape} px")
-    network, record = fit(probe, config, checkpoint=out / TRAINING_STATE, device=device, progress=progress)
+    weights = None if start is None else start.network.state_dict()
+    checkpoint = out / TRAINING_STATE
+    network, record = fit(probe, config, checkpoint=checkpoint, device=device, progress=progress, start=weights)
+    if start is not None:
+        record["started_from"] = f"{start.card.name} {start.card.version}, sha256 {start.card.weights_sha256}"
     card = write_model(network, probe, geometry, config, record, out, name, version, source, command)
     (out / TRAINING_STATE).unlink(missing_ok=True)
     return card
@@ -110,7 +117,8 @@ def write_model(
             energy_ev=geometry.energy_ev,
         ),
         probe=reference,
-        held_out={"patch_phase_mae_rad": patch_mae, "training_loss": float(record["loss"][-1])},
+        held_out={"patch_phase_mae_rad": patch_mae}
+        | ({"training_loss": float(record["loss"][-1])} if record["loss"] else {}),
         sampling=tuple(
             SamplingPoint(
                 sampling=sampling,
@@ -127,6 +135,7 @@ def write_model(
             "config": config.model_dump(mode="json"),
             "seed": config.seed,
             "frames": record["frames"],
+            **({"started_from": record["started_from"]} if "started_from" in record else {}),
             "seconds": round(record["seconds"], 1),
             "software": {package: installed(package) for package in ("bluesky-ptychonn", "torch", "numpy")},
             "python": platform.python_version(),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from copy import deepcopy
 from pathlib import Path
 from typing import Any, Literal
@@ -35,7 +35,7 @@ class TrainingConfig(BaseModel):
         ``complex``: `gauge_free_loss`, weighted by the probe's modulus. ``amplitude_phase``: `amplitude_phase_loss`, as
         published for PtychoNN, weighted by its intensity; the direct family learns faster by it, see there.
     frames : int
-        Simulated frames seen in all.
+        Simulated frames seen in all; 0 keeps the weights it starts from.
     batch_size : int
         Frames a step.
     learning_rate : float
@@ -55,7 +55,7 @@ class TrainingConfig(BaseModel):
     network: NetworkConfig
     synthetic: SyntheticConfig = SyntheticConfig()
     loss: Literal["complex", "amplitude_phase"] = "complex"
-    frames: int = Field(default=100_000, ge=1, le=10**9)
+    frames: int = Field(default=100_000, ge=0, le=10**9)
     batch_size: int = Field(default=16, ge=1, le=4096)
     learning_rate: float = Field(default=2e-3, gt=0, le=1)
     weight_decay: float = Field(default=1e-4, ge=0, le=1)
@@ -66,7 +66,7 @@ class TrainingConfig(BaseModel):
     @property
     def steps(self) -> int:
         """Optimiser steps in all."""
-        return max(1, round(self.frames / self.batch_size))
+        return max(1, round(self.frames / self.batch_size)) if self.frames else 0
 
 
 def probe_weight(probe: Tensor, patch_size: int, power: float = 1.0, floor: float = 0.02) -> Tensor:
@@ -126,6 +126,7 @@ def fit(
     checkpoint: Path | None = None,
     device: torch.device | str = "cpu",
     progress: Progress | None = None,
+    start: Mapping[str, Tensor] | None = None,
 ) -> tuple[ObjectNetwork, dict[str, Any]]:
     """Train a network.
 
@@ -141,6 +142,8 @@ def fit(
         Where to train.
     progress : callable, optional
         See `Progress`.
+    start : mapping of str to Tensor, optional
+        Weights to start from instead of random ones: another model's state dict.
 
     Returns
     -------
@@ -152,7 +155,8 @@ def fit(
     Raises
     ------
     ValueError
-        When the probe does not fit the network, or the checkpoint belongs to another configuration.
+        When the probe or the weights to start from do not fit the network, or the checkpoint belongs to another
+        configuration.
     """
     size = config.network.frame_size
     if probe is not None and probe.shape != (size, size):
@@ -161,7 +165,13 @@ def fit(
             "set frame_size of the network, or crop or pad the probe"
         )
     torch.manual_seed(config.seed)
-    network = build_network(config.network).to(device).train()
+    network = build_network(config.network)
+    if start is not None:
+        try:
+            network.load_state_dict(dict(start))
+        except RuntimeError as error:
+            raise ValueError(f"fit: the weights to start from belong to another network: {error}") from None
+    network = network.to(device).train()
     kept = deepcopy(network)
     optimiser = torch.optim.AdamW(network.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay)
     patch = config.network.patch_size
