@@ -72,7 +72,7 @@ def write_cxi(path: Path, *, shape: int = 64, energy: bool = True, pitch_m: floa
 def test_the_commands_of_the_design_are_there(ptychonn) -> None:
     code, out, _ = ptychonn("--help")
     assert code == 0
-    for command in ("demo", "reconstruct", "replay", "train", "models", "serve", "export", "view"):
+    for command in ("demo", "reconstruct", "replay", "train", "models", "serve", "export", "view", "recover"):
         assert f" {command} " in out
 
 
@@ -187,6 +187,7 @@ def test_a_model_is_measured_for_another_probe_without_training(ptychonn, refuse
 
     short = functools.partial(produce.measure_sampling, samplings=(0.4, 0.6), field_diameters=2.0, kinds=("etched",))
     monkeypatch.setattr(produce, "measure_sampling", short)  # the whole curve takes half a minute
+    monkeypatch.setattr(produce, "calibrated", functools.partial(produce.calibrated, frames=64, scans=2))
     np.save(tmp_path / "probe.npy", zone_plate_probe((48, 48), 16))
     made = ("train", "--probe", tmp_path / "probe.npy", "--out", tmp_path / "mine", *GEOMETRY, "--frames", 0)
     assert "--frames 0 trains nothing" in refused(*made)

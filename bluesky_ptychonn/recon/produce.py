@@ -144,7 +144,7 @@ def write_model(
         weights_sha256="0" * 64,
     )
     # A trial of a training gets a trial of a calibration.
-    whole = config.frames >= _WHOLE_TRAINING
+    whole = config.frames >= _WHOLE_TRAINING or not config.frames
     model = Model(card, network.eval(), torch.from_numpy(scaled), torch.from_numpy(weight))
     card = calibrated(model, **({} if whole else {"frames": 128, "scans": 4})).card
     return save_model(out, network, card, scaled, weight)
