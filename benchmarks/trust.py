@@ -202,7 +202,7 @@ def corruptions(model: Model) -> dict[str, Any]:
 
 
 def cost(model: Model, frames: int = 256) -> dict[str, float]:
-    """CPU seconds of judging frames and run, against those of the network; the least of five, as the machine is shared."""
+    """CPU seconds of judging frames and run, against those of the network; the least of five on a shared machine."""
     assert model.probe is not None  # noqa: S101
     engine = Reconstructor(model, device="cpu")
     n = engine.card.input.frame_shape[0]
@@ -287,12 +287,12 @@ def figure(found: dict[str, Any], path: Path) -> None:
     mpl.use("Agg")
     import matplotlib.pyplot as plt
 
-    drawing, (left, right) = plt.subplots(1, 2, figsize=(12.5, 5), layout="constrained", width_ratios=(1, 1.25))
+    drawing, (left, right) = plt.subplots(1, 2, figsize=(12.5, 6), layout="constrained", width_ratios=(1, 1.25))
     left.plot([0, 1], [0, 1], color="0.6", lw=1, ls="--", label="as stated")
     series = {f"simulated, {name}": part for name, part in found["simulated"].items()}
     if "star" in found:
-        series["measured star, disturbed or not"] = found["star"]["all"]
-        series["measured star, as measured"] = found["star"]["as measured"]
+        series["measured star, as it is and disturbed"] = found["star"]["all"]
+        series["measured star, as it is"] = found["star"]["as measured"]
     for (name, part), marker in zip(series.items(), "os^D", strict=False):
         x, y, n = (np.array([row[key] for row in part["reliability"]]) for key in ("trust", "right", "frames"))
         half = 1.96 * np.sqrt((y * (1 - y) + 1 / n) / n)
@@ -302,7 +302,7 @@ def figure(found: dict[str, Any], path: Path) -> None:
         )
     left.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), xlabel="trust", ylabel="frames with phase error below 0.1 rad")
     left.set_title("Reliability, 95 % intervals; ρ: rank correlation with the error", fontsize=10)
-    left.legend(fontsize=8, loc="upper left")
+    left.legend(fontsize=8, loc="upper left", bbox_to_anchor=(-0.1, -0.13), ncols=1, frameon=False)
     left.grid(alpha=0.3)
     rows = {name: part for name, part in found["corruptions"].items() if name in CORRUPTIONS}
     place = np.arange(len(rows))[::-1]
@@ -320,11 +320,11 @@ def figure(found: dict[str, Any], path: Path) -> None:
     right.set_yticks(place, names, fontsize=8)
     right.set(xlim=(0, 1.02))
     right.set_title(
-        f"What goes wrong, {clean['scans']} scans each; dotted: scans with nothing wrong judged not ok\n"
-        f"({clean['not_ok']}, of which {clean['not_ok_of_these']} do err by more than 0.1 rad)",
-        fontsize=10,
+        f"What goes wrong, in {clean['scans']} scans each. Dotted: judged not ok with nothing wrong,\n"
+        f"{clean['not_ok']} scans, of which {clean['not_ok_of_these']} do err by more than 0.1 rad",
+        fontsize=9,
     )
-    right.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.4, -0.07), ncols=3, frameon=False)
+    right.legend(fontsize=8, loc="upper left", bbox_to_anchor=(0, -0.07), ncols=1, frameon=False)
     right.grid(alpha=0.3, axis="x")
     drawing.savefig(path, dpi=100)
     plt.close(drawing)

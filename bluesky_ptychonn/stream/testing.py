@@ -42,6 +42,8 @@ class FakeReconstructor:
     anchor: float = 0.02
     patch_shape: tuple[int, int] = (8, 8)
     calls: list[int] = field(default_factory=list)
+    heard: list[float] = field(default_factory=list)
+    verdict: dict[str, Any] | None = None
 
     @property
     def weight(self) -> NDArray[np.float32]:
@@ -73,11 +75,13 @@ class FakeReconstructor:
         return replace(image, amplitude=2 * image.amplitude), {"frames": len(frames), "seconds": 0.0}
 
     def placed(self, patches: NDArray[np.complex64], y_m: NDArray[np.float64], x_m: NDArray[np.float64]) -> None:
-        """See `Reconstructs.placed`; nothing is judged."""
+        """See `Reconstructs.placed`; nothing is judged, the frames' x are kept."""
+        self.heard += x_m.tolist()
 
     def describe(self) -> dict[str, Any]:
-        """Describe the model."""
-        return {"model": {"name": "fake", "version": "0"}, "device": "none"}
+        """Describe the model, with whatever verdict a test has set."""
+        verdict = {} if self.verdict is None else {"verdict": self.verdict}
+        return {"model": {"name": "fake", "version": "0"}, "device": "none", **verdict}
 
 
 @dataclass
