@@ -2,8 +2,9 @@
 
 Callback cost: µs of the RunEngine's thread for each event document, taken around the callback's own call in a real
 RunEngine, for scalar events with streamed frames and for frames inside the events, without and with Tiled.
-Slowdown: time of a scan with the callback over time of the same scan without it, TiledWriter in both, in alternating
-pairs in one process, the worker computing meanwhile. Figures of single pairs are kept: a machine with neighbours shows.
+Slowdown: time of a scan with the callback over time of the same scan without it, in alternating pairs in one process,
+the worker computing meanwhile; once with TiledWriter in the RunEngine's thread in both, once with the shipped profile's
+raw writer in both, which has a thread of its own. Figures of single pairs are kept: a machine with neighbours shows.
 """
 
 from __future__ import annotations
@@ -100,17 +101,18 @@ def scan(beamline: Any, points: int) -> Any:
 
 
 def slowdown(
-    model: str, server: Any, beamline: Any, points: int, pairs: int, work: Path, **pace: Any
+    model: str, server: Any, beamline: Any, points: int, pairs: int, work: Path, *, threaded: bool
 ) -> dict[str, Any]:
     """Scan time with the callback over without, in alternating pairs."""
     from bluesky_tiled_plugins import TiledWriter
 
     from bluesky_ptychonn.stream.live import LiveReconstruction
-    from bluesky_ptychonn.stream.progress import Pace
+    from bluesky_ptychonn.stream.raw_runs import raw_writer
 
-    run = engine(TiledWriter(server.raw, batch_size=1))
+    writer = raw_writer(server, work / "backup") if threaded else TiledWriter(server.raw, batch_size=1)
+    run = engine(writer)
     times: dict[str, list[float]] = {"without": [], "with": []}
-    with LiveReconstruction(model, server, journal_dir=work / "journal", pace=Pace(**pace)) as live:
+    with LiveReconstruction(model, server, journal_dir=work / "journal") as live:
         live.wait_ready()
         run(scan(beamline, points))  # warms caches up
         lags = []
@@ -120,6 +122,8 @@ def slowdown(
                 began = time.perf_counter()
                 (uid,) = run(scan(beamline, points))
                 times[kind].append(time.perf_counter() - began)
+                while threaded and uid not in written(server):
+                    time.sleep(0.2)  # what is left to write must not slow the next scan down
                 if token is not None:
                     run.unsubscribe(token)
                     live.wait(uid)  # what is left to do must not slow the next scan down
@@ -135,8 +139,14 @@ def slowdown(
         "events": points,
         "ms_per_event_without": round(1e3 * statistics.median(times["without"]) / points, 1),
         "latency_s": {"p50": round(statistics.median(lags), 3), "p95": round(sorted(lags)[int(0.95 * len(lags))], 3)},
-        "worker": {"torch_threads": threads, "nice": nice, **pace},
+        "worker": {"torch_threads": threads, "nice": nice},
     }
+
+
+def written(server: Any) -> list[str]:
+    """Uids of the last runs that are whole in the catalog."""
+    runs = server.raw
+    return [str(key) for key in list(runs)[-3:] if runs[key].metadata.get("stop")]
 
 
 def main() -> None:
@@ -166,7 +176,11 @@ def main() -> None:
                 ),
             }
             report["exposure_s"] = arguments.exposure_s
-            report["scan"] = slowdown(arguments.model, server, beamline, arguments.points, arguments.pairs, work)
+            for name, threaded in (("scan", False), ("scan_raw_writer", True)):
+                report[name] = slowdown(
+                    arguments.model, server, beamline, arguments.points, arguments.pairs, work, threaded=threaded
+                )
+                print(name, json.dumps(report[name]), flush=True)
             report["machine"]["load_average_after"] = [round(x, 2) for x in os.getloadavg()]
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     arguments.out.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
