@@ -72,7 +72,18 @@ def write_cxi(path: Path, *, shape: int = 64, energy: bool = True, pitch_m: floa
 def test_the_commands_of_the_design_are_there(ptychonn) -> None:
     code, out, _ = ptychonn("--help")
     assert code == 0
-    for command in ("demo", "reconstruct", "replay", "train", "models", "serve", "export", "view", "recover"):
+    for command in (
+        "demo",
+        "reconstruct",
+        "replay",
+        "train",
+        "models",
+        "serve",
+        "export",
+        "view",
+        "recover",
+        "backfill",
+    ):
         assert f" {command} " in out
 
 

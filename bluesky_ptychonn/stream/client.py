@@ -6,6 +6,7 @@ Tiled hands out `PtychoReconstruction` for every node of that spec (entry point 
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -372,7 +373,7 @@ def reconstructions(
     for key, value in conditions.items():
         if value is not None:
             found = found.search(Key(key) == value)
-    return list(found.sort(("time_created", -1)).values().head(limit))
+    return list(itertools.islice(found.sort(("time_created", -1)).values(), limit))
 
 
 def _processed(client: Any) -> Any:
