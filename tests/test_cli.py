@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -20,6 +21,9 @@ from bluesky_ptychonn.cli.app import sentence
 from bluesky_ptychonn.cli.export import writer_for
 from bluesky_ptychonn.recon.checkpoint import load_model
 from bluesky_ptychonn.recon.stitch import MosaicImage
+from bluesky_ptychonn.stream.journal import JournalWriter
+from bluesky_ptychonn.stream.progress import Progress
+from bluesky_ptychonn.stream.session import Order, WorkerStatus, lock, new_session
 
 MODEL = "simulated-zp64"
 
@@ -83,6 +87,7 @@ def test_the_commands_of_the_design_are_there(ptychonn) -> None:
         "view",
         "recover",
         "backfill",
+        "status",
     ):
         assert f" {command} " in out
 
@@ -212,6 +217,30 @@ def test_a_model_is_measured_for_another_probe_without_training(ptychonn, refuse
     assert mine.probe.sha256 != theirs.probe.sha256
     ours = load_model(tmp_path / "mine", "cpu").network.state_dict()
     assert all(torch.equal(ours[key], value) for key, value in load_model(MODEL, "cpu").network.state_dict().items())
+
+
+def test_status_says_what_sessions_do(ptychonn, tmp_path) -> None:
+    root = tmp_path / "journal"
+    assert ptychonn("status", "--journal", root)[1] == f"no session of live reconstruction in {root}\n"
+    old, new = new_session(root), new_session(root)
+    for folder in (old, new):
+        Order("model", "http://127.0.0.1:9/api/v1").save(folder)
+    run = Progress("abcdefgh-1", 7, state="live", expected=9, seen=5, done=3, waiting=2, rejected={"beam lost": 1})
+    WorkerStatus("ready", 4242, "a processor", "the catalog is away", {run.uid: run}).save(new)
+    journal = JournalWriter(new)
+    journal.append("start", {"uid": run.uid, "time": 0.0})
+    owned = lock(new)
+    try:
+        said = ptychonn("status", "--journal", root)[1]
+    finally:
+        os.close(owned)
+        journal.close()
+    assert "worker ready, process 4242, on a processor" in said
+    assert "  scan 7: run abcdefgh, live, 3/9 frames reconstructed, 2 waiting, 1 rejected (beam lost)" in said
+    assert "last problem: the catalog is away" in said
+    assert "1 runs not finished" in said
+    assert said.count("no worker") == 1
+    assert "1 runs not finished, taken up by the next" in ptychonn("status", "--journal", root, "--sessions", 9)[1]
 
 
 def test_the_traceback_can_be_had(ptychonn, tmp_path, monkeypatch) -> None:

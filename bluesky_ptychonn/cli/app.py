@@ -18,6 +18,7 @@ from bluesky_ptychonn.cli.reconstruct import reconstruct
 from bluesky_ptychonn.cli.recover import recover
 from bluesky_ptychonn.cli.replay import replay
 from bluesky_ptychonn.cli.serve import serve
+from bluesky_ptychonn.cli.status import status
 from bluesky_ptychonn.cli.train import train
 from bluesky_ptychonn.cli.view import view
 
@@ -30,7 +31,7 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
-for _command in (demo, reconstruct, replay, train, serve, export, view, recover, backfill):
+for _command in (demo, reconstruct, replay, train, serve, export, view, recover, backfill, status):
     app.command()(_command)
 app.add_typer(models, name="models")
 

@@ -229,6 +229,48 @@ def left_behind(root: Path, catalog: str) -> list[Path]:
     return found
 
 
+@dataclass(frozen=True)
+class Session:
+    """A session as it is found on disk.
+
+    Attributes
+    ----------
+    folder : Path
+        Its folder.
+    catalog : str
+        Address of its catalog.
+    worker : WorkerStatus
+        What its worker said last.
+    alive : bool
+        Whether a worker has it now.
+    unfinished : int
+        Runs that are not finished.
+    """
+
+    folder: Path
+    catalog: str
+    worker: WorkerStatus
+    alive: bool
+    unfinished: int
+
+    @property
+    def log(self) -> Path:
+        """Log of the worker."""
+        return self.folder / LOG
+
+
+def find_sessions(root: Path) -> list[Session]:
+    """Sessions under a folder, newest first."""
+    found = []
+    for folder in sorted((path for path in root.glob("*") if (path / _ORDER).is_file()), reverse=True):
+        fd = lock(folder)
+        if fd is not None:
+            os.close(fd)
+        open_runs = sum(done(journal) is None for journal in journaled_runs(folder))
+        found.append(Session(folder, Order.load(folder).catalog, WorkerStatus.load(folder), fd is None, open_runs))
+    return found
+
+
 def tidy(folder: Path, keep: int) -> None:
     """Remove the journals of finished runs but the last `keep`; Tiled has all that is in them."""
     finished = sorted(folder.glob(f"*{_DONE}"), key=lambda path: path.stat().st_mtime_ns)
