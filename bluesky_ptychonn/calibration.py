@@ -64,7 +64,7 @@ class TrustCalibration(BaseModel):
     ...     rank_correlation=0.8,
     ...     trained_trust=0.7,
     ... )
-    >>> table.trust([0.05, 0.15, 0.5]).round(2).tolist()
+    >>> table.trust([0.05, 0.15, 0.5]).astype(float).round(2).tolist()
     [0.9, 0.5, 0.1]
     """
 
