@@ -321,7 +321,7 @@ def _figure(rows: list[dict[str, Any]], images: dict[int, dict[str, Any]], refer
         axes.set_xticks([r["every"] for r in rows], [str(r["every"]) for r in rows])
         axes.minorticks_off()
         axes.grid(alpha=0.3)
-        axes.legend()
+        axes.legend(loc="lower left" if key == "corr" else "upper left")
     figure.savefig(path, dpi=90)
     plt.close(figure)
 
