@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from bluesky_ptychonn.stream.live import LiveReconstruction
     from bluesky_ptychonn.stream.server import CatalogServer
 
-CATALOG, FRAMES, JOURNAL = "catalog", "frames", "journal"
+CATALOG, FRAMES, JOURNAL, BACKUP = "catalog", "frames", "journal", "raw-backup"
 
 
 @dataclass
@@ -39,6 +39,7 @@ class Road:
     engine: Any
     live: LiveReconstruction
     frames: Path
+    backup: Path
 
     def scan(self, plan: Any, *, reconstruct: bool = True, words: str = "scan") -> tuple[str, float]:
         """Run a plan under a progress bar.
@@ -73,6 +74,7 @@ class Road:
                 started = time.perf_counter()
                 self.engine(plan)
                 took = time.perf_counter() - started
+            self._settle(counter.uid)
         except RunEngineInterrupted:
             self.engine.abort("interrupted at the keyboard")
             raise RuntimeError(f"{words}: interrupted; the run is in the catalog, marked as aborted") from None
@@ -83,6 +85,14 @@ class Road:
             for token in tokens:
                 self.engine.unsubscribe(token)
         return counter.uid, took
+
+    def _settle(self, uid: str, timeout: float = 120.0) -> None:
+        """Wait until the raw run is whole in the catalog: its writer works behind the scan."""
+        deadline = time.monotonic() + timeout
+        while not (uid in self.server.raw and self.server.raw[uid].metadata.get("stop")):
+            if time.monotonic() > deadline:
+                raise RuntimeError(f"run {uid[:8]} is not whole in the catalog after {timeout:g} s; see {self.backup}")
+            time.sleep(0.2)
 
     def finish(self, uid: str, timeout: float = 120.0) -> PtychoReconstruction:
         """Wait for a run's reconstruction and return it.
@@ -113,6 +123,7 @@ def open_road(folder: Path, model: str, *, device: str = "auto") -> Iterator[Roa
         ``auto``, ``cpu``, ``cuda``.
     """
     from bluesky_ptychonn.stream.live import LiveReconstruction
+    from bluesky_ptychonn.stream.progress import Pace
     from bluesky_ptychonn.stream.server import serve_catalog
 
     # Ten seconds of imports, done while the server is busy with its own.
@@ -122,16 +133,22 @@ def open_road(folder: Path, model: str, *, device: str = "auto") -> Iterator[Roa
     frames.mkdir(parents=True, exist_ok=True)
     with (
         serve_catalog(folder / CATALOG, readable=[frames]) as server,
-        LiveReconstruction(model, server, device=device, journal_dir=folder / JOURNAL) as live,
+        # No scan waits for the server here, so ours may ask more of it.
+        LiveReconstruction(model, server, device=device, journal_dir=folder / JOURNAL, pace=Pace(share=0.5)) as live,
     ):
         imports.join()
         from bluesky import RunEngine
-        from bluesky_tiled_plugins import TiledWriter
+
+        from bluesky_ptychonn.stream.raw_runs import raw_writer
 
         engine: Any = RunEngine({}, call_returns_result=False)
-        engine.subscribe(TiledWriter(server.raw, batch_size=1))
+        writer = raw_writer(server, folder / BACKUP)
+        engine.subscribe(writer)
         live.wait_ready()
-        yield Road(server, engine, live, frames)
+        try:
+            yield Road(server, engine, live, frames, folder / BACKUP)
+        finally:
+            writer.shutdown()
 
 
 def latency_ms(frames: Any) -> dict[str, float]:

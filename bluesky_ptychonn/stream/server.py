@@ -178,7 +178,7 @@ def serve_catalog(
 
     Examples
     --------
-    >>> with serve_catalog("/tmp/beamtime", readable=["/tmp/frames"]) as server:  # doctest: +SKIP
+    >>> with serve_catalog("beamtime", readable=["frames"]) as server:  # doctest: +SKIP
     ...     RE.subscribe(TiledWriter(server.raw, batch_size=1))
     """
     started = time.perf_counter()
