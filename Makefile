@@ -28,6 +28,7 @@ docs: $(VENV)/.docs ## build the documentation (docs/_build/html), warnings are 
 
 bench: $(VENV)/.peer ## run the benchmarks and rewrite benchmarks/results
 	$(BIN)/python -m benchmarks.star
+	$(BIN)/python -m benchmarks.trust
 	$(BIN)/python -m benchmarks.callback_cost
 
 session: $(VENV)/.ready ## open IPython on the simulated beamline with profile_startup/
