@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from bluesky_ptychonn.card import InputContract, ModelCard, ProbeReference
 from bluesky_ptychonn.optics.geometry import Geometry
-from bluesky_ptychonn.recon import engine
+from bluesky_ptychonn.recon import passes as device_passes
 from bluesky_ptychonn.recon.checkpoint import Model
 from bluesky_ptychonn.recon.engine import PatchBatch, Reconstructor
 from bluesky_ptychonn.recon.flux import Flux
@@ -299,7 +299,7 @@ def test_a_recorded_pass_serves_whole_batches_and_the_tail(monkeypatch: pytest.M
         passes._graph = (graph, graph.counts, None, graph.out)
         return True
 
-    monkeypatch.setattr(engine._Passes, "_record", record)
+    monkeypatch.setattr(device_passes.Passes, "_record", record)
     fake = echo()
     reconstructor = Reconstructor(fake, device="cpu", batch_size=8)
     reconstructor._passes._graphs = True
