@@ -48,9 +48,10 @@ class Lull:
 
     def wait(self) -> None:
         """Return in a lull, after 0.2 s at the latest, and at once when no scan is under way."""
-        deadline = self._clock() + _LONGEST_WAIT_S
-        while not self._quiet() and self._clock() < deadline:
+        waited = 0.0  # counted, not read off the clock, which somebody may set back
+        while waited < _LONGEST_WAIT_S and not self._quiet():
             self._sleep(_POLL_S)
+            waited += _POLL_S
 
     def _quiet(self) -> bool:
         newest, when = self._newest()
@@ -61,9 +62,9 @@ class Lull:
         return name == "stop" or (name in ("event", "event_page") and age <= _LULL_S)
 
     def _newest(self) -> tuple[Path | None, float]:
-        if self._clock() >= self._look_again:
+        if time.monotonic() >= self._look_again:
             self._journals = journaled_runs(self._folder)
-            self._look_again = self._clock() + _LOOK_AGAIN_S
+            self._look_again = time.monotonic() + _LOOK_AGAIN_S
         newest: Path | None = None
         when = 0.0
         for path in self._journals:

@@ -16,7 +16,7 @@ from bluesky_ptychonn.stream.parts import Reconstructs
 log = logging.getLogger(__name__)
 
 _LIVE_S = 0.5  # frames wait meanwhile
-_KEPT_BYTES = 2**30
+_KEPT_BYTES = 2**28  # refining takes about six times as much for a moment
 
 
 @dataclasses.dataclass(frozen=True)

@@ -86,5 +86,13 @@ def test_a_scan_that_pauses_or_moves_far_is_not_waited_for(scan) -> None:
     assert scan.waited() == 0
 
 
+def test_a_clock_that_is_set_back_prolongs_nothing(scan) -> None:
+    scan.says("stream_datum", DATUM)
+    scan.lull._sleep = lambda seconds: scan.slept.append(seconds)
+    scan.now -= 3600.0
+    scan.lull.wait()
+    assert sum(scan.slept) == pytest.approx(0.2, abs=0.003)
+
+
 def test_without_a_scan_nobody_waits(tmp_path) -> None:
     Lull(tmp_path / "not there", sleep=lambda _: pytest.fail("waited")).wait()
