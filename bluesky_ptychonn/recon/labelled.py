@@ -138,7 +138,8 @@ class MeasuredScan:
         values["geometry"] = self.geometry.model_dump_json()
         draft = path.with_name(f".{path.stem}.{os.getpid()}.part.npz")
         try:
-            np.savez_compressed(draft, **{name: np.asarray(value) for name, value in values.items()})
+            arrays: dict[str, Any] = {name: np.asarray(value) for name, value in values.items()}
+            np.savez_compressed(draft, **arrays)
             draft.replace(path)
         finally:
             draft.unlink(missing_ok=True)
@@ -256,7 +257,7 @@ class LabelledScan(MeasuredScan):
             0 where the object is unknown or next to it, 1 where as much light fell as in the probe's peak, in
             proportion between.
         """
-        return np.clip(self._cut(self._trusted, indices, size, 1, 0.0), 0, 1).astype(np.float32)
+        return np.asarray(np.clip(self._cut(self._trusted, indices, size, 1, 0.0), 0, 1), dtype=np.float32)
 
     @cached_property
     def _filled(self) -> Complex:
