@@ -17,7 +17,9 @@ if TYPE_CHECKING:
         sparse_ptycho_scan,
     )
     from bluesky_ptychonn.optics.geometry import Geometry
+    from bluesky_ptychonn.recon.any_probe import for_probe
     from bluesky_ptychonn.recon.checkpoint import load_model
+    from bluesky_ptychonn.recon.training import fine_tune
     from bluesky_ptychonn.stream.client import reconstructions
     from bluesky_ptychonn.stream.live import LiveReconstruction
     from bluesky_ptychonn.stream.reconstruct import reconstruct
@@ -30,6 +32,7 @@ __all__ = [
     "LiveReconstruction",
     "__version__",
     "connect",
+    "for_probe",
     "load_model",
     "ptycho_scan",
     "reconstruct",
@@ -44,6 +47,8 @@ _HOMES = {
     "Geometry": "optics.geometry",
     "LiveReconstruction": "stream.live",
     "connect": "stream.server",
+    "for_probe": "recon.any_probe",
+    "fine_tune": "recon.training",
     "load_model": "recon.checkpoint",
     "ptycho_scan": "beamline.plans",
     "reconstruct": "stream.reconstruct",

@@ -116,7 +116,11 @@ class Reconstructor:
             used.check_geometry(geometry)
         self.geometry = None if geometry is None else used.network_geometry(geometry)
         if model.probe is None and model.card.family == "lifted":
-            raise ValueError(f"model {self.card.name!r}: a lifted model works through its probe, and this one has none")
+            raise ValueError(
+                f"model {self.card.name!r} is for any probe and has none yet. Give it yours: "
+                f"for_probe({self.card.name!r}, probe, geometry) for use at once, or ptychonn train --start "
+                f"{self.card.name} --frames 0 --probe FILE --out FOLDER to have its errors measured too"
+            )
         self._device = choose_device(device)
         self._passes = Passes(
             model.network, self._device, batch_size, precision, cuda_graph, self.card.input.frame_shape

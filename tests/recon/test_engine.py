@@ -441,5 +441,5 @@ def test_frames_that_do_not_fit_are_refused_in_words(model: Model, frames: NDArr
 
 def test_a_lifted_model_without_probe_is_refused(model: Model) -> None:
     bare = Model(model.card.model_copy(update={"probe": None}), model.network, None)
-    with pytest.raises(ValueError, match="works through its probe"):
+    with pytest.raises(ValueError, match="is for any probe and has none yet"):
         Reconstructor(bare, device="cpu")
