@@ -32,6 +32,7 @@ __all__ = [
     "LiveReconstruction",
     "__version__",
     "connect",
+    "fine_tune",
     "for_probe",
     "load_model",
     "ptycho_scan",

@@ -189,15 +189,31 @@ def patch_error(
     size = network.config.patch_size
     data = SimulatedFrames(probe, size, 16, config, seed)
     weight = torch.as_tensor(stitching_weight(probe, size))
-    weight = weight / weight.sum()
     phase, batches = 0.0, max(1, frames // 16)
     with torch.inference_mode():
         for index in range(batches):
             counts, told, truth = data.batch(index)
-            cross = network(counts, told) * truth.conj()
-            turn = torch.exp(-1j * (cross * weight).sum(dim=(-2, -1), keepdim=True).angle())
-            phase += float(((cross * turn).angle().abs() * weight).sum(dim=(-2, -1)).mean()) / batches
+            phase += float(phase_error(network(counts, told), truth, weight)) / batches
     return phase
+
+
+def phase_error(patch: torch.Tensor, truth: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """Weighted mean absolute phase error, rad, global phase removed frame by frame.
+
+    Parameters
+    ----------
+    patch, truth : (n, h, w) complex64 Tensor
+    weight : (h, w) or (n, h, w) float32 Tensor
+        Any scale.
+
+    Returns
+    -------
+    scalar Tensor
+    """
+    cross = patch * truth.conj()
+    turn = torch.exp(-1j * (cross * weight).sum(dim=(-2, -1), keepdim=True).angle())
+    error = (cross * turn).angle().abs() * weight
+    return error.sum() / weight.expand_as(error).sum().clamp_min(1e-12)
 
 
 def stitching_weight(probe: NDArray[np.complex64], patch_size: int) -> NDArray[np.float32]:

@@ -1,128 +1,47 @@
-"""Train a network by simulation through a probe: deterministic for a seed, resumable after any kill."""
+"""Train a network, by simulation through a probe, by labels, by the physics alone, or all at once.
+
+Deterministic for a seed, and resumable after any kill.
+"""
 
 from __future__ import annotations
 
-import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from copy import deepcopy
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
-from bluesky_ptychonn.recon.network import NetworkConfig, ObjectNetwork, build_network, fix_gauge
-from bluesky_ptychonn.recon.synthetic import SimulatedFrames, SyntheticConfig
+from bluesky_ptychonn.recon.checkpoint import Model
+from bluesky_ptychonn.recon.labelled import LabelledScan, MeasuredScan
+from bluesky_ptychonn.recon.losses import batch_loss
+from bluesky_ptychonn.recon.network import ObjectNetwork, build_network, network_config
+from bluesky_ptychonn.recon.provision import check, provide
+from bluesky_ptychonn.recon.schedule import Schedule, rate
+from bluesky_ptychonn.recon.supply import Mix
+from bluesky_ptychonn.recon.synthetic import SyntheticConfig
+from bluesky_ptychonn.recon.team import team
+from bluesky_ptychonn.recon.training_config import Precision, TrainingConfig
+from bluesky_ptychonn.recon.training_log import TrainingLog
+from bluesky_ptychonn.recon.training_state import TrainingState, digest
+
+__all__ = ["Progress", "TrainingConfig", "fine_tune", "fit"]
 
 #: Called after a step with (frames done, frames in all, smoothed loss).
 Progress = Callable[[int, int, float], None]
-
-
-class TrainingConfig(BaseModel):
-    """How to train.
-
-    Parameters
-    ----------
-    network : DirectConfig or LiftedConfig
-        What to train.
-    synthetic : SyntheticConfig
-        What to train on.
-    loss : {"complex", "amplitude_phase"}
-        ``complex``: `gauge_free_loss`, weighted by the probe's modulus. ``amplitude_phase``: `amplitude_phase_loss`, as
-        published for PtychoNN, weighted by its intensity; the direct family learns faster by it, see there.
-    frames : int
-        Simulated frames seen in all; 0 keeps the weights it starts from.
-    batch_size : int
-        Frames a step.
-    learning_rate : float
-        Peak of the schedule: linear warm-up over the first 3 %, cosine to zero.
-    weight_decay : float
-        Of AdamW.
-    ema : float
-        Decay a step of the averaged weights, which are the ones kept.
-    seed : int
-        Of weights and data.
-    save_every_s : float
-        Seconds between checkpoints.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    network: NetworkConfig
-    synthetic: SyntheticConfig = SyntheticConfig()
-    loss: Literal["complex", "amplitude_phase"] = "complex"
-    frames: int = Field(default=100_000, ge=0, le=10**9)
-    batch_size: int = Field(default=16, ge=1, le=4096)
-    learning_rate: float = Field(default=2e-3, gt=0, le=1)
-    weight_decay: float = Field(default=1e-4, ge=0, le=1)
-    ema: float = Field(default=0.998, ge=0, lt=1)
-    seed: int = Field(default=0, ge=0)
-    save_every_s: float = Field(default=60.0, gt=0)
-
-    @property
-    def steps(self) -> int:
-        """Optimiser steps in all."""
-        return max(1, round(self.frames / self.batch_size)) if self.frames else 0
-
-
-def probe_weight(probe: Tensor, patch_size: int, power: float = 1.0, floor: float = 0.02) -> Tensor:
-    """Weight of the loss, (h, w) float32, sum 1: the probe's modulus to a power, and a small floor.
-
-    The modulus rather than the intensity where a network can see them: sparse scans also need the dimmer parts of the
-    field.
-    """
-    margin = (probe.shape[-1] - patch_size) // 2
-    beam = probe[margin : margin + patch_size, margin : margin + patch_size].abs()
-    weight = (beam / beam.max()) ** power + floor
-    return weight / weight.sum()
-
-
-def gauge_free_loss(patch: Tensor, truth: Tensor, weight: Tensor) -> Tensor:
-    """Weighted mean modulus of the difference after taking out the global phase of each patch. (B, h, w) → scalar."""
-    with torch.no_grad():
-        turn = torch.exp(1j * (patch * truth.conj() * weight).sum(dim=(-2, -1), keepdim=True).angle())
-    difference = patch - truth * turn
-    modulus = (difference.real.square() + difference.imag.square() + 1e-8).sqrt()
-    return (modulus * weight).sum(dim=(-2, -1)).mean()
-
-
-def amplitude_phase_loss(patch: Tensor, truth: Tensor, weight: Tensor) -> Tensor:
-    """Weighted mean of the errors of amplitude and phase, as published (L1 on both). (B, h, w) → scalar.
-
-    The truth's weighted mean is turned to be real, which gives the network one answer to aim at. A direct network,
-    which sees counts only, needs that: after 8,000 frames of one training the mosaic of every 6th frame of the measured
-    star had a phase correlation of 0.48 with this loss and 0.43 with `gauge_free_loss`.
-    """
-    truth = fix_gauge(truth, weight)
-    amplitude = (patch.abs() - truth.abs()).abs()
-    phase = (patch * truth.conj()).angle().abs()
-    return ((amplitude + phase) * weight).sum(dim=(-2, -1)).mean()
-
-
-def _rate(step: int, config: TrainingConfig) -> float:
-    warm_up = max(1, round(0.03 * config.steps))
-    if step < warm_up:
-        return (step + 1) / warm_up
-    return 0.5 * (1 + math.cos(math.pi * (step - warm_up) / max(1, config.steps - warm_up)))
-
-
-def _average(kept: ObjectNetwork, network: ObjectNetwork, decay: float) -> None:
-    with torch.no_grad():
-        for a, b in zip(kept.state_dict().values(), network.state_dict().values(), strict=True):
-            if a.is_floating_point():
-                a.lerp_(b, 1 - decay)
-            else:
-                a.copy_(b)
 
 
 def fit(
     probe: NDArray[np.complex64] | None,
     config: TrainingConfig,
     *,
+    labelled: Sequence[LabelledScan] = (),
+    measured: Sequence[MeasuredScan] = (),
     checkpoint: Path | None = None,
     device: torch.device | str = "cpu",
     progress: Progress | None = None,
@@ -130,14 +49,23 @@ def fit(
 ) -> tuple[ObjectNetwork, dict[str, Any]]:
     """Train a network.
 
+    Under `torchrun` each process takes its own batches and all end with the same weights; the first alone writes the
+    checkpoint and reports, of its own batches.
+
     Parameters
     ----------
     probe : (N, N) complex64 ndarray or None
-        Measured probe, any scale; None to train for a family of probes, ``config.synthetic.probes``.
+        Measured probe, any scale, to simulate through; None to train for a family of probes,
+        ``config.synthetic.probes``, or without simulated frames.
     config : TrainingConfig
-        How.
+        How; its `mix` says how much of what.
+    labelled : sequence of LabelledScan
+        Measured frames with the object that a solver found.
+    measured : sequence of MeasuredScan
+        Measured frames without one.
     checkpoint : Path, optional
-        File that the state is kept in and resumed from. It is replaced atomically and belongs to one configuration.
+        File that the state is kept in and resumed from. It is replaced atomically and belongs to one configuration and
+        its scans.
     device : torch.device or str
         Where to train.
     progress : callable, optional
@@ -150,99 +78,205 @@ def fit(
     network : ObjectNetwork
         Averaged weights, in evaluation mode, on the CPU.
     record : dict
-        ``loss`` (list of smoothed losses, one a percent), ``seconds``, ``frames``.
+        ``loss`` (list of smoothed losses, one a percent), ``seconds``, ``frames``, and ``metrics``: rows of step,
+        frames, seconds, frames a second, learning rate, losses and held-out errors by source.
 
     Raises
     ------
     ValueError
-        When the probe or the weights to start from do not fit the network, or the checkpoint belongs to another
-        configuration.
+        When probe, scans or the weights to start from do not fit the network, the mix asks for frames that are not
+        given, the device cannot work in the precision, or the checkpoint belongs to another training.
     """
-    size = config.network.frame_size
-    if probe is not None and probe.shape != (size, size):
-        raise ValueError(
-            f"fit: probe is {probe.shape} px, the network's frames are ({size}, {size}) px; "
-            "set frame_size of the network, or crop or pad the probe"
+    check(probe, config, labelled, measured)
+    with team(device) as group:
+        config.check_device(group.device)
+        kept_in = TrainingState(
+            checkpoint, config.identity, digest(labelled, measured), group.size, config.save_every_s
         )
-    torch.manual_seed(config.seed)
+        torch.manual_seed(config.seed)
+        network = _begun(config, start).to(group.device).train()
+        kept = deepcopy(network).eval()
+        optimiser = torch.optim.AdamW(network.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay)
+        scaler = torch.amp.GradScaler(group.device.type, enabled=config.precision == "float16")
+        steps, judged_every = config.steps_of(group.size), config.judged_every(group.size)
+        supply, judge = provide(probe, config, labelled, measured, group.device, judged=bool(judged_every))
+        parts: dict[str, Any] = {
+            "network": network,
+            "kept": kept,
+            "optimiser": optimiser,
+            "scaler": scaler,
+            "judge": judge,
+        }
+        state = kept_in.load(group.device)
+        for name, part in parts.items():
+            if state.get(name):
+                part.load_state_dict(state[name])
+        step, spent = state.get("step", 0), state.get("seconds", 0.0)
+        log = TrainingLog(config.mix, state.get("metrics", ()), state.get("losses", ()), state.get("smooth"))
+        autocast = _autocast(config, group.device)
+        report_every, frames_a_step = max(1, steps // 100), config.batch_size * group.size
+        began = time.monotonic() - spent
+
+        def save() -> None:
+            if group.leads:
+                states = {name: part.state_dict() for name, part in parts.items()}
+                kept_in.save({**states, "step": step, "seconds": time.monotonic() - began, **log.state})
+
+        stop = judge.over
+        while step < steps and not stop:
+            pace = config.learning_rate * rate(step, steps, config.schedule)
+            for settings in optimiser.param_groups:
+                settings["lr"] = pace
+            batch = supply.batch(step * group.size + group.rank)
+            with autocast:
+                estimates = network.stages(batch.counts, batch.probe)
+            losses = [batch_loss(estimate, batch, config.loss) for estimate in estimates]
+            optimiser.zero_grad(set_to_none=True)
+            scaler.scale(torch.stack(losses).sum()).backward()  # type: ignore[no-untyped-call]
+            group.average(network)
+            scaler.unscale_(optimiser)
+            torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
+            scaler.step(optimiser)
+            scaler.update()
+            # A short memory at first, so that the average is not dragged by the random start.
+            _average(kept, network, min(config.ema, (1 + step) / (10 + step)))
+            log.add(batch.source, float(losses[-1].detach()))
+            step += 1
+            judged = bool(judged_every) and (step % judged_every == 0 or step == steps)
+            errors = judge.look(kept) if judged and group.leads else {}
+            if judged or step % report_every == 0:
+                log.row(step, step * frames_a_step, time.monotonic() - began, pace, errors)
+            if step % report_every == 0:
+                log.percent()
+            stop = judged and group.told(judge.over)
+            if progress is not None and group.leads:
+                progress(step * frames_a_step, steps * frames_a_step, log.loss)
+            if kept_in.due:
+                save()
+        save()
+        judge.restore(kept)
+        group.share(kept)
+    record = {
+        "loss": log.losses,
+        "seconds": time.monotonic() - began,
+        "frames": step * frames_a_step,
+        "metrics": log.rows,
+    }
+    return kept.cpu(), record
+
+
+def fine_tune(
+    model: Model,
+    *,
+    labelled: Sequence[LabelledScan] = (),
+    measured: Sequence[MeasuredScan] = (),
+    synthetic: SyntheticConfig | None = None,
+    mix: Mix | None = None,
+    frames: int = 4000,
+    learning_rate: float = 3e-4,
+    batch_size: int = 16,
+    schedule: Schedule = "cosine",
+    precision: Precision = "float32",
+    evaluate_every: int = 0,
+    patience: int = 0,
+    seed: int = 0,
+    checkpoint: Path | None = None,
+    device: torch.device | str = "cpu",
+    progress: Progress | None = None,
+) -> tuple[ObjectNetwork, dict[str, Any]]:
+    """Train a model on, with what was measured since: `fit` from its weights, at a lower rate.
+
+    Parameters
+    ----------
+    model : Model
+        To begin with; it is left as it is.
+    labelled, measured
+        See `fit`.
+    synthetic : SyntheticConfig, optional
+        What simulated frames vary over; by default as the model was trained, for its probe.
+    mix : Mix, optional
+        Shares; by default 1 for simulated frames, so that nothing is forgotten, where the model has a probe, 1 for
+        labelled and 0.5 for label-free ones where there are any.
+    frames : int
+        Seen in all.
+    learning_rate, batch_size, schedule, precision, evaluate_every, patience, seed
+        See `TrainingConfig`.
+    checkpoint, device, progress
+        See `fit`.
+
+    Returns
+    -------
+    network : ObjectNetwork
+        In evaluation mode, on the CPU.
+    record : dict
+        As from `fit`.
+
+    Raises
+    ------
+    ValueError
+        As from `fit`, and when there is nothing to train on.
+    """
+    probe = None if model.probe is None else model.probe.detach().cpu().numpy()
+    lifted = model.card.family == "lifted"
+    if mix is None:
+        if probe is None and not labelled and not measured:
+            raise ValueError(f"fine_tune: model {model.card.name!r} has no probe to simulate through; give scans")
+        mix = Mix(simulated=float(probe is not None), labelled=bool(labelled), label_free=0.5 * bool(measured))
+    config = TrainingConfig(
+        network=network_config({"family": model.card.family, **model.card.network}),
+        synthetic=_as_trained(model) if synthetic is None else synthetic,
+        mix=mix,
+        loss="complex" if lifted else "amplitude_phase",
+        frames=frames,
+        batch_size=batch_size,
+        learning_rate=learning_rate,
+        schedule=schedule,
+        precision=precision,
+        evaluate_every=evaluate_every,
+        patience=patience,
+        seed=seed,
+    )
+    return fit(
+        probe if mix.simulated else None,
+        config,
+        labelled=labelled,
+        measured=measured,
+        checkpoint=checkpoint,
+        device=device,
+        progress=progress,
+        start=model.network.state_dict(),
+    )
+
+
+def _as_trained(model: Model) -> SyntheticConfig:
+    """Tell what a model's simulated frames varied over, as its card has it, for its own probe."""
+    config = model.card.training.get("config")
+    if isinstance(config, dict) and isinstance(config.get("synthetic"), dict):
+        return SyntheticConfig.model_validate({**config["synthetic"], "probes": None})
+    photons = 1e5 if model.probe is None else float(model.probe.abs().square().sum())
+    return SyntheticConfig(photons=photons, dose_spread=2.0 if model.card.family == "lifted" else 1.05)
+
+
+def _begun(config: TrainingConfig, start: Mapping[str, Tensor] | None) -> ObjectNetwork:
     network = build_network(config.network)
     if start is not None:
         try:
             network.load_state_dict(dict(start))
         except RuntimeError as error:
             raise ValueError(f"fit: the weights to start from belong to another network: {error}") from None
-    network = network.to(device).train()
-    kept = deepcopy(network)
-    optimiser = torch.optim.AdamW(network.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay)
-    patch = config.network.patch_size
-    data = SimulatedFrames(probe, patch, config.batch_size, config.synthetic, config.seed, device, size)
-    if config.loss == "complex":
-        score, shape = gauge_free_loss, (1.0, 0.02)
-    else:
-        score, shape = amplitude_phase_loss, (2.0, 0.01)
-    identity = config.model_dump_json(exclude={"save_every_s"})
-    step, smooth, losses, spent = 0, math.nan, [], 0.0
-    if checkpoint is not None and checkpoint.exists():
-        state = torch.load(checkpoint, map_location=device, weights_only=True)
-        if state["config"] != identity:
-            raise ValueError(
-                f"fit: {checkpoint.name} belongs to another configuration; give its settings to resume it, "
-                "or another --out to start afresh"
-            )
-        network.load_state_dict(state["network"])
-        kept.load_state_dict(state["kept"])
-        optimiser.load_state_dict(state["optimiser"])
-        step, smooth, losses, spent = state["step"], state["smooth"], list(state["losses"]), state["seconds"]
+    return network
 
-    def save() -> None:
-        if checkpoint is None:
-            return
-        checkpoint.parent.mkdir(parents=True, exist_ok=True)
-        draft = checkpoint.with_suffix(".part")
-        torch.save(
-            {
-                "config": identity,
-                "network": network.state_dict(),
-                "kept": kept.state_dict(),
-                "optimiser": optimiser.state_dict(),
-                "step": step,
-                "smooth": smooth,
-                "losses": losses,
-                "seconds": spent + time.monotonic() - started,
-            },
-            draft,
-        )
-        draft.replace(checkpoint)
 
-    started = saved = time.monotonic()
-    report_every = max(1, config.steps // 100)
-    while step < config.steps:
-        for group in optimiser.param_groups:
-            group["lr"] = config.learning_rate * _rate(step, config)
-        counts, told, truth = data.batch(step)
-        weight = probe_weight(told, patch, *shape)
-        losses_by_stage = [score(e, truth, weight) for e in network.stages(counts, told)]
-        loss = torch.stack(losses_by_stage).sum()
-        optimiser.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
-        torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
-        optimiser.step()
-        # A short memory at first, so that the average is not dragged by the random start.
-        _average(kept, network, min(config.ema, (1 + step) / (10 + step)))
-        last = float(losses_by_stage[-1].detach())
-        smooth = last if math.isnan(smooth) else 0.98 * smooth + 0.02 * last
-        step += 1
-        if step % report_every == 0:
-            losses.append(smooth)
-        if progress is not None:
-            progress(step * config.batch_size, config.steps * config.batch_size, smooth)
-        if time.monotonic() - saved > config.save_every_s:
-            save()
-            saved = time.monotonic()
-    save()
-    record = {
-        "loss": losses,
-        "seconds": spent + time.monotonic() - started,
-        "frames": config.steps * config.batch_size,
-    }
-    return kept.eval().cpu(), record
+def _autocast(config: TrainingConfig, device: torch.device) -> AbstractContextManager[Any]:
+    if config.precision == "float32":
+        return nullcontext()
+    return torch.autocast(device.type, getattr(torch, config.precision))
+
+
+def _average(kept: ObjectNetwork, network: ObjectNetwork, decay: float) -> None:
+    with torch.no_grad():
+        for a, b in zip(kept.state_dict().values(), network.state_dict().values(), strict=True):
+            if a.is_floating_point():
+                a.lerp_(b, 1 - decay)
+            else:
+                a.copy_(b)

@@ -12,9 +12,10 @@ from bluesky_ptychonn.optics.geometry import Geometry
 from bluesky_ptychonn.optics.probe_family import ProbeFamily
 from bluesky_ptychonn.optics.simulate import zone_plate_probe
 from bluesky_ptychonn.recon.evaluate import measure_sampling, patch_error, predict, stitching_weight
+from bluesky_ptychonn.recon.losses import amplitude_phase_loss, gauge_free_loss, probe_weight
 from bluesky_ptychonn.recon.network import DirectConfig, LiftedConfig, ObjectNetwork, build_network, fix_gauge
 from bluesky_ptychonn.recon.synthetic import SimulatedFrames, SyntheticConfig
-from bluesky_ptychonn.recon.training import TrainingConfig, amplitude_phase_loss, fit, gauge_free_loss, probe_weight
+from bluesky_ptychonn.recon.training import TrainingConfig, fit
 
 PROBE = zone_plate_probe((32, 32), 14)
 SMALL = TrainingConfig(
