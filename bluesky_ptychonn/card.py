@@ -56,7 +56,11 @@ class SamplingPoint(_Frozen):
     covered_fraction : float
         Part of the scanned area the mosaic covers, 0 to 1.
     frames : int
-        Frames measured.
+        Frames of a scan.
+    scans : int
+        Scans that were averaged.
+    solver_phase_mae_rad, solver_phase_correlation, solver_s : float, optional
+        What an iterative solver made of the same frames through the same probe, on the same area, and how long it took.
     """
 
     sampling: _Positive
@@ -65,6 +69,30 @@ class SamplingPoint(_Frozen):
     phase_correlation: float = Field(ge=-1, le=1)
     covered_fraction: float = Field(ge=0, le=1)
     frames: int = Field(ge=1)
+    scans: int = Field(default=1, ge=1)
+    solver_phase_mae_rad: float | None = Field(default=None, ge=0, le=math.pi)
+    solver_phase_correlation: float | None = Field(default=None, ge=-1, le=1)
+    solver_s: float | None = Field(default=None, ge=0)
+
+
+class MeasuredCurve(_Frozen):
+    """Error against scan spacing on measured frames, with an iterative solver's image for the truth.
+
+    Parameters
+    ----------
+    source : str
+        The label and its run.
+    points : tuple of SamplingPoint
+        Ascending steps.
+    """
+
+    source: str
+    points: tuple[SamplingPoint, ...] = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def _consistent(self) -> MeasuredCurve:
+        _check_ascending(self.points, f"labelled, {self.source}")
+        return self
 
 
 class InputContract(_Frozen):
@@ -158,13 +186,20 @@ class ModelCard(_Frozen):
     held_out : dict of str to float
         Errors on samples never seen in training.
     sampling : tuple of SamplingPoint
-        Error against scan spacing, ascending steps.
+        Error against scan spacing on simulated scans, ascending steps.
+    labelled : tuple of MeasuredCurve
+        The same on measured frames. Where there is one, no step is promised beyond what was measured there, and of two
+        errors the larger.
+    measured : dict
+        How the errors were measured since the training: command, seed, scans, solver, software.
     training : dict
         Command, seed, frames, seconds, software, git commit.
     weights_sha256 : str
         Of ``model.safetensors``.
     trust : TrustCalibration, optional
         What a frame's score means; without it trust is not calibrated.
+    refine_rounds : int, optional
+        Rounds of refinement that did best on held-out scans.
     """
 
     schema_version: Literal[1] = 1
@@ -176,28 +211,30 @@ class ModelCard(_Frozen):
     probe: ProbeReference | None
     held_out: dict[str, float] = Field(default_factory=dict)
     sampling: tuple[SamplingPoint, ...] = ()
+    labelled: tuple[MeasuredCurve, ...] = ()
+    measured: dict[str, Any] = Field(default_factory=dict)
     training: dict[str, Any] = Field(default_factory=dict)
     weights_sha256: _Sha256
     trust: TrustCalibration | None = None
+    refine_rounds: int | None = Field(default=None, ge=1, le=20)
 
     @model_validator(mode="after")
     def _consistent(self) -> ModelCard:
         if self.network.get("family", self.family) != self.family:
             raise ValueError(f"family {self.family!r} and network family {self.network['family']!r} differ")
-        steps = [point.step_m for point in self.sampling]
-        if any(b <= a for a, b in itertools.pairwise(steps)):
-            raise ValueError(f"sampling: steps must ascend, got {steps} m")
+        _check_ascending(self.sampling, "sampling")
         return self
 
     @property
     def measured_range_m(self) -> tuple[float, float]:
         """Smallest and largest step the error was measured at, m."""
-        if not self.sampling:
+        curves = [curve.points for curve in self.labelled] or [self.sampling]
+        if not curves[0]:
             raise ValueError(
                 f"model {self.name!r}: its error was never measured against the scan spacing; "
-                "give the plan a step, or measure it (ptychonn train does)"
+                "give the plan a step, or measure it (ptychonn models measure)"
             )
-        return self.sampling[0].step_m, self.sampling[-1].step_m
+        return min(points[0].step_m for points in curves), max(points[-1].step_m for points in curves)
 
     @property
     def dense_step_m(self) -> float:
@@ -207,11 +244,27 @@ class ModelCard(_Frozen):
         return DENSE_SAMPLING * self.probe.diameter_m
 
     def _envelope(self, covered_at_least: float = 0.0) -> tuple[list[float], list[float]]:
-        """Give the steps and the largest error measured up to each: a promise must hold for all smaller steps."""
+        """Give the steps and the largest error measured up to each: a promise must hold for all smaller steps.
+
+        Where something was measured on real frames, its steps alone count: simulated scans can raise an error between
+        them, and lower none.
+        """
         _ = self.measured_range_m
-        points = [p for p in self.sampling if p.covered_fraction >= covered_at_least]
-        errors = np.maximum.accumulate([p.phase_mae_rad for p in points]).tolist() if points else []
-        return [p.step_m for p in points], errors
+        curves = [
+            [p for p in points if p.covered_fraction >= covered_at_least]
+            for points in (*(curve.points for curve in self.labelled), self.sampling)
+        ]
+        binding = [points for points in (curves[:-1] or curves) if points]
+        if not binding:
+            return [], []
+        low, high = min(points[0].step_m for points in binding), max(points[-1].step_m for points in binding)
+        steps = sorted({p.step_m for points in curves for p in points if low <= p.step_m <= high})
+        errors = [
+            np.interp(steps, [p.step_m for p in points], [p.phase_mae_rad for p in points], left=0, right=0)
+            for points in curves
+            if points
+        ]
+        return steps, np.maximum.accumulate(np.max(errors, axis=0)).tolist()
 
     def spacing_for(self, tolerated_error_rad: float, *, covered_at_least: float = 0.0) -> float:
         """Largest step whose measured phase error stays within a tolerance.
@@ -346,6 +399,12 @@ class ModelCard(_Frozen):
         except ValidationError as error:
             wrong = "; ".join(f"{'.'.join(map(str, e['loc'])) or 'card'}: {e['msg']}" for e in error.errors())
             raise ValueError(f"{where}: not a usable model card: {wrong}") from None
+
+
+def _check_ascending(points: tuple[SamplingPoint, ...], who: str) -> None:
+    steps = [point.step_m for point in points]
+    if any(b <= a for a, b in itertools.pairwise(steps)):
+        raise ValueError(f"{who}: steps must ascend, got {steps} m")
 
 
 def _card_file(path: Path) -> Path:

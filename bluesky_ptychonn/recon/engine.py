@@ -289,6 +289,9 @@ class Reconstructor:
         self._check_shape(np.shape(frames))
         counts = self._preprocess(frames).counts
         probe = self._probe * self._flux.probe_factor
+        settings = self.refinement or Refinement()
+        if settings.rounds is None:
+            settings = settings.model_copy(update={"rounds": self.card.refine_rounds})
         return refine(
             image,
             counts,
@@ -296,7 +299,7 @@ class Reconstructor:
             x_m,
             probe,
             self.weight,
-            self.refinement,
+            settings,
             network=self._network,
             anchor=self._anchor,
             within_s=within_s,

@@ -31,6 +31,8 @@ _AT_ONCE = 16  # frames whose slopes are held
 _FRAMES = 64  # frames a step looks at; more change little
 _STILL = 2e-3  # rad: turns end when the aberrations have moved less over the last three
 _DAMPING = 0.05
+_NOTHING_RAD = 0.03  # what a probe that was right was tuned by, and a margin
+_GAIN = 0.99  # of the residual, at least
 
 
 @dataclass(frozen=True)
@@ -65,6 +67,11 @@ class TunedProbe:
     def rms_rad(self) -> float:
         """Phase the pupil gained in all, RMS, rad."""
         return float(np.sqrt(sum(value**2 for value in self.aberrations_rad.values())))
+
+    @property
+    def better(self) -> bool:
+        """Whether it differs from the probe it was, and the frames say so."""
+        return self.rms_rad > _NOTHING_RAD and self.residual_after < _GAIN * self.residual_before
 
     def as_record(self) -> dict[str, Any]:
         """Everything but probe and image, JSON values."""

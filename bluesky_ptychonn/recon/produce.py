@@ -18,6 +18,7 @@ from bluesky_ptychonn.optics.geometry import Geometry
 from bluesky_ptychonn.recon.calibrate import calibrated
 from bluesky_ptychonn.recon.checkpoint import Model, save_model
 from bluesky_ptychonn.recon.evaluate import measure_sampling, patch_error, stitching_weight
+from bluesky_ptychonn.recon.looks import best_rounds
 from bluesky_ptychonn.recon.network import ObjectNetwork
 from bluesky_ptychonn.recon.training import Progress, TrainingConfig, fit
 
@@ -147,6 +148,9 @@ def write_model(
     whole = config.frames >= _WHOLE_TRAINING or not config.frames
     model = Model(card, network.eval(), torch.from_numpy(scaled), torch.from_numpy(weight))
     card = calibrated(model, **({} if whole else {"frames": 128, "scans": 4})).card
+    if whole and config.network.family == "lifted":
+        rounds = best_rounds(network, scaled, geometry, weight)
+        card = card.model_copy(update={"refine_rounds": rounds})
     return save_model(out, network, card, scaled, weight)
 
 

@@ -1,8 +1,8 @@
 """Physics sweeps from a mosaic through the probe: what overlap there is corrects what the network guessed.
 
 One sweep takes all frames in random order, a few at a time, see `recon.sweeps`; the probe and the positions stay as
-they are. Between rounds the network looks at the refined object once more, through its last stage, and the sweeps go
-on from its answer.
+they are, unless the probe is to be tuned to the run first (`recon.probe_tuning`). Between rounds the network looks at
+the refined object once more, through its last stage, and the sweeps go on from its answer.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from bluesky_ptychonn.recon.network import LiftedNetwork
+from bluesky_ptychonn.recon.probe_tuning import tune_probe
 from bluesky_ptychonn.recon.refinement import Refinement
 from bluesky_ptychonn.recon.stitch import MosaicImage
 from bluesky_ptychonn.recon.sweeps import Sweeper
@@ -63,7 +64,8 @@ def refine(
     image : MosaicImage
         Amplitude and phase refined where `image` has coverage; all else as it was.
     record : dict
-        ``sweeps`` and ``looks`` done, ``seconds``, ``frames``, and ``settings``.
+        ``sweeps`` and ``looks`` done, ``seconds``, ``frames``, and ``settings``; where the probe was to be tuned also
+        ``probe``: what was found, and whether it was ``used``.
 
     Raises
     ------
@@ -78,10 +80,17 @@ def refine(
             "do not go together"
         )
     began = time.perf_counter()
-    sweeper = Sweeper(image, counts, positions, probe, settings)
+    about_probe: dict[str, Any] = {}
+    start = image
+    if settings.tune_probe and len(counts):
+        tuned = tune_probe(image, counts, y_m, x_m, probe)
+        about_probe = {"probe": {**tuned.as_record(), "used": tuned.better}}
+        if tuned.better:
+            probe, start = tuned.probe, tuned.image
+    sweeper = Sweeper(start, counts, positions, probe, settings)
     swept = looked = 0
     with torch.inference_mode():
-        for turn in range(settings.rounds if len(counts) else 0):
+        for turn in range((settings.rounds or 1) if len(counts) else 0):
             if turn and isinstance(network, LiftedNetwork) and time.perf_counter() - began < within_s:
                 sweeper.look_again(network, weight, anchor)
                 looked += 1
@@ -99,5 +108,6 @@ def refine(
         "seconds": round(time.perf_counter() - began, 3),
         "frames": len(counts),
         "settings": settings.model_dump(),
+        **about_probe,
     }
     return refined, record

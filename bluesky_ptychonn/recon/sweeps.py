@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from bluesky_ptychonn.optics.forward import back_propagate, propagate, to_fft_order
-from bluesky_ptychonn.recon.network import LiftedNetwork
+from bluesky_ptychonn.recon.network import LiftedNetwork, fix_gauge
 from bluesky_ptychonn.recon.refinement import Refinement
 from bluesky_ptychonn.recon.stitch import Mosaic, MosaicImage
 
@@ -165,10 +165,12 @@ class Sweeper:
     def look_again(self, network: LiftedNetwork, weight: NDArray[np.floating], anchor: float) -> None:
         """Let the network's last stage see what frames have in common by now, and stitch what it says."""
         mosaic = Mosaic(self._pixel_m, weight, anchor=anchor)
+        beam = self._probe.abs().square()
         for chosen in self._batches(torch.arange(len(self._counts)), 16):
             views = self._object.reshape(-1)[self._where(chosen)]
             # The network wants the probe where it was measured: shift the object instead.
             views = torch.fft.ifft2(torch.fft.fft2(views) * self._ramp(self._offsets[chosen], 1))
+            views = fix_gauge(views, beam)  # as the network was trained to see them
             patches = network.again(self._counts[chosen], self._probe, views).cpu().numpy()
             at = self._positions[chosen.cpu().numpy()]
             mosaic.add(patches, at[:, 0], at[:, 1], np.ones(len(at)))

@@ -7,8 +7,10 @@ import pytest
 import torch
 
 from bluesky_ptychonn.optics.simulate import SimulatedExperiment
+from bluesky_ptychonn.recon.looks import best_rounds
 from bluesky_ptychonn.recon.metrics import phase_correlation
-from bluesky_ptychonn.recon.network import LiftedConfig, build_network
+from bluesky_ptychonn.recon.network import LiftedConfig, LiftedNetwork, build_network
+from bluesky_ptychonn.recon.probe_tuning import aberrated, pupil_aberrations
 from bluesky_ptychonn.recon.refine import refine
 from bluesky_ptychonn.recon.refinement import Refinement, asked_for
 from bluesky_ptychonn.recon.stitch import Mosaic, MosaicImage
@@ -95,6 +97,48 @@ def test_the_network_looks_again_between_rounds() -> None:
     again = network.again(counts[:1], PROBE, known)
     assert again.shape == (1, N // 2, N // 2)
     assert torch.isfinite(torch.view_as_real(again)).all()
+
+
+class Forgetful(LiftedNetwork):
+    """A network whose second look undoes what the sweeps did."""
+
+    def again(self, counts: torch.Tensor, probe: torch.Tensor, known: torch.Tensor) -> torch.Tensor:
+        return torch.ones_like(known[:, N // 4 : -N // 4, N // 4 : -N // 4])
+
+
+class Keen(LiftedNetwork):
+    """A network that sees nothing at first, and all that is known at a second look."""
+
+    def stages(self, counts: torch.Tensor, probe: torch.Tensor | None) -> list[torch.Tensor]:
+        return [torch.ones(len(counts), N // 2, N // 2, dtype=torch.complex64)]
+
+    def again(self, counts: torch.Tensor, probe: torch.Tensor, known: torch.Tensor) -> torch.Tensor:
+        return known[:, N // 4 : -N // 4, N // 4 : -N // 4]
+
+
+@pytest.mark.parametrize(("kind", "expected"), [(Forgetful, 1), (Keen, 2)])
+def test_a_second_look_is_taken_where_it_helps(kind: type[LiftedNetwork], expected: int) -> None:
+    torch.manual_seed(0)
+    network = kind(LiftedConfig(frame_size=N, patch_size=N // 2, width=4, stages=1)).eval()
+    weight = (WEIGHT / WEIGHT.max()).astype(np.float32)
+    some = {"samplings": (0.35,), "kinds": ("etched",), "field_diameters": 1.5, "most": 2}
+    assert best_rounds(network, PROBE.numpy(), EXPERIMENT.geometry, weight, **some) == expected
+
+
+def test_a_drifted_probe_is_tuned_first() -> None:
+    counts, y, x = scan(8.0)
+    drift = torch.tensor([0.6, 0, 0, 0, 0, 0, 0])
+    believed = aberrated(PROBE, pupil_aberrations(PROBE), drift)
+    start = mosaic_of(y, x)
+    wrong, record = refine(start, counts, y, x, believed, WEIGHT, Refinement(sweeps=20, pull=0))
+    assert "probe" not in record
+    settings = Refinement(sweeps=20, pull=0, tune_probe=True)
+    mended, record = refine(start, counts, y, x, believed, WEIGHT, settings)
+    assert record["probe"]["used"]
+    assert record["probe"]["aberrations_rad"]["defocus"] == pytest.approx(-0.6, abs=0.06)
+    assert correlation(mended) > correlation(wrong) + 0.02
+    _, record = refine(start, counts, y, x, PROBE, WEIGHT, settings)
+    assert not record["probe"]["used"]
 
 
 def test_time_that_is_up_ends_it() -> None:
