@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from collections.abc import Mapping
+from typing import Annotated, Any
 
 import typer
 
-from bluesky_ptychonn.cli.catalogs import CatalogOption, open_catalog, run_key
+from bluesky_ptychonn.cli.catalogs import MODEL_HELP, CatalogOption, check_model, open_catalog, run_key
 
 
 def reconstruct(
     catalog: CatalogOption,
     run: Annotated[str, typer.Argument(help="uid of the run, its first letters, its scan id, or 'latest'")],
-    model: Annotated[str, typer.Option(help="name or folder of the model")],
+    model: Annotated[str, typer.Option(help=MODEL_HELP)],
     device: Annotated[str, typer.Option(help="auto, cpu or cuda")] = "auto",
     refine: Annotated[bool, typer.Option(help="refine the mosaic by sweeps of the physics through the probe")] = False,
+    tune_probe: Annotated[
+        bool, typer.Option(help="refine with the probe tuned to this run first, for optics that drift")
+    ] = False,
     energy_ev: Annotated[float | None, typer.Option(help="photon energy, eV, where the run does not say")] = None,
     distance_m: Annotated[float | None, typer.Option(help="sample to detector, m")] = None,
     pixel_pitch_m: Annotated[float | None, typer.Option(help="detector pixel pitch, m")] = None,
@@ -22,17 +26,34 @@ def reconstruct(
     """Reconstruct a run of the catalog with a model; the result goes into the same catalog."""
     from bluesky_ptychonn.card import load_card
     from bluesky_ptychonn.optics.geometry import Geometry
+    from bluesky_ptychonn.recon.refinement import Refinement
 
-    card = load_card(model)  # an unknown model is said before a server is started
+    check_model(model)
     given = {"energy_ev": energy_ev, "distance_m": distance_m, "pixel_pitch_m": pixel_pitch_m}
-    geometry = None
-    if any(value is not None for value in given.values()):
-        geometry = Geometry.from_document({**given, "frame_shape": card.input.frame_shape}, "command line")
     with open_catalog(catalog) as root:
+        from bluesky_ptychonn.stream.champion import meant
         from bluesky_ptychonn.stream.reconstruct import reconstruct as run_reconstruction
 
-        result = run_reconstruction(run_key(run), model, root, geometry=geometry, device=device, refine=refine)
+        made_by, geometry = meant(model, root), None
+        if any(value is not None for value in given.values()):
+            frame_shape = load_card(made_by).input.frame_shape
+            geometry = Geometry.from_document({**given, "frame_shape": frame_shape}, "command line")
+        wanted = Refinement(tune_probe=True) if tune_probe else refine
+        result = run_reconstruction(run_key(run), made_by, root, geometry=geometry, device=device, refine=wanted)
         typer.echo(repr(result))
+        if tune_probe:
+            typer.echo(f"  {_about_probe(result.metadata.get('refinement') or {})}")
         for problem in result.problems:
             typer.echo(f"  {problem}")
         typer.echo(f"in the catalog as processed/{result.path_parts[-1]}")
+
+
+def _about_probe(refinement: Mapping[str, Any]) -> str:
+    """Say what tuning the probe found, from a reconstruction's metadata."""
+    found = refinement.get("probe")
+    if not found:
+        return "probe: not tuned"
+    large = [f"{name} {value:+.2f}" for name, value in found["aberrations_rad"].items() if abs(value) >= 0.03]
+    words = ", ".join(large) or "nothing above 0.03"
+    used = "used" if found["used"] else "not used: the frames are explained as well without"
+    return f"probe: {words} rad (RMS over the pupil), {used}"
