@@ -24,15 +24,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.peer import peer_version, reconstruct_probe_and_object, reconstruct_with_probe
 from bluesky_ptychonn.optics.cxi import CxiScan, read_cxi
+from bluesky_ptychonn.recon.iterative import (
+    reconstruct_probe_and_object,
+    reconstruct_with_probe,
+    settled_epochs,
+    solver_version,
+)
 from bluesky_ptychonn.recon.metrics import phase_correlation, phase_mae
 
 EVERY = (1, 2, 4, 6, 9, 12, 16, 25)
 CENTRE = 260  # px, side of the square that is scored
 MARGIN = 72  # px of object around the outermost positions
-#: Frames times epochs given to the peer: where more changed no correlation by more than 0.004 (README.md).
-FRAME_EPOCHS, FEWEST, MOST = 7_800, 15, 300
 HERE = Path(__file__).parent
 RESULTS, MODELS, CACHE = HERE / "results", HERE / "models", HERE.parent / "build" / "star"
 FAMILIES = {"network": "star-lifted", "direct": "star-direct"}
@@ -240,7 +243,7 @@ def main() -> None:
         rows.append(row)
         images[n] = {**placed, "peer": np.where(covered, peer.snapshots[best], np.nan)}
         print({key: round(value, 3) if isinstance(value, float) else value for key, value in row.items()}, flush=True)
-    about = f"{_cpu()}, {torch.get_num_threads()} threads, torch {torch.__version__}, pty-chi {peer_version()}"
+    about = f"{_cpu()}, {torch.get_num_threads()} threads, torch {torch.__version__}, pty-chi {solver_version()}"
     RESULTS.mkdir(exist_ok=True)
     (RESULTS / "star.json").write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
     (RESULTS / "star.md").write_text(_table(rows, about, reference.seconds), encoding="utf-8")
@@ -249,7 +252,7 @@ def main() -> None:
 
 def _epochs(frames: int) -> list[int]:
     """After which epochs the peer's object is judged: a quarter, half and all of what it is given."""
-    most = int(np.clip(FRAME_EPOCHS // frames, FEWEST, MOST))
+    most = settled_epochs(frames)
     return [max(1, most // 4), most // 2, most]
 
 

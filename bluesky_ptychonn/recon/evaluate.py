@@ -30,7 +30,7 @@ class ScanScore:
     phase_mae_rad, phase_correlation, ssim : float
         Global phase removed. SSIM is of the phase.
     covered_fraction : float
-        Of the field spanned by the positions.
+        Of the field spanned by the positions, where its truth is known.
     frames : int
     """
 
@@ -54,7 +54,7 @@ def scanned_field(image: MosaicImage, y_m: NDArray[np.floating], x_m: NDArray[np
 def score_mosaic(
     image: MosaicImage, truth: NDArray[np.complex64], y_m: NDArray[np.floating], x_m: NDArray[np.floating]
 ) -> ScanScore:
-    """Compare a mosaic with the true object on the same grid, (H, W) complex64.
+    """Compare a mosaic with the true object on the same grid, (H, W) complex64; NaN where nobody knows it.
 
     Raises
     ------
@@ -65,14 +65,16 @@ def score_mosaic(
         raise ValueError(f"score_mosaic: truth {truth.shape} px and mosaic {image.amplitude.shape} px differ")
     field = scanned_field(image, y_m, x_m)
     ours, theirs = image.complex[field], truth[field]
-    covered = np.isfinite(ours)
+    known = np.isfinite(theirs)
+    covered = np.isfinite(ours) & known
     if not covered.any():
-        raise ValueError("score_mosaic: no pixel of the scanned field is covered")
+        raise ValueError("score_mosaic: no pixel of the scanned field is covered and known")
+    ours, theirs = np.where(known, ours, np.nan), np.where(known, theirs, 1)
     return ScanScore(
         phase_mae_rad=phase_mae(ours, theirs),
         phase_correlation=phase_correlation(ours, theirs),
         ssim=_phase_ssim(ours, theirs),
-        covered_fraction=float(covered.mean()),
+        covered_fraction=float(covered.sum() / known.sum()),
         frames=len(y_m),
     )
 
@@ -149,18 +151,14 @@ def measure_sampling(
         For each sampling, scores averaged over the samples; `frames` is of one scan.
     """
     pixel = geometry.object_pixel_m
-    unit = np.asarray(probe / np.sqrt((np.abs(probe) ** 2).sum()), dtype=np.complex64)
-    diameter_m = illuminated_diameter_px(unit) * pixel
-    told = torch.as_tensor(unit * np.float32(photons**0.5))
-    side = int(np.ceil((field_diameters + 1) * diameter_m / pixel / 2) * 2 + probe.shape[0])
+    told = torch.as_tensor(_unit(probe) * np.float32(photons**0.5))
     rows: list[tuple[float, ScanScore]] = []
     for sampling in samplings:
         scores = []
         for k, kind in enumerate(kinds):
-            rng = np.random.default_rng((seed, k))
-            experiment = SimulatedExperiment(geometry, unit, make_sample(kind, (side, side), rng), photons)
-            y, x = raster(sampling * diameter_m, field_diameters * diameter_m, 0.1, rng)
-            frames = np.stack([experiment.frame_at(a, b, rng) for a, b in zip(y, x, strict=True)])
+            experiment, y, x, frames = held_out_scan(
+                probe, geometry, photons, sampling, kind, (seed, k), field_diameters=field_diameters
+            )
             mosaic = Mosaic(pixel, weight, anchor=network.anchor)
             mosaic.add(predict(network, frames, told), y, x, np.ones(len(y)))
             mosaic.synchronise()
@@ -169,6 +167,33 @@ def measure_sampling(
         mean = {name: float(np.mean([getattr(s, name) for s in scores])) for name in _AVERAGED}
         rows.append((sampling, ScanScore(**mean, frames=scores[0].frames)))
     return rows
+
+
+def held_out_scan(
+    probe: NDArray[np.complex64],
+    geometry: Geometry,
+    photons: float,
+    sampling: float,
+    kind: SampleKind,
+    seed: tuple[int, int],
+    *,
+    field_diameters: float = 5.0,
+) -> tuple[SimulatedExperiment, NDArray[np.float64], NDArray[np.float64], NDArray[np.uint16]]:
+    """Scan an unseen sample: the experiment, positions y and x (n,) in m, frames (n, N, N).
+
+    Of one `seed` the sample is the same at every sampling.
+    """
+    pixel, unit = geometry.object_pixel_m, _unit(probe)
+    diameter_m = illuminated_diameter_px(unit) * pixel
+    side = int(np.ceil((field_diameters + 1) * diameter_m / pixel / 2) * 2 + probe.shape[0])
+    rng = np.random.default_rng(seed)
+    experiment = SimulatedExperiment(geometry, unit, make_sample(kind, (side, side), rng), photons)
+    y, x = raster(sampling * diameter_m, field_diameters * diameter_m, 0.1, rng)
+    return experiment, y, x, np.stack([experiment.frame_at(a, b, rng) for a, b in zip(y, x, strict=True)])
+
+
+def _unit(probe: NDArray[np.complex64]) -> NDArray[np.complex64]:
+    return np.asarray(probe / np.sqrt((np.abs(probe) ** 2).sum()), dtype=np.complex64)
 
 
 _AVERAGED = ("phase_mae_rad", "phase_correlation", "ssim", "covered_fraction")

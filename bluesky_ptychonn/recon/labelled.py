@@ -248,6 +248,24 @@ class LabelledScan(MeasuredScan):
         """
         return np.asarray(self._cut(self._filled, indices, size, 3, 1.0), dtype=np.complex64)
 
+    def truth_on(self, origin_m: tuple[float, float], shape: tuple[int, int], least_light: float = 0.0) -> Complex:
+        """Interpolate the object on a grid of its pixels whose pixel [0, 0] is centred at `origin_m` (y, x), m.
+
+        Returns
+        -------
+        (H, W) complex64 ndarray
+            NaN where nobody knows it, or less light fell than `least_light`.
+        """
+        rows, columns = (
+            (there - here) / self.pixel_m + np.arange(size)
+            for there, here, size in zip(origin_m, self.origin_m, shape, strict=True)
+        )
+        grid = np.meshgrid(rows, columns, indexing="ij")
+        values = ndimage.map_coordinates(self._filled, grid, order=3, mode="nearest")
+        sure = np.isfinite(self.object) & (self.light >= least_light)
+        known = ndimage.map_coordinates(sure.astype(np.float32), grid, order=1, mode="constant", cval=0.0)
+        return np.where(known > 1 - 1e-3, values, np.complex64(np.nan)).astype(np.complex64)
+
     def known(self, indices: NDArray[Any] | slice, size: int) -> Float:
         """Tell how far `truth` can be trusted.
 

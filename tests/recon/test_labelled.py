@@ -16,19 +16,18 @@ from bluesky_ptychonn.recon.labelled import LabelledScan, MeasuredScan, light_on
 EXPERIMENT = SimulatedExperiment.demo("cells")
 PIXEL = EXPERIMENT.pixel_m
 SIDE = EXPERIMENT.sample.shape[0]
+ORIGIN, SHAPE = (-140.25 * PIXEL, -131.5 * PIXEL), (280, 263)
+TRUTH = EXPERIMENT.truth_on(ORIGIN, SHAPE)
 place = st.floats(-60, 60)
 
 
 def labelled(y_px: list[float], x_px: list[float]) -> LabelledScan:
     """Frames without light: what is tested is the label, which is the truth on an odd grid."""
     y, x = np.array(y_px) * PIXEL, np.array(x_px) * PIXEL
-    origin = (-140.25 * PIXEL, -131.5 * PIXEL)
-    shape = (280, 263)
-    truth = EXPERIMENT.truth_on(origin, shape)
-    light = light_on(shape, (y - origin[0]) / PIXEL, (x - origin[1]) / PIXEL, EXPERIMENT.probe)
+    light = light_on(SHAPE, (y - ORIGIN[0]) / PIXEL, (x - ORIGIN[1]) / PIXEL, EXPERIMENT.probe)
     counts = np.zeros((len(y), 64, 64), np.float32)
     return LabelledScan(
-        counts, y, x, EXPERIMENT.probe, EXPERIMENT.geometry, "demo", truth, origin, PIXEL, light, "truth"
+        counts, y, x, EXPERIMENT.probe, EXPERIMENT.geometry, "demo", TRUTH, ORIGIN, PIXEL, light, "truth"
     )
 
 
@@ -69,6 +68,16 @@ def test_what_nobody_knows_is_one_and_weighs_nothing() -> None:
     assert known[0, :, 6].max() > 0.3
     assert (known[1] == 0).all()
     np.testing.assert_array_equal(truth[1], 1)
+
+
+def test_on_a_mosaics_grid_the_unknown_is_nan() -> None:
+    scan = labelled([0.0], [0.0])
+    origin = (ORIGIN[0] - 10 * PIXEL, ORIGIN[1] + 20.5 * PIXEL)
+    found = scan.truth_on(origin, (100, 50))
+    assert np.isnan(found[:10]).all()
+    np.testing.assert_allclose(found[15:], EXPERIMENT.truth_on(origin, (100, 50))[15:], atol=0.1)
+    lit = scan.truth_on(ORIGIN, SHAPE, least_light=0.5)
+    np.testing.assert_array_equal(np.isfinite(lit), scan.light >= 0.5)
 
 
 @settings(max_examples=20, deadline=None)

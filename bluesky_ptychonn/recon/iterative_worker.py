@@ -1,6 +1,6 @@
-"""Run pty-chi on what ``peer.py`` wrote: started by it as a script, never imported by the benchmarks.
+"""Run pty-chi on what ``iterative.py`` wrote: started by it as a script, never imported.
 
-    python benchmarks/peer_worker.py ASKED.npz ANSWERED.npz
+    python bluesky_ptychonn/recon/iterative_worker.py ASKED.npz ANSWERED.npz
 
 Its interpreter needs pty-chi, torch and numpy, and nothing of this project.
 """
@@ -27,7 +27,7 @@ def _import_ptychi() -> tuple[Any, Any]:
     """pty-chi's options and task, with a stand-in for torchvision while importing where that is absent.
 
     Of torchvision pty-chi 2.2 imports ``GaussianBlur`` alone, to smooth a random first object, which is never asked for
-    here. torchvision has no build for every torch, so its absence must not keep the peer out.
+    here. torchvision has no build for every torch, so its absence must not keep the solver out.
     """
     absent = importlib.util.find_spec("torchvision") is None
     if absent:
@@ -73,10 +73,10 @@ def _options(api: Any, stage: dict[str, Any], order: dict[str, Any]) -> Any:
 
 
 def _answer(asked: Path, answered: Path) -> None:
-    """Do what `asked` holds and write it to `answered`; the other half of `peer._solve`."""
+    """Do what `asked` holds and write it to `answered`; the other half of `iterative._solve`."""
+    api, task_class = _import_ptychi()  # first: what is missing is said before seconds go into importing torch
     import torch
 
-    api, task_class = _import_ptychi()
     with np.load(asked) as given:
         frames, positions, probe = given["frames"], given["positions"], given["probe"]
         shape, order = tuple(given["shape"]), json.loads(str(given["order"]))
@@ -135,7 +135,7 @@ if __name__ == "__main__":
         _answer(Path(sys.argv[1]), Path(sys.argv[2]))
     except ImportError as missing:
         sys.stderr.write(
-            f"{sys.executable} cannot import the peer ({missing}); "
-            "install it as benchmarks/README.md says, or name another interpreter in PTYCHONN_PEER_PYTHON\n"
+            f"{sys.executable} has no pty-chi ({missing}); install it there (pip install --no-deps ptychi==2.2.0 && "
+            "pip install scikit-learn tqdm), or name an interpreter that has it in PTYCHONN_PEER_PYTHON\n"
         )
         sys.exit(MISSING)

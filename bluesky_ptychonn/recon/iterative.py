@@ -1,9 +1,8 @@
-"""The iterative peer: pty-chi's LSQML solver, in an interpreter of its own.
+"""An existing iterative solver, pty-chi's LSQML, in an interpreter of its own.
 
-pty-chi sets torch's default device and dtype, and imports one transform of torchvision. So it never runs inside the
-process that measures: each call starts ``peer_worker.py`` as a script, in the interpreter named by
+pty-chi sets torch's default device and dtype, pins packages of its own, and imports one transform of torchvision. So it
+never runs inside a process of ours: each call starts ``iterative_worker.py`` as a script, in the interpreter named by
 ``PTYCHONN_PEER_PYTHON`` or in the present one, and exchanges ``.npz`` files with it. This module needs only numpy.
-``benchmarks/README.md`` says how to install the peer.
 
 Conventions: exit wave = ``probe * object[patch]``; frame = ``|fftshift(fft2(ifftshift(exit), norm="ortho"))|**2`` in
 counts, with the direct beam at pixel ``(N // 2, N // 2)``. A position is the object pixel (row, column), fractions
@@ -17,6 +16,7 @@ import os
 import subprocess
 import sys
 import tempfile
+import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -42,15 +42,18 @@ JOINT_DAMPING = 0.1
 #: Share of the least-squares step taken, pty-chi's own default, and while settling at the end of a joint solution.
 STEP, SETTLING_STEP = 0.9, 0.3
 
-_WORKER = Path(__file__).with_name("peer_worker.py").resolve()
+#: Frames times epochs, fewest and most epochs: see `settled_epochs`.
+_FRAME_EPOCHS, _FEWEST, _MOST = 7_800, 15, 300
 
-#: Exit status of the worker when its interpreter has no pty-chi; `peer_worker.MISSING` is the same.
+_WORKER = Path(__file__).with_name("iterative_worker.py").resolve()
+
+#: Exit status of the worker when its interpreter has no pty-chi; `iterative_worker.MISSING` is the same.
 _MISSING = 3
 
 
 @dataclass(frozen=True)
-class PeerResult:
-    """What the peer made of one set of frames.
+class Solution:
+    """What the solver made of one set of frames.
 
     Attributes
     ----------
@@ -84,19 +87,26 @@ class PeerResult:
     threads: int
 
 
-class PeerMissingError(RuntimeError):
-    """The interpreter asked for the peer has no pty-chi."""
+class SolverError(RuntimeError):
+    """The solver did not give an answer; its last words in one line, all of them as a note."""
 
 
-def peer_python() -> str:
-    """Path of the interpreter that runs the peer: ``PTYCHONN_PEER_PYTHON`` or the present one."""
+class SolverMissingError(SolverError):
+    """The interpreter asked for the solver has no pty-chi."""
+
+
+def solver_python() -> str:
+    """Path of the interpreter that runs the solver: ``PTYCHONN_PEER_PYTHON`` or the present one."""
     return os.environ.get(PYTHON_VARIABLE) or sys.executable
 
 
-def peer_version() -> str | None:
-    """Version of pty-chi in the peer's interpreter, None when it has none."""
+def solver_version() -> str | None:
+    """Version of pty-chi in the solver's interpreter, None when it has none."""
     code = "import importlib.metadata as m; print(m.version('ptychi'))"
-    done = subprocess.run([peer_python(), "-c", code], capture_output=True, text=True, check=False)
+    try:
+        done = subprocess.run([solver_python(), "-c", code], capture_output=True, text=True, check=False)
+    except OSError:
+        return None
     return done.stdout.strip() if done.returncode == 0 else None
 
 
@@ -106,12 +116,12 @@ def reconstruct_with_probe(
     probe: NDArray[np.complexfloating],
     shape: tuple[int, int],
     *,
-    epochs: int | Sequence[int] = 160,
+    epochs: int | Sequence[int] | None = None,
     batch_size: int = BATCH_SIZE,
     device: str = "cpu",
     threads: int = 1,
     seed: int = 1,
-) -> PeerResult:
+) -> Solution:
     """Object from frames through a known, fixed probe, starting from a flat object.
 
     Parameters
@@ -124,9 +134,8 @@ def reconstruct_with_probe(
         Square roots of counts.
     shape : (H, W)
         Of the object, pixels. Every patch must lie inside with one pixel to spare.
-    epochs : int or increasing sequence of int
-        How long to run, or after which epochs to keep the object. The default is where more stops helping on the
-        Siemens star (``benchmarks/README.md``).
+    epochs : int or increasing sequence of int, optional
+        How long to run, or after which epochs to keep the object; `settled_epochs` when not given.
     batch_size : int
         Frames updated together.
     device : "cpu" or "gpu"
@@ -137,18 +146,19 @@ def reconstruct_with_probe(
 
     Returns
     -------
-    PeerResult
+    Solution
 
     Raises
     ------
     ValueError
         For shapes or positions that do not fit.
-    PeerMissingError
+    SolverMissingError
         When the interpreter has no pty-chi.
-    RuntimeError
-        When pty-chi fails; its own words follow.
+    SolverError
+        When pty-chi fails; with its own words.
     """
-    stages = [{"epochs": _marks(epochs), "step": STEP, "damping": DAMPING, "probe": False}]
+    marks = _marks(settled_epochs(len(frames)) if epochs is None else epochs)
+    stages = [{"epochs": marks, "step": STEP, "damping": DAMPING, "probe": False}]
     return _solve(frames, positions_px, probe, shape, stages, batch_size, device, threads, seed)
 
 
@@ -164,7 +174,7 @@ def reconstruct_probe_and_object(
     device: str = "cpu",
     threads: int = 1,
     seed: int = 1,
-) -> PeerResult:
+) -> Solution:
     """Object and probe together, from a first guess of the probe and a flat object.
 
     The guess is first scaled to the frames' mean counts. The last `settling_epochs` take smaller steps, which ends the
@@ -182,12 +192,12 @@ def reconstruct_probe_and_object(
 
     Returns
     -------
-    PeerResult
+    Solution
         One snapshot, after the last epoch.
 
     Raises
     ------
-    ValueError, PeerMissingError, RuntimeError
+    ValueError, SolverMissingError, SolverError
         As in `reconstruct_with_probe`.
     """
     guess = np.asarray(probe)
@@ -200,6 +210,11 @@ def reconstruct_probe_and_object(
         stages.append(stages[0] | {"epochs": _marks(settling_epochs), "step": SETTLING_STEP})
     scaled = guess * np.sqrt(counts / power)
     return _solve(frames, positions_px, scaled, shape, stages, batch_size, device, threads, seed)
+
+
+def settled_epochs(frames: int) -> int:
+    """Epochs after which more changed no correlation by more than 0.004 on the measured Siemens star."""
+    return int(np.clip(_FRAME_EPOCHS // frames, _FEWEST, _MOST)) if frames > 0 else _MOST
 
 
 def _marks(epochs: int | Sequence[int]) -> list[int]:
@@ -219,8 +234,8 @@ def _solve(
     device: str,
     threads: int,
     seed: int,
-) -> PeerResult:
-    """Check what is asked for, and have it done in the peer's interpreter."""
+) -> Solution:
+    """Check what is asked for, and have it done in the solver's interpreter."""
     counts, positions = np.asarray(frames, dtype=np.float32), np.asarray(positions_px, dtype=np.float64)
     n, rows, columns = counts.shape if counts.ndim == 3 else (0, 0, 0)
     if n == 0 or rows != columns or np.shape(probe) != (rows, columns) or positions.shape != (n, 2):
@@ -237,7 +252,7 @@ def _solve(
     if device not in ("cpu", "gpu"):
         raise ValueError(f"device: got {device!r}; allowed are 'cpu' and 'gpu'")
     order = {"stages": stages, "batch_size": min(batch_size, n), "device": device, "threads": threads, "seed": seed}
-    with tempfile.TemporaryDirectory(prefix="ptychonn-peer-") as folder:
+    with tempfile.TemporaryDirectory(prefix="ptychonn-solver-") as folder:
         asked, answered = Path(folder, "asked.npz"), Path(folder, "answered.npz")
         np.savez(
             asked,
@@ -247,14 +262,32 @@ def _solve(
             shape=np.asarray(shape),
             order=np.asarray(json.dumps(order)),
         )
-        command = [peer_python(), str(_WORKER), str(asked), str(answered)]
+        _run([solver_python(), str(_WORKER), str(asked), str(answered)])
+        return _read(answered, (rows, columns), shape, threads)
+
+
+def _run(command: list[str]) -> None:
+    try:
         done = subprocess.run(command, capture_output=True, text=True, check=False)
-        if done.returncode == _MISSING:
-            raise PeerMissingError(done.stderr.strip().splitlines()[-1])
-        if done.returncode != 0:
-            raise RuntimeError(f"the peer ended with status {done.returncode}:\n{done.stderr[-4000:]}")
-        with np.load(answered) as answer:
-            return PeerResult(
+    except OSError as error:
+        raise SolverMissingError(
+            f"{command[0]} cannot be started ({error.strerror}); name an interpreter with pty-chi in {PYTHON_VARIABLE}"
+        ) from None
+    if done.returncode == 0:
+        return
+    said = done.stderr.strip()
+    last = said.splitlines()[-1] if said else "without a word"
+    missing = done.returncode == _MISSING
+    failed = SolverMissingError(last) if missing else SolverError(f"the solver ended with {done.returncode}: {last}")
+    failed.add_note(said[-4000:])
+    raise failed
+
+
+def _read(path: Path, probe_shape: tuple[int, int], shape: tuple[int, int], threads: int) -> Solution:
+    """Read an answer, and believe it only where it can be one."""
+    try:
+        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as answer:
+            found = Solution(
                 object=answer["snapshots"][-1],
                 probe=answer["probe"],
                 epochs=answer["epochs"],
@@ -266,3 +299,13 @@ def _solve(
                 device=str(answer["device"]),
                 threads=threads,
             )
+    except (OSError, EOFError, ValueError, KeyError, IndexError, zipfile.BadZipFile) as error:
+        raise SolverError(f"the solver's answer cannot be read ({error}); is {solver_python()} a Python?") from None
+    if found.object.shape != tuple(shape) or found.probe.shape != probe_shape:
+        raise SolverError(
+            f"the solver answered with an object {found.object.shape} and a probe {found.probe.shape} px; asked for "
+            f"were {tuple(shape)} and {probe_shape}"
+        )
+    if not np.isfinite(found.object).all() or not np.isfinite(found.probe).all():
+        raise SolverError("the solver diverged: its object or probe holds NaN; give fewer epochs or a better probe")
+    return found
