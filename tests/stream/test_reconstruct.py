@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 
 from bluesky_ptychonn.beamline.sim import SimulatedBeamline
+from bluesky_ptychonn.recon.probe_tuning import ABERRATIONS
+from bluesky_ptychonn.recon.refinement import Refinement
 from bluesky_ptychonn.stream.progress import Progress
 from bluesky_ptychonn.stream.reconstruct import reconstruct
 from bluesky_ptychonn.stream.server import CatalogServer
@@ -47,6 +49,13 @@ def test_run_that_says_nothing_of_ptychography(
     again = reconstruct(uid, small_model, catalog_server, geometry=beamline.geometry, device="cpu", threads=1)
     assert again.path_parts != result.path_parts
     np.testing.assert_allclose(again.phase.read(), result.phase.read(), atol=1e-5)
+    tuned = reconstruct(
+        uid, small_model, catalog_server, geometry=beamline.geometry, refine=Refinement(sweeps=1, tune_probe=True)
+    )
+    refinement = tuned.metadata["refinement"]
+    assert refinement["settings"]["tune_probe"]
+    assert set(refinement["probe"]["aberrations_rad"]) == set(ABERRATIONS)
+    assert refinement["probe"]["frames"] == 8
 
 
 def test_words_for_what_is_wrong(
