@@ -9,10 +9,11 @@ from typing import Annotated
 import typer
 
 from bluesky_ptychonn import __version__
-from bluesky_ptychonn.cli import champions, model_files  # noqa: F401  they add their commands to `models`
+from bluesky_ptychonn.cli import champions, measure, model_files  # noqa: F401  they add their commands to `models`
 from bluesky_ptychonn.cli.backfill import backfill
 from bluesky_ptychonn.cli.demo import demo
 from bluesky_ptychonn.cli.export import export
+from bluesky_ptychonn.cli.label import label
 from bluesky_ptychonn.cli.models import models
 from bluesky_ptychonn.cli.reconstruct import reconstruct
 from bluesky_ptychonn.cli.recover import recover
@@ -31,7 +32,7 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
-for _command in (demo, reconstruct, replay, train, serve, export, view, recover, backfill, status):
+for _command in (demo, reconstruct, replay, train, serve, export, view, recover, backfill, label, status):
     app.command()(_command)
 app.add_typer(models, name="models")
 

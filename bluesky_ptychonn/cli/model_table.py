@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from bluesky_ptychonn.card import ModelCard
+    from bluesky_ptychonn.card import ModelCard, SamplingPoint
 
 
 _TRAINING = {"trained on frames": "frames", "training (s)": "seconds", "seed": "seed"}
@@ -23,7 +23,7 @@ def one_line(card: ModelCard) -> str:
     if card.family == "lifted" and card.probe is None:
         return f"{card.family}, for any probe: give it yours (ptychonn train --start {card.name} --frames 0)"
     words = f"{card.family}, frames {shape}, object pixel {card.input.object_pixel_m * 1e9:.1f} nm"
-    if card.sampling:
+    if card.sampling or card.labelled:
         low, high = card.measured_range_m
         words += f", measured at steps {low * 1e6:.2f} to {high * 1e6:.2f} µm"
     return words
@@ -54,14 +54,32 @@ def describe(card: ModelCard, where: str) -> list[str]:
     listed = {key: "; ".join(map(str, card.training.get(key, ()))) for key in ("unknown", "assumed")}
     lines += [f"{key}: {words}" for key, words in listed.items() if words]
     lines += [f"held out: {key} {value:.4f}" for key, value in card.held_out.items()]
-    if card.sampling:
-        lines.append("   step (µm)   step / probe   phase error (rad)   correlation   covered")
-    lines += [
-        f"{point.step_m * 1e6:>12.3f} {point.sampling:>14.2f} {point.phase_mae_rad:>19.3f} "
-        f"{point.phase_correlation:>13.3f} {point.covered_fraction:>9.0%}"
-        for point in card.sampling
-    ]
+    if card.measured.get("command"):
+        lines.append(f"measured by {card.measured['command']}, {card.measured.get('time', '')[:10]}")
+    curves = {"simulated": card.sampling, **{curve.source: curve.points for curve in card.labelled}}
+    for source, points in curves.items():
+        if points:
+            beside = any(point.solver_phase_mae_rad is not None for point in points)
+            lines += [f"error, {source}:", curve_head(beside), *(curve_line(point) for point in points)]
     return [printable(line) for line in lines]
+
+
+def curve_head(solver: bool) -> str:
+    """Heading over `curve_line`."""
+    head = "   step (µm)   step / probe   phase error (rad)   correlation   covered   frames"
+    return head + ("   solver: error (rad)   correlation   seconds" if solver else "")
+
+
+def curve_line(point: SamplingPoint) -> str:
+    """Say what was measured at one step."""
+    line = (
+        f"{point.step_m * 1e6:>12.3f} {point.sampling:>14.2f} {point.phase_mae_rad:>19.3f} "
+        f"{point.phase_correlation:>13.3f} {point.covered_fraction:>9.0%} {point.frames:>8}"
+    )
+    if point.solver_phase_mae_rad is None:
+        return line
+    theirs = (point.solver_phase_correlation or 0.0, point.solver_s or 0.0)
+    return f"{line} {point.solver_phase_mae_rad:>21.3f} {theirs[0]:>13.3f} {theirs[1]:>9.1f}"
 
 
 def side_by_side(cards: Sequence[tuple[ModelCard, str]]) -> list[str]:
@@ -74,7 +92,8 @@ def side_by_side(cards: Sequence[tuple[ModelCard, str]]) -> list[str]:
     rows |= {title: [column[title] for column in columns] for title in columns[0]}
     for key in dict.fromkeys(key for card, _ in cards for key in card.held_out):
         rows[f"held out: {key}"] = [_or_dash(card.held_out.get(key)) for card, _ in cards]
-    for step in sorted({point.step_m for card, _ in cards for point in card.sampling}):
+    curves = [points for card, _ in cards for points in (card.sampling, *(curve.points for curve in card.labelled))]
+    for step in sorted({point.step_m for points in curves for point in points}):
         rows[f"error at {step * 1e6:.3f} µm (rad)"] = [_error(card, step) for card, _ in cards]
     table = [[printable(cell) for cell in (title, *cells)] for title, cells in rows.items()]
     widths = [max(len(row[column]) for row in table) for column in range(len(cards) + 1)]

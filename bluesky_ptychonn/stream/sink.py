@@ -19,6 +19,7 @@ from bluesky_ptychonn.stream.block import Block
 from bluesky_ptychonn.stream.connecting import PROCESSED
 from bluesky_ptychonn.stream.frame_table import FrameTable
 from bluesky_ptychonn.stream.pictures import Pictures
+from bluesky_ptychonn.stream.provenance import raw_of, software
 from bluesky_ptychonn.stream.readback import differences, verdict
 from bluesky_ptychonn.stream.spool import Spool
 from bluesky_ptychonn.stream.wire import CatalogRefusedError, CatalogUnavailableError, Wire
@@ -388,13 +389,8 @@ def _first_metadata(
     patch_shape: tuple[int, int] | None,
     frames_expected: int | None,
 ) -> dict[str, Any]:
-    raw = {name: start[name] for name in ("uid", "scan_id", "plan_name", "time") if start.get(name) is not None}
-    sample = start.get("sample_name") or start.get("sample")
-    if sample is not None:
-        raw["sample"] = sample.get("name", str(sample)) if isinstance(sample, Mapping) else sample
-    software = {name: version for name in ("bluesky-ptychonn", "tiled", "numpy") if (version := _version(name))}
     ours = {
-        "raw": raw,
+        "raw": raw_of(start),
         "status": "live",
         "patch_shape": None if patch_shape is None else list(patch_shape),
         "counts": {"expected": frames_expected},
@@ -403,17 +399,8 @@ def _first_metadata(
         "nodes": {},
     }
     given = dict(metadata)
-    given["software"] = {**software, **(given.get("software") or {})}
+    given["software"] = {**software(), **(given.get("software") or {})}
     return {**given, **ours}
-
-
-def _version(name: str) -> str | None:
-    from importlib.metadata import PackageNotFoundError, version
-
-    try:
-        return version(name)
-    except PackageNotFoundError:
-        return None
 
 
 def _chunk_frames(patch_shape: tuple[int, int] | None, expected: int | None) -> int:

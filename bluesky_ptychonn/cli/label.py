@@ -1,0 +1,52 @@
+"""``ptychonn label``: what an iterative solver makes of an overlapped run."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from bluesky_ptychonn.cli.catalogs import CatalogOption, open_catalog, run_key
+
+
+def label(
+    catalog: CatalogOption,
+    run: Annotated[str, typer.Argument(help="uid of the run, its first letters, its scan id, or 'latest'")],
+    model: Annotated[str | None, typer.Option(help="name or folder of the model whose probe to use")] = None,
+    probe: Annotated[str | None, typer.Option(help="or a file with the probe: .npy, .npz, .cxi, .h5")] = None,
+    epochs: Annotated[int | None, typer.Option(help="how long to solve; by default as long as it helps")] = None,
+    refine_probe: Annotated[bool, typer.Option(help="let the solver find the probe too, from the one given")] = False,
+    most_sampling: Annotated[
+        float | None, typer.Option(help="step over probe diameter up to which a run is dense enough; by default 0.4")
+    ] = None,
+    device: Annotated[str, typer.Option(help="cpu or cuda")] = "cpu",
+    again: Annotated[bool, typer.Option(help="make it anew where it is there")] = False,
+) -> None:
+    """Let an iterative solver (pty-chi) reconstruct an overlapped run, and keep the label in the same catalog."""
+    from bluesky_ptychonn.recon.labelling import MOST_SAMPLING
+    from bluesky_ptychonn.stream.labels import label as make_label
+    from bluesky_ptychonn.stream.measured import Optic
+
+    Optic.of(model, probe)  # an unknown model or file is said before a server is started
+    with open_catalog(catalog) as root:
+        made = make_label(
+            run_key(run),
+            root,
+            model=model,
+            probe=probe,
+            epochs=epochs,
+            refine_probe=refine_probe,
+            most_sampling=MOST_SAMPLING if most_sampling is None else most_sampling,
+            device=device,
+            again=again,
+        )
+        typer.echo(repr(made))
+        about = made.metadata
+        solver, counts = about["solver"], about["counts"]
+        typer.echo(
+            f"  {solver['seconds']:.1f} s, loss {solver['first_loss']:.4f} to {solver['loss']:.4f}, "
+            f"step {about['sampling']:.2f} of the probe's diameter"
+        )
+        for reason, number in counts["rejected"].items():
+            typer.echo(f"  {number} frames left out: {reason}")
+        typer.echo(f"in the catalog as processed/{made.path_parts[-1]}")
