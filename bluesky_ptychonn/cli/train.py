@@ -1,13 +1,16 @@
-"""``ptychonn train``: from a probe to a model, by simulation alone."""
+"""``ptychonn train``: from a probe to a model, by simulation, labels, the physics alone, or a mix of them."""
 
 from __future__ import annotations
 
+import contextlib
 import shlex
 import sys
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
+
+from bluesky_ptychonn.cli.catalogs import CATALOG_VARIABLE
 
 
 def train(
@@ -17,7 +20,7 @@ def train(
     version: Annotated[str, typer.Option(help="version of the model")] = "1",
     family: Annotated[Literal["lifted", "direct"], typer.Option(help="lifted works through the probe")] = "lifted",
     frames: Annotated[
-        int, typer.Option(help="simulated frames to train on; 0 with --start measures its weights for this probe")
+        int, typer.Option(help="frames to train on; 0 with --start measures its weights for this probe")
     ] = 100_000,
     start: Annotated[
         str | None, typer.Option(help="model to start from; its network and family are taken, whatever its frame size")
@@ -30,7 +33,29 @@ def train(
         int | None, typer.Option(help="side of the predicted patch, px; by default half the frame")
     ] = None,
     batch: Annotated[int, typer.Option(help="frames a step")] = 16,
-    learning_rate: Annotated[float, typer.Option(help="peak of the cosine schedule")] = 2e-3,
+    learning_rate: Annotated[float, typer.Option(help="peak of the schedule")] = 2e-3,
+    schedule: Annotated[Literal["cosine", "cyclic"], typer.Option(help="of the learning rate")] = "cosine",
+    precision: Annotated[
+        Literal["float32", "bfloat16", "float16"], typer.Option(help="of the convolutions; float16 on CUDA alone")
+    ] = "float32",
+    patience: Annotated[
+        int, typer.Option(help="stop after this many judgements on held-out frames (50 in all) without gain; 0 never")
+    ] = 0,
+    labels: Annotated[
+        list[str] | None,
+        typer.Option(help="label in the catalog, by its uid or its run's, or .npz of one; may be given again"),
+    ] = None,
+    measured: Annotated[
+        list[str] | None,
+        typer.Option(help="run in the catalog, by uid, to train on without a label, or .npz; may be given again"),
+    ] = None,
+    catalog: Annotated[
+        str | None,
+        typer.Option(envvar=CATALOG_VARIABLE, help="catalog of --labels and --measured: folder, address or profile"),
+    ] = None,
+    mix: Annotated[
+        str | None, typer.Option(help="shares of the batches, such as simulated=1,labelled=1,label-free=0.5")
+    ] = None,
     seed: Annotated[int, typer.Option(help="of weights and data")] = 0,
     energy_ev: Annotated[float | None, typer.Option(help="photon energy, eV")] = None,
     distance_m: Annotated[float | None, typer.Option(help="sample to detector, m")] = None,
@@ -38,13 +63,19 @@ def train(
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N")] = "auto",
     threads: Annotated[int, typer.Option(help="torch threads on a CPU; 0 leaves them to torch")] = 0,
 ) -> None:
-    """Train a model by simulation through a measured probe, measure it, and write its card."""
+    """Train a model for a measured probe, measure it, and write its card.
+
+    By simulation through the probe; with --labels also by what 'ptychonn label' made of measured runs, and with
+    --measured by frames nobody has a label for. Several GPUs: torchrun --nproc-per-node 2 -m bluesky_ptychonn train ...
+    """
     import torch
 
+    from bluesky_ptychonn.cli.training_scans import mix_of, read_scans
     from bluesky_ptychonn.optics.probe_file import read_probe
     from bluesky_ptychonn.recon.checkpoint import choose_device, load_model
     from bluesky_ptychonn.recon.produce import produce
     from bluesky_ptychonn.recon.synthetic import SyntheticConfig
+    from bluesky_ptychonn.recon.team import rank_here
     from bluesky_ptychonn.recon.training import TrainingConfig
 
     wave, known = read_probe(probe)
@@ -59,22 +90,29 @@ def train(
         network = _network(family, wave.shape[0], patch, width, dose)
     else:
         network, family = _resized(first, wave.shape[0], patch), first.card.family
+    labelled, unlabelled = read_scans(labels or [], measured or [], catalog, wave, first)
     config = TrainingConfig(
         network=network,
         # A direct network cannot know the dose, so it is not asked to.
         synthetic=SyntheticConfig(photons=dose, dose_spread=2.0 if family == "lifted" else 1.05),
+        mix=mix_of(mix, labelled=bool(labelled), label_free=bool(unlabelled)),
         loss="complex" if family == "lifted" else "amplitude_phase",
         frames=frames,
         batch_size=batch,
         learning_rate=learning_rate,
+        schedule=schedule,
+        precision=precision,
+        patience=patience,
         seed=seed,
     )
-    with _Bar() as bar:
+    with _Bar() if rank_here() == 0 else contextlib.nullcontext() as bar:
         card = produce(
             wave,
             geometry,
             config,
             out,
+            labelled=labelled,
+            measured=unlabelled,
             name=name or out.name,
             version=version,
             source=str(probe),
@@ -83,6 +121,8 @@ def train(
             progress=bar,
             start=first,
         )
+    if card is None:  # a helper of the process that writes
+        return
     typer.echo(f"{card.name} {card.version} in {out}")
     typer.echo(f"held-out patches: phase error {card.held_out['patch_phase_mae_rad']:.3f} rad")
     typer.echo("held-out scans:   step / probe   step (µm)   phase error (rad)   correlation   frames")

