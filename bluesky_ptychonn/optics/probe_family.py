@@ -5,11 +5,12 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, model_validator
-from scipy import fft
+from scipy import fft, ndimage
 
 from bluesky_ptychonn.optics.simulate import zone_plate_probe
 
 Range = tuple[float, float]
+_GRAIN = 0.8  # px of the pupil, which is the detector's: what is finer would lie outside the frame in real space
 
 
 class ProbeFamily(BaseModel):
@@ -29,6 +30,9 @@ class ProbeFamily(BaseModel):
         RMS of a smooth random aberration.
     falloff : (low, high)
         Exponent by which the pupil's amplitude falls from its centre to its edge.
+    roughness : (low, high)
+        RMS of a fine complex texture over the pupil, relative: flaws of the optics, and the noise of a probe that was
+        reconstructed. It puts a speckled halo around the ring.
 
     Notes
     -----
@@ -43,6 +47,7 @@ class ProbeFamily(BaseModel):
     astigmatism_rad: Range = (-1.5, 1.5)
     aberration_rad: Range = (0.0, 0.6)
     falloff: Range = (0.0, 1.5)
+    roughness: Range = (0.0, 0.0)
 
     @model_validator(mode="after")
     def _in_order(self) -> ProbeFamily:
@@ -54,6 +59,8 @@ class ProbeFamily(BaseModel):
             raise ValueError(f"diameter_fraction {self.diameter_fraction} must be above 0 and at most 0.75")
         if self.pupil_fraction[0] <= 0 or self.pupil_fraction[1] > 1:
             raise ValueError(f"pupil_fraction {self.pupil_fraction} must be above 0 and at most 1")
+        if self.roughness[0] < 0 or self.roughness[1] > 1:
+            raise ValueError(f"roughness {self.roughness} must be at least 0 and at most 1")
         if self.stop_fraction[0] < 0 or self.stop_fraction[1] >= 1:
             raise ValueError(f"stop_fraction {self.stop_fraction} must be at least 0 and below 1")
         return self
@@ -78,6 +85,11 @@ class ProbeFamily(BaseModel):
         frequency = fft.fftfreq(size) * 2 / pupil  # 1 at the pupil's edge
         r2 = frequency[:, None] ** 2 + frequency[None, :] ** 2
         centred = fft.fft2(fft.ifftshift(probe)) * np.exp(-rng.uniform(*self.falloff) * r2)
+        strength = rng.uniform(*self.roughness)
+        if strength:
+            noise = rng.standard_normal((2, size, size))
+            fine = ndimage.gaussian_filter(noise, (0, _GRAIN, _GRAIN), mode="wrap")
+            centred = centred * (1 + strength * (fine[0] + 1j * fine[1]) / (fine.std() * 2**0.5))
         wave = fft.fftshift(fft.ifft2(centred))
         if rng.random() < 0.5:
             wave = wave.conj()
