@@ -31,6 +31,7 @@ def measure(
     scans: Annotated[
         int | None, typer.Option(help="simulated samples of each kind; by default 3, and none with labels")
     ] = None,
+    starts: Annotated[int, typer.Option(min=1, help="choices of frames averaged at each step of a labelled run")] = 3,
     seed: Annotated[int, typer.Option(min=0, help="another one gives other simulated samples")] = 0,
     out: Annotated[Path | None, typer.Option(help="folder for the model with the new card; by default its own")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda")] = "auto",
@@ -59,8 +60,8 @@ def measure(
     for scan in _labelled(labels or [], catalog or ""):
         typer.echo(printable(f"{model.card.name} {model.card.version}, {scan.source}, {scan.solver}"))
         typer.echo(curve_head(solver))
-        curves.append(measure_labelled(model, scan, **options))
-    card = measured_card(model.card, simulated, curves, _record(name, labels, solver, scans, seed))
+        curves.append(measure_labelled(model, scan, starts=starts, **options))
+    card = measured_card(model.card, simulated, curves, _record(name, labels, solver, scans, starts, seed))
     target = out or folder
     if out is not None:
         out.mkdir(parents=True, exist_ok=True)
@@ -102,7 +103,7 @@ def _say(point: SamplingPoint) -> None:
     typer.echo(curve_line(point))
 
 
-def _record(name: str, labels: list[str] | None, solver: bool, scans: int, seed: int) -> dict[str, Any]:
+def _record(name: str, labels: list[str] | None, solver: bool, scans: int, starts: int, seed: int) -> dict[str, Any]:
     """How this was measured, for the card."""
     from datetime import UTC, datetime
 
@@ -111,6 +112,7 @@ def _record(name: str, labels: list[str] | None, solver: bool, scans: int, seed:
 
     words = ["ptychonn models measure", name, *(f"--labels {which}" for which in labels or [])]
     words += [*(["--solver"] if solver else []), f"--scans {scans}", f"--seed {seed}"]
+    words += [f"--starts {starts}"] if labels else []
     return {
         "command": " ".join(words),
         "solver": f"pty-chi {solver_version()} LSQML" if solver else None,

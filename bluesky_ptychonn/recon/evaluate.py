@@ -80,9 +80,10 @@ def score_mosaic(
 
 
 def _phase_ssim(ours: NDArray[np.complex64], theirs: NDArray[np.complex64]) -> float:
-    if min(ours.shape) < 7:  # SSIM's window is 7 px; a smaller field has none
+    phase = np.angle(theirs)
+    if min(ours.shape) < 7 or not np.ptp(phase) > 0:  # SSIM's window is 7 px, and it wants something to see
         return float("nan")
-    return float(ssim(_phase_about(ours, theirs), np.angle(theirs)))
+    return float(ssim(_phase_about(ours, theirs), phase))
 
 
 def _phase_about(ours: NDArray[np.complex64], theirs: NDArray[np.complex64]) -> NDArray[np.float64]:

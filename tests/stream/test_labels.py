@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from bluesky_ptychonn.beamline.sim import SimulatedBeamline
+from bluesky_ptychonn.card import load_card
 from bluesky_ptychonn.cli import main
 from bluesky_ptychonn.optics.simulate import SimulatedExperiment
 from bluesky_ptychonn.recon.iterative import PYTHON_VARIABLE, solver_version
@@ -122,6 +123,22 @@ def test_a_label_is_kept_found_and_joined_with_its_frames(
     assert "stand-in 1, 5 epochs" in said
     assert "1 frames left out: detector gave no frame" in said
     assert "in the catalog as processed/" in said
+
+    out = tmp_path / "measured"
+    words = ["models", "measure", str(small_model), "--labels", made.path_parts[-1], "--catalog", address]
+    monkeypatch.setattr(sys, "argv", ["ptychonn", *words, "--starts", "1", "--device", "cpu", "--out", str(out)])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert not ended.value.code
+    card = load_card(out)
+    (curve,) = card.labelled
+    assert curve.source == f"label {made.path_parts[-1]} of run {uid}, stand-in 1"
+    assert curve.points[0].frames == 35
+    assert len(curve.points) > 2
+    # A sparse plan may now take what was measured on the run, and no more.
+    tolerant = max(point.phase_mae_rad for point in curve.points)
+    assert card.spacing_for(tolerant) == pytest.approx(curve.points[-1].step_m)
+    assert f"to {curve.points[-1].step_m * 1e6:.3f} µm" in capsys.readouterr().out
 
 
 def test_words_for_what_gives_no_label(
