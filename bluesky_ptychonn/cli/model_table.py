@@ -77,7 +77,7 @@ def curve_line(point: SamplingPoint) -> str:
         f"{point.phase_correlation:>13.3f} {point.covered_fraction:>9.0%} {point.frames:>8}"
     )
     if point.solver_phase_mae_rad is None:
-        return line
+        return line  # not asked, or the label is the solver's own image of these frames
     theirs = (point.solver_phase_correlation or 0.0, point.solver_s or 0.0)
     return f"{line} {point.solver_phase_mae_rad:>21.3f} {theirs[0]:>13.3f} {theirs[1]:>9.1f}"
 

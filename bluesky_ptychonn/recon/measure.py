@@ -86,8 +86,8 @@ class Judge:
             raise ValueError(f"model {model.card.name!r} has no probe, and without one there is nothing to solve with")
         self._solver, self._threads = solver, threads
 
-    def score(self, scan: MeasuredScan, sampling: float, truth: Truth) -> _Scored:
-        """Score a scan against its truth."""
+    def score(self, scan: MeasuredScan, sampling: float, truth: Truth, *, solver: bool = True) -> _Scored:
+        """Score a scan against its truth; `solver` False leaves the solver out of this one."""
         run = self._engine.for_run()
         batch = run.reconstruct(scan.counts)
         mosaic = Mosaic(run.pixel_m, run.weight, anchor=run.anchor)
@@ -99,7 +99,7 @@ class Judge:
         image = mosaic.snapshot()
         known = truth(image.origin_m, (image.amplitude.shape[0], image.amplitude.shape[1]))
         ours = score_mosaic(image, known, scan.y_m, scan.x_m)
-        if not self._solver:
+        if not (self._solver and solver):
             return _Scored(sampling, ours, None, None)
         assert self._probe is not None  # noqa: S101  said when it was made
         photons = run.describe()["photons_per_frame"]
@@ -200,7 +200,8 @@ def measure_labelled(
     """Measure on a labelled run, thinned to larger and larger steps.
 
     Frames are chosen by position, so that the spacing grows in both directions; the sampling is that of the chosen
-    positions, and the label the truth where it was well lit.
+    positions, and the label the truth where it was well lit. The solver is not asked about the whole run: that is
+    what the label is.
 
     Parameters
     ----------
@@ -230,7 +231,8 @@ def measure_labelled(
         for start in range(starts if least_m else 1):
             few = scan.select(thinned(scan.y_m, scan.x_m, least_m, start * len(scan) // starts)) if least_m else scan
             step = step_of(few.y_m, few.x_m)
-            scored.append(judge.score(few, step / diameter, truth))
+            # What the solver makes of all frames is the label itself, or nearly.
+            scored.append(judge.score(few, step / diameter, truth, solver=bool(least_m)))
         point = _point(scored, diameter)
         if not points or point.sampling > _APART * points[-1].sampling:
             points.append(point)

@@ -124,7 +124,8 @@ def vars_of(scan: LabelledScan) -> dict[str, object]:
     return {name: getattr(scan, name) for name in names}
 
 
-def test_simulated_scans_beside_a_solver(model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def blind_solver(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A stand-in that knows nothing of the object: its error is the object's own contrast."""
     path = tmp_path / "python"
     path.write_text(
@@ -135,6 +136,14 @@ def test_simulated_scans_beside_a_solver(model: Model, tmp_path: Path, monkeypat
     )
     path.chmod(path.stat().st_mode | stat.S_IXUSR)
     monkeypatch.setenv(PYTHON_VARIABLE, str(path))
+
+
+def test_the_solver_is_not_judged_by_its_own_image(model: Model, blind_solver: None) -> None:
+    points = measure_labelled(model, labelled_scan(), starts=1, samplings=(0.4,), solver=True, device="cpu").points
+    assert [p.solver_s for p in points] == [None, 2.0]
+
+
+def test_simulated_scans_beside_a_solver(model: Model, blind_solver: None) -> None:
     few = {"samplings": (0.5,), "kinds": ("etched",), "field_diameters": 2.0, "device": "cpu"}
     (one,) = measure_simulated(model, scans=2, solver=True, **few)
     assert (one.scans, one.frames, one.solver_s) == (2, 25, 2.0)
