@@ -1,53 +1,47 @@
-"""Learn on from finished runs: take what is worth it, propose a candidate, judge it, keep or crown."""
+"""Learn on from finished runs: take what is worth it, propose a candidate, judge it, keep or crown.
+
+For each run the probe is tuned and a label made by the physics alone (`recon.pseudo_label`); half of the run by area
+goes into a bounded buffer (`recon.replay`), the other half is held out. A round trains the champion on by simulation
+through the recent tuned probes, by older ones in rehearsal, and by labelled frames of the buffer (`recon.candidate`),
+and judges what comes of it on held-out frames old and new (`recon.judging`). A network without a probe as input learns
+the same way: through the tuned probe its simulated frames are those of the beam as it is now.
+"""
 
 from __future__ import annotations
 
+import json
+import logging
+import re
+import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from numpy.typing import ArrayLike
 
-from bluesky_ptychonn.recon.checkpoint import Model
-from bluesky_ptychonn.recon.labelled import MeasuredScan
+from bluesky_ptychonn.recon import candidate as rounds
+from bluesky_ptychonn.recon.calibrate import synthetic_config
+from bluesky_ptychonn.recon.checkpoint import Model, load_model
+from bluesky_ptychonn.recon.intake import Considered, Intake
+from bluesky_ptychonn.recon.judging import Judgement, judge, label_error
+from bluesky_ptychonn.recon.labelled import LabelledScan, MeasuredScan
 from bluesky_ptychonn.recon.learning_config import LearningConfig
-from bluesky_ptychonn.recon.probe_tuning import TunedProbe
+from bluesky_ptychonn.recon.network import ObjectNetwork
+from bluesky_ptychonn.recon.replay import ReplayBuffer
+
+__all__ = ["Candidate", "Considered", "Judgement", "Learner", "LearningConfig", "never"]
+
+_log = logging.getLogger(__name__)
+_STATE, _BUFFER, _HELD_OUT, _ROUND, _CANDIDATE = "state.json", "buffer", "held_out", "round", "candidate"
+_REMEMBERED = 10_000  # runs
 
 
 def never() -> bool:
     """Do not stop."""
     return False
-
-
-@dataclass(frozen=True)
-class Considered:
-    """What became of a run.
-
-    Attributes
-    ----------
-    taken : bool
-        Whether it is learned from.
-    reason : str
-        Why, or why not, in words with numbers.
-    source : str
-        The run.
-    frames, held_out : int
-        Frames to learn from, and frames to judge by.
-    probe : TunedProbe or None
-        What the run's frames say about the probe; None where the run did not get that far.
-    numbers : dict
-        JSON values: what the gate measured.
-    """
-
-    taken: bool
-    reason: str
-    source: str
-    frames: int
-    held_out: int
-    probe: TunedProbe | None
-    numbers: dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -57,7 +51,7 @@ class Candidate:
     Attributes
     ----------
     model : Model
-        As loaded from `folder`; its probe is the one the newest run tuned.
+        As loaded from `folder`, on the CPU; its probe is the one the newest run tuned.
     folder : Path
         ``card.json`` and ``model.safetensors``; gone when the next candidate is made.
     record : dict
@@ -67,25 +61,6 @@ class Candidate:
     model: Model
     folder: Path
     record: dict[str, Any]
-
-
-@dataclass(frozen=True)
-class Judgement:
-    """Whether a candidate is promoted.
-
-    Attributes
-    ----------
-    promote : bool
-    reason : str
-        In words with numbers.
-    numbers : dict
-        JSON values: errors of champion and candidate on the newest held-out scan and on each older one, rad, what was
-        asked of them, frames, seconds.
-    """
-
-    promote: bool
-    reason: str
-    numbers: dict[str, Any]
 
 
 class Learner:
@@ -98,17 +73,20 @@ class Learner:
     Parameters
     ----------
     folder : Path
-        Its state; one learner's alone. Made when it does not exist.
+        Its state; one learner's alone. Made when it does not exist. It takes what `LearningConfig` allows buffer and
+        held-out frames, and the buffer's frames once more while a round is open, one candidate, one training state
+        (four times the weights) and some 500 bytes a run.
     champion : Model
         With a probe, in use now. Another one than at the last time (somebody promoted or rolled back) is taken as it
         is: an open round is given up, what was learned from stays.
     config : LearningConfig, optional
     device : torch.device or str
+        Where labels are made and candidates trained.
 
     Raises
     ------
     ValueError
-        For a model without a probe, or one this folder's runs do not fit.
+        For a model without a probe, or a folder that is not a learner's.
     """
 
     def __init__(
@@ -119,36 +97,78 @@ class Learner:
         *,
         device: torch.device | str = "cpu",
     ) -> None:
-        raise NotImplementedError
+        self.folder, self.config = Path(folder), config or LearningConfig()
+        self._device = torch.device(device)
+        self._buffer = ReplayBuffer(self.folder / _BUFFER, LabelledScan, self.config.buffer_bytes)
+        self._held_out = ReplayBuffer(self.folder / _HELD_OUT, LabelledScan, self.config.held_out_bytes)
+        self._intake = Intake(self._buffer, self._held_out, self.config, self._device)
+        self._state = self._read()
+        self._champion = _checked(champion)
+        self._state["champion"] = champion.card.weights_sha256
+        self._save()
 
     @property
     def champion(self) -> Model:
         """The model in use."""
-        raise NotImplementedError
+        return self._champion
 
     @property
     def pending(self) -> tuple[str, ...]:
         """Runs taken since the last judgement: with none there is nothing to propose."""
-        raise NotImplementedError
+        return tuple(self._state["pending"])
 
-    def consider(self, scan: MeasuredScan, *, trust: ArrayLike, verdict_reasons: Sequence[str] = ()) -> Considered:
+    @property
+    def rounds(self) -> int:
+        """Rounds judged so far."""
+        return int(self._state["rounds"])
+
+    def consider(
+        self, scan: MeasuredScan, *, trust: ArrayLike, verdict_reasons: Sequence[str] = (), insist: bool = False
+    ) -> Considered:
         """Take a finished run to learn from, or say why not.
 
         Parameters
         ----------
         scan : MeasuredScan
-            All usable frames of the run; its `probe` is the one it was reconstructed with.
+            All usable frames of the run; its `probe` is the one it was reconstructed with, at the flux of the run.
         trust : (n,) float
             Of each frame, 0 to 1.
         verdict_reasons : sequence of str
             Of the run's verdict, see `bluesky_ptychonn.recon.verdict`.
+        insist : bool
+            Take the run whatever verdict, probe and label look like. The judgement of a candidate stays, and where it
+            is against it the run is forgotten again.
 
         Raises
         ------
         ValueError
             When shapes disagree, or the frames are not this model's.
         """
-        raise NotImplementedError
+        known = self._state["considered"].get(scan.source)
+        if known is not None:
+            return Considered(source=scan.source, probe=None, **known)
+        wanted, got = self._champion.card.input.frame_shape, scan.geometry.frame_shape
+        trusted = np.asarray(trust, dtype=float)
+        if got != wanted or trusted.shape != (len(scan),):
+            raise ValueError(
+                f"learning: run {scan.source} has {len(scan)} frames of {got} px and trust for {trusted.shape}; model "
+                f"{self._champion.card.name!r} takes {wanted} px, and trust is one number a frame"
+            )
+        self._champion.card.check_geometry(scan.geometry)
+        considered = self._intake.take(
+            *_working(self._champion),
+            scan,
+            trusted,
+            verdict_reasons,
+            axis=len(self._state["considered"]) % 2,
+            insist=insist,
+        )
+        record = {key: getattr(considered, key) for key in ("taken", "reason", "frames", "held_out", "numbers")}
+        self._state["considered"][scan.source] = record
+        if considered.taken:
+            self._state["pending"].append(scan.source)
+        self._save()
+        return considered
 
     def propose(self, stop: Callable[[], bool] = never) -> Candidate | None:
         """Train a candidate; a round that was stopped or killed goes on where it was.
@@ -156,19 +176,153 @@ class Learner:
         Parameters
         ----------
         stop : callable
-            Asked after every step; True ends the call with what was done saved.
+            Asked after every step; True ends the call. At most the last `LearningConfig.save_every_s` seconds are lost.
 
         Returns
         -------
         Candidate or None
             None when stopped, or when no run was taken since the last judgement.
         """
-        raise NotImplementedError
+        plan = self._plan()
+        if plan is None:
+            return None
+        out, folder = self.folder / _CANDIDATE, self.folder / _ROUND
+        done = rounds.written(out, plan["round"])
+        if done is not None:
+            return Candidate(done[0], out, done[1])
+        scans = ReplayBuffer(folder / rounds.SCANS, LabelledScan, self.config.buffer_bytes).scans()
+        newest = next((scan for scan in scans if scan.source == plan["runs"][-1]), scans[-1] if scans else None)
+        if newest is None:
+            return None
+        network, _ = _working(self._champion)
+        try:
+            trained, told = rounds.train(self._champion, network, scans, folder, plan, self.config, stop, self._device)
+        except rounds.Stopped:
+            return None
+        card = self._champion.card
+        record = {
+            "round": plan["round"],
+            "runs": plan["runs"],
+            "started_from": f"{card.name} {card.version}, sha256 {card.weights_sha256}",
+            "frames": told["frames"],
+            "seconds": round(told["seconds"], 1),
+            "probe": f"tuned to run {newest.source}",
+        }
+        training = {"command": "ptychonn learn", "seed": plan["seed"], **record}
+        rounds.write(out, self._champion, trained, newest.probe, plan["version"], training, record["probe"])
+        rounds.write_json(out / rounds.RECORD, record)
+        return Candidate(load_model(out, "cpu"), out, record)
+
+    def _plan(self) -> dict[str, Any] | None:
+        """Read the plan of the open round, or settle a new one; None when there is nothing to learn."""
+        folder, card = self.folder / _ROUND, self._champion.card
+        try:
+            plan: dict[str, Any] = json.loads((folder / rounds.PLAN).read_text(encoding="utf-8"))
+            if (plan["champion"], plan["round"]) == (card.weights_sha256, self.rounds + 1):
+                return plan
+        except (OSError, ValueError, KeyError):
+            pass  # none is open
+        if not self.pending:
+            return None
+        root = re.sub(r"-learn\d+$", "", card.version)
+        plan = {
+            "round": self.rounds + 1,
+            "champion": card.weights_sha256,
+            "version": f"{root}-learn{self.rounds + 1}",
+            "runs": list(self.pending),
+            "seed": rounds.seed_of(self.config.seed, self.pending, card.weights_sha256),
+        }
+        rounds.settle(folder, self._buffer.files, plan)
+        return plan
 
     def judge(self, candidate: Candidate) -> Judgement:
         """Compare a candidate with the champion on held-out scans, old and new, and end the round."""
-        raise NotImplementedError
+        began = time.perf_counter()
+        runs = set(candidate.record["runs"])
+        scans = self._held_out.scans()
+        newest = [scan for scan in scans if scan.source in runs]
+        older = _spread([scan for scan in scans if scan.source not in {*runs, *self.pending}], self.config.old_scans)
+        found = judge(
+            _working(self._champion),
+            _working(candidate.model),
+            newest,
+            older,
+            self._state["best"],
+            synthetic_config(self._champion),
+            self.config,
+        )
+        if not found.promote:
+            self._forget_insisted(runs)
+        numbers = {
+            **found.numbers,
+            "seconds": round(time.perf_counter() - began, 1),
+            "round": candidate.record["round"],
+        }
+        self._state["pending"] = [source for source in self.pending if source not in runs]
+        self._state["rounds"] = candidate.record["round"]
+        self._save()
+        return replace(found, numbers=numbers)
+
+    def _forget_insisted(self, runs: set[str]) -> None:
+        """Drop what was taken against the gate's advice and did no good, or every later round would train on it."""
+        for source in runs:
+            if self._state["considered"].get(source, {}).get("numbers", {}).get("insisted"):
+                self._buffer.remove(source)
+                self._held_out.remove(source)
 
     def crown(self, model: Model) -> None:
         """Take a model as champion, after a promotion or a rollback."""
-        raise NotImplementedError
+        self._champion = _checked(model)
+        network, _ = _working(model)
+        best = self._state["best"]
+        for scan in self._held_out.scans():
+            error = label_error(network, scan)
+            best[scan.source] = min(best.get(scan.source, error), error)
+        self._state["champion"] = model.card.weights_sha256
+        self._save()
+
+    def _read(self) -> dict[str, Any]:
+        empty = {"schema": 1, "rounds": 0, "champion": "", "pending": [], "best": {}, "considered": {}}
+        try:
+            state = json.loads((self.folder / _STATE).read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return empty
+        except ValueError as error:
+            raise ValueError(
+                f"learning: {self.folder / _STATE} is not a learner's state: {error}; give another folder"
+            ) from None
+        if not isinstance(state, dict) or state.get("schema") != 1:
+            raise ValueError(f"learning: {self.folder / _STATE} is of another version; give another folder")
+        return {**empty, **state}
+
+    def _save(self) -> None:
+        considered = self._state["considered"]
+        for source in list(considered)[: max(0, len(considered) - _REMEMBERED)]:
+            del considered[source]
+        rounds.write_json(self.folder / _STATE, self._state)
+
+
+def _checked(model: Model) -> Model:
+    if model.probe is None or not isinstance(model.network, ObjectNetwork):
+        raise ValueError(
+            f"learning: model {model.card.name!r} has no probe; a learner follows a probe it is given first"
+        )
+    return model
+
+
+def _working(model: Model) -> tuple[ObjectNetwork, torch.Tensor]:
+    """Network and probe on the CPU."""
+    checked = _checked(model)
+    assert isinstance(checked.network, ObjectNetwork) and checked.probe is not None  # noqa: S101, PT018
+    return checked.network.cpu().eval(), checked.probe.detach().cpu()
+
+
+def _on(network: ObjectNetwork, device: torch.device) -> ObjectNetwork:
+    return network if device.type == "cpu" else network.to(device)
+
+
+def _spread(scans: Sequence[LabelledScan], most: int) -> list[LabelledScan]:
+    """Take some of many, evenly, the first and the last among them."""
+    if len(scans) <= most:
+        return list(scans)
+    return [scans[round(k)] for k in np.linspace(0, len(scans) - 1, most)]

@@ -6,7 +6,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 
 class LearningConfig(BaseModel):
-    """What a learner may take, how it trains, and what a candidate has to show. Defaults as in ``benchmarks/learning.py``.
+    """What a learner may take, how it trains, and what a candidate has to show.
 
     Parameters
     ----------
@@ -21,16 +21,25 @@ class LearningConfig(BaseModel):
     probes : int
         The most recently tuned probes that a round simulates through.
     rehearsal : float
-        Part of the simulated frames that go through probes of before those, the first one among them, 0 to 1: what is
-        not rehearsed is forgotten.
+        Part of the simulated frames that go through other probes: of older runs in the buffer, and the champion's own,
+        0 to 1. What is not rehearsed is forgotten.
     gain : float
         Part of the champion's error on the newest held-out scan that a candidate has to take away, 0 to 1.
     margin_rad : float
-        Most that a candidate may lose on any older held-out scan, phase error, rad.
+        Most that a candidate may lose on any older held-out scan, phase error, rad: against the champion, and against
+        the best champion there ever was for that scan, so that small losses do not add up.
+    old_scans : int
+        Older held-out scans that a candidate is judged on, spread over all of them, the first among them.
+    simulated_frames : int
+        Simulated held-out frames through each of their probes that it is judged on besides.
+    least_foreseen : float
+        Part of what the sample does to frames left out that a label has to foresee, below 1; see
+        `bluesky_ptychonn.recon.pseudo_label`.
     fewest_frames : int
         Frames that a run must have left after the gate.
     least_trust : float
-        Frames trusted less are not learned from, 0 to 1.
+        Frames that their label explains less well than this are not learned from, 0 to 1; nor is a frame that the run's
+        reconstruction gave no trust at all.
     most_tuning_rad : float
         A probe that would have to move further than this from the champion's in one run, RMS over the pupil, rad, is
         not believed.
@@ -54,10 +63,13 @@ class LearningConfig(BaseModel):
     rehearsal: float = Field(default=0.3, ge=0, lt=1)
     gain: float = Field(default=0.03, ge=0, lt=1)
     margin_rad: float = Field(default=0.01, ge=0, le=1)
+    old_scans: int = Field(default=6, ge=1, le=1000)
+    simulated_frames: int = Field(default=64, ge=16, le=10**5)
+    least_foreseen: float = Field(default=0.75, ge=0, lt=1)
     fewest_frames: int = Field(default=24, ge=8, le=10**6)
     least_trust: float = Field(default=0.05, ge=0, lt=1)
     most_tuning_rad: float = Field(default=1.5, gt=0, le=10)
     buffer_bytes: int = Field(default=64 * 2**20, ge=2**16)
     held_out_bytes: int = Field(default=64 * 2**20, ge=2**16)
-    save_every_s: float = Field(default=10.0, gt=0)
+    save_every_s: float = Field(default=5.0, gt=0)
     seed: int = Field(default=0, ge=0)
