@@ -219,6 +219,20 @@ def test_a_model_is_measured_for_another_probe_without_training(ptychonn, refuse
     assert all(torch.equal(ours[key], value) for key, value in load_model(MODEL, "cpu").network.state_dict().items())
 
 
+def test_a_model_for_any_probe_is_trained_and_then_given_one(ptychonn, refused, tmp_path, monkeypatch) -> None:
+    made = ("train", "--probe", "any", "--out", tmp_path / "any", "--frame-size", 32, "--frames", 16, "--batch", 8)
+    assert "not told its probe" in refused(*made, "--family", "direct")
+    code, said, _ = ptychonn(*made, "--width", 4, "--threads", 1)
+    assert code == 0
+    assert "for any probe" in said
+    card = load_card(tmp_path / "any")
+    assert card.probe is None
+    assert card.training["config"]["synthetic"]["probes"]["roughness"] == [0.0, 0.35]
+    monkeypatch.setenv("PTYCHONN_MODELS", str(tmp_path))
+    code, said, _ = ptychonn("models", "list")
+    assert "lifted, for any probe: give it yours" in said
+
+
 def test_status_says_what_sessions_do(ptychonn, tmp_path) -> None:
     root = tmp_path / "journal"
     assert ptychonn("status", "--journal", root)[1] == f"no session of live reconstruction in {root}\n"

@@ -11,10 +11,18 @@ from typing import Annotated, Any, Literal
 import typer
 
 from bluesky_ptychonn.cli.catalogs import CATALOG_VARIABLE
+from bluesky_ptychonn.cli.train_any import ANY, train_any
+from bluesky_ptychonn.cli.training_bar import TrainingBar
 
 
 def train(
-    probe: Annotated[str, typer.Option(help="'simulated', or a file with the complex probe: .npy, .npz, .cxi, .h5")],
+    probe: Annotated[
+        str,
+        typer.Option(
+            help="'simulated', a file with the complex probe (.npy, .npz, .cxi, .h5), or 'any' for a model that is "
+            "told its probe later"
+        ),
+    ],
     out: Annotated[Path, typer.Option(help="folder of the model; a killed training resumes from it")],
     name: Annotated[str | None, typer.Option(help="name of the model; the folder's by default")] = None,
     version: Annotated[str, typer.Option(help="version of the model")] = "1",
@@ -29,6 +37,7 @@ def train(
         float | None, typer.Option(help="photons a frame without sample; by default the probe's own, or 1e5")
     ] = None,
     width: Annotated[float | None, typer.Option(help="channels of a lifted, width factor of a direct network")] = None,
+    frame_size: Annotated[int, typer.Option(help="side of a frame, px, with --probe any; else the probe's")] = 128,
     patch: Annotated[
         int | None, typer.Option(help="side of the predicted patch, px; by default half the frame")
     ] = None,
@@ -72,24 +81,45 @@ def train(
 
     from bluesky_ptychonn.cli.training_scans import mix_of, read_scans
     from bluesky_ptychonn.optics.probe_file import read_probe
+    from bluesky_ptychonn.recon.any_probe import resized
     from bluesky_ptychonn.recon.checkpoint import choose_device, load_model
     from bluesky_ptychonn.recon.produce import produce
     from bluesky_ptychonn.recon.synthetic import SyntheticConfig
     from bluesky_ptychonn.recon.team import rank_here
     from bluesky_ptychonn.recon.training import TrainingConfig
 
-    wave, known = read_probe(probe)
-    geometry = _geometry(known, wave.shape[0], energy_ev, distance_m, pixel_pitch_m)
-    dose = photons or _photons(wave)
     if threads:
         torch.set_num_threads(threads)
     first = None if start is None else load_model(start, "cpu")
     if frames < 1 and first is None:
         raise ValueError("train: --frames 0 trains nothing; give --start with a model to measure, or more frames")
+    command = shlex.join(["ptychonn", *sys.argv[1:]])
+    if probe == ANY:
+        train_any(
+            out,
+            name,
+            version,
+            family,
+            frames,
+            first,
+            photons,
+            width,
+            frame_size,
+            patch,
+            batch,
+            learning_rate,
+            seed,
+            command,
+            choose_device(device),
+        )
+        return
+    wave, known = read_probe(probe)
+    geometry = _geometry(known, wave.shape[0], energy_ev, distance_m, pixel_pitch_m)
+    dose = photons or _photons(wave)
     if first is None:
         network = _network(family, wave.shape[0], patch, width, dose)
     else:
-        network, family = _resized(first, wave.shape[0], patch), first.card.family
+        network, family = resized(first.network.config, wave.shape[0], patch), first.card.family
     labelled, unlabelled = read_scans(labels or [], measured or [], catalog, wave, first)
     config = TrainingConfig(
         network=network,
@@ -105,7 +135,7 @@ def train(
         patience=patience,
         seed=seed,
     )
-    with _Bar() if rank_here() == 0 else contextlib.nullcontext() as bar:
+    with TrainingBar() if rank_here() == 0 else contextlib.nullcontext() as bar:
         card = produce(
             wave,
             geometry,
@@ -116,7 +146,7 @@ def train(
             name=name or out.name,
             version=version,
             source=str(probe),
-            command=shlex.join(["ptychonn", *sys.argv[1:]]),
+            command=command,
             device=choose_device(device),
             progress=bar,
             start=first,
@@ -154,12 +184,6 @@ def _network(family: str, frame: int, patch: int | None, width: float | None, ph
     )
 
 
-def _resized(model: Any, frame: int, patch: int | None) -> Any:
-    """Take a model's network for frames of another size: its convolutions do not mind."""
-    config = model.network.config
-    return type(config).model_validate({**config.model_dump(), "frame_size": frame, "patch_size": patch or frame // 2})
-
-
 def _geometry(known: Any, size: int, energy_ev: float | None, distance_m: float | None, pitch_m: float | None) -> Any:
     from bluesky_ptychonn.optics.geometry import Geometry
 
@@ -171,28 +195,3 @@ def _geometry(known: Any, size: int, energy_ev: float | None, distance_m: float 
     if missing:
         raise ValueError(f"train: the probe's file says nothing of the geometry; give {', '.join(missing)} (eV, m, m)")
     return Geometry.from_document({**given, "frame_shape": (size, size)}, "command line")
-
-
-class _Bar:
-    """Progress bar with frames, rate, time left and the smoothed loss."""
-
-    def __enter__(self) -> _Bar:
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-        self._progress = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("frames"),
-            TimeRemainingColumn(),
-            TextColumn("loss {task.fields[loss]:.4f}"),
-        )
-        self._task = self._progress.add_task("training", total=None, loss=float("nan"))
-        self._progress.start()
-        return self
-
-    def __call__(self, done: int, total: int, loss: float) -> None:
-        self._progress.update(self._task, completed=done, total=total, loss=loss)
-
-    def __exit__(self, *error: object) -> None:
-        self._progress.stop()

@@ -65,6 +65,11 @@ class ProbeFamily(BaseModel):
             raise ValueError(f"stop_fraction {self.stop_fraction} must be at least 0 and below 1")
         return self
 
+    @classmethod
+    def broad(cls) -> ProbeFamily:
+        """Give what a model for any zone plate is trained on: larger and smaller rings, with the flaws of real ones."""
+        return cls(diameter_fraction=(0.2, 0.72), roughness=(0.0, 0.35))
+
     def draw(self, size: int, rng: np.random.Generator) -> NDArray[np.complex64]:
         """Draw a probe (size, size) complex64 of unit total intensity.
 

@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import os
-import platform
-import subprocess
 from collections.abc import Sequence
-from importlib.metadata import version as installed
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +18,12 @@ from bluesky_ptychonn.recon.evaluate import measure_sampling, patch_error, stitc
 from bluesky_ptychonn.recon.labelled import LabelledScan, MeasuredScan
 from bluesky_ptychonn.recon.looks import best_rounds
 from bluesky_ptychonn.recon.network import ObjectNetwork
+from bluesky_ptychonn.recon.origin import counts_range, provenance
 from bluesky_ptychonn.recon.team import rank_here
 from bluesky_ptychonn.recon.training import Progress, TrainingConfig, fit
-from bluesky_ptychonn.recon.training_log import METRICS_FILE, PLOT_FILE, plot_rows, write_rows
+from bluesky_ptychonn.recon.training_table import METRICS_FILE, PLOT_FILE, plot_rows, write_rows
 
 TRAINING_STATE = "training.pt"
-#: An absorbing sample takes up to this part of the beam; the card's lower count limit allows for it.
-_LARGEST_ABSORPTION = 0.75
 _WHOLE_TRAINING = 2000  # frames
 
 
@@ -127,7 +122,7 @@ def write_model(
     command: str,
 ) -> ModelCard:
     """Measure a trained network on held-out simulated frames and scans, and write the model's folder."""
-    photons, spread = config.synthetic.photons, config.synthetic.dose_spread
+    photons = config.synthetic.photons
     scaled = np.asarray(probe / np.sqrt((np.abs(probe) ** 2).sum()) * np.sqrt(photons), dtype=np.complex64)
     patch_mae = patch_error(network, scaled, config.synthetic)
     weight = stitching_weight(scaled, config.network.patch_size)
@@ -143,7 +138,7 @@ def write_model(
             frame_shape=geometry.frame_shape,
             patch_shape=(size, size),
             object_pixel_m=geometry.object_pixel_m,
-            counts_per_frame=(photons / spread * (1 - _LARGEST_ABSORPTION), photons * spread * 1.2),
+            counts_per_frame=counts_range(config.synthetic),
             energy_ev=geometry.energy_ev,
         ),
         probe=reference,
@@ -160,18 +155,7 @@ def write_model(
             )
             for sampling, score in rows
         ),
-        training={
-            "command": command,
-            "config": config.model_dump(mode="json"),
-            "seed": config.seed,
-            "frames": record["frames"],
-            **({"started_from": record["started_from"]} if "started_from" in record else {}),
-            **({"scans": record["scans"]} if record.get("scans") else {}),
-            "seconds": round(record["seconds"], 1),
-            "software": {package: installed(package) for package in ("bluesky-ptychonn", "torch", "numpy")},
-            "python": platform.python_version(),
-            "commit": _commit(),
-        },
+        training=provenance(config, record, command),
         weights_sha256="0" * 64,
     )
     # A trial of a training gets a trial of a calibration.
@@ -182,19 +166,3 @@ def write_model(
         rounds = best_rounds(network, scaled, geometry, weight)
         card = card.model_copy(update={"refine_rounds": rounds})
     return save_model(out, network, card, scaled, weight)
-
-
-def _commit() -> str:
-    """Commit of the code that trains, or ``unknown`` outside a checkout."""
-    try:
-        found = subprocess.run(
-            ["git", "rev-parse", "HEAD"],
-            cwd=os.fspath(Path(__file__).parent),
-            capture_output=True,
-            text=True,
-            timeout=10,
-            check=True,
-        )
-    except (OSError, subprocess.SubprocessError):
-        return "unknown"
-    return found.stdout.strip()

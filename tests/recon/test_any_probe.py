@@ -10,11 +10,15 @@ import torch
 
 from bluesky_ptychonn import for_probe
 from bluesky_ptychonn.card import InputContract, ModelCard
+from bluesky_ptychonn.optics.probe_family import ProbeFamily
 from bluesky_ptychonn.optics.simulate import SimulatedExperiment
 from bluesky_ptychonn.recon.any_probe import for_any_probe
 from bluesky_ptychonn.recon.checkpoint import load_model, save_model
 from bluesky_ptychonn.recon.engine import Reconstructor
 from bluesky_ptychonn.recon.network import DirectConfig, LiftedConfig, build_network
+from bluesky_ptychonn.recon.produce_any import produce_any
+from bluesky_ptychonn.recon.synthetic import SyntheticConfig
+from bluesky_ptychonn.recon.training import TrainingConfig
 
 DEMO = SimulatedExperiment.demo(seed=2)
 
@@ -82,3 +86,19 @@ def test_what_does_not_fit_is_said(tmp_path: Path) -> None:
     direct = DirectConfig(width=0.1)
     with pytest.raises(ValueError, match="direct family, which is not told its probe"):
         for_probe(str(saved(tmp_path / "direct", direct)), DEMO.probe, DEMO.geometry)
+
+
+def test_one_is_trained_on_random_probes_and_written(tmp_path: Path) -> None:
+    network = LiftedConfig(frame_size=32, patch_size=16, width=4, stages=1, lift_steps=2)
+    synthetic = SyntheticConfig(photons=1e5, sample="texture", probes=ProbeFamily())
+    config = TrainingConfig(network=network, synthetic=synthetic, frames=16, batch_size=8)
+    card = produce_any(config, tmp_path / "any", name="any", command="test")
+    assert for_any_probe(card)
+    assert 0 < card.held_out["patch_phase_mae_rad"] < 1
+    assert card.training["command"] == "test"
+    assert not (tmp_path / "any" / "training.pt").exists()
+    again = load_model(tmp_path / "any", "cpu")
+    assert again.card == card
+    one_probe = config.model_copy(update={"synthetic": SyntheticConfig()})
+    with pytest.raises(ValueError, match="a family of probes"):
+        produce_any(one_probe, tmp_path / "no", name="no")
