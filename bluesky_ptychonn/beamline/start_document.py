@@ -16,6 +16,11 @@ from bluesky_ptychonn.optics.geometry import Geometry
 UM = 1e-6
 
 
+#: Part of the scanned area that a spacing must have covered, where it was measured, for a sparse plan to take it. An
+#: error is measured where there is an image: without this a wide spacing could count as good for what it leaves out.
+LEAST_COVERED = 0.9
+
+
 def spacing(
     model: str | None, tolerated_error_rad: float, step_um: float | None, allow_unmeasured: bool
 ) -> tuple[ModelCard | None, float]:
@@ -24,7 +29,7 @@ def spacing(
     if step_um is None:
         if card is None:
             raise ValueError("sparse scan: give model= (its card says the spacing), or step_um=")
-        return card, card.spacing_for(tolerated_error_rad)
+        return card, card.spacing_for(tolerated_error_rad, covered_at_least=LEAST_COVERED)
     if card is not None and not allow_unmeasured:
         try:
             card.error_at(step_um * UM)

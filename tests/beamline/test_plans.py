@@ -168,6 +168,16 @@ def test_sparse_takes_its_spacing_from_the_card(RE, of, beamline, model) -> None
     assert of("start")[0]["num_points"] == 25
 
 
+def test_sparse_takes_no_spacing_that_left_holes(RE, of, beamline, model) -> None:
+    card = ModelCard.load(model)
+    *dense, wide = card.sampling
+    holes = wide.model_copy(update={"covered_fraction": 0.6})
+    card.model_copy(update={"sampling": (*dense, holes)}).save(model)
+    stage = beamline.stage
+    RE(sparse_ptycho_scan([beamline.camera], stage.x, stage.y, 2.0, 2.0, model=str(model), tolerated_error_rad=0.2))
+    assert of("start")[0]["ptychography"]["step_m"] == pytest.approx(0.4e-6)
+
+
 def test_sparse_refuses_a_spacing_that_was_never_measured(RE, of, beamline, model) -> None:
     stage = beamline.stage
     with pytest.raises(ValueError, match=r"step of 0.9 µm was never measured.*0.2 to 0.6 µm.*allow_unmeasured=True"):
