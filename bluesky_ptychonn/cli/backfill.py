@@ -7,21 +7,19 @@ from typing import Annotated
 
 import typer
 
-from bluesky_ptychonn.cli.catalogs import CatalogOption, open_catalog
+from bluesky_ptychonn.cli.catalogs import MODEL_HELP, CatalogOption, check_model, open_catalog
 
 
 def backfill(
     catalog: CatalogOption,
-    model: Annotated[str, typer.Option(help="name or folder of the model")],
+    model: Annotated[str, typer.Option(help=MODEL_HELP)],
     days: Annotated[float | None, typer.Option(help="only runs of the last days")] = None,
     limit: Annotated[int | None, typer.Option(help="most runs to reconstruct")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda")] = "auto",
     list_only: Annotated[bool, typer.Option("--list", help="say which runs there are, and do nothing")] = False,
 ) -> None:
     """Reconstruct the finished runs of a catalog that have no whole reconstruction."""
-    from bluesky_ptychonn.card import load_card
-
-    load_card(model)  # an unknown model is said before a server is started
+    check_model(model)
     since = None if days is None else time.time() - 86400 * days
     with open_catalog(catalog) as root:
         from bluesky_ptychonn.stream.backfill import backfill as fill

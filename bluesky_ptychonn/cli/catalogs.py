@@ -22,6 +22,7 @@ CatalogOption = Annotated[
 ReconstructionArgument = Annotated[
     str, typer.Argument(help="uid of a reconstruction or of a run, or the first letters of either; 'latest'")
 ]
+MODEL_HELP = "name of the model (the catalog's champion, where it has one), name/version, or folder"
 _LOOK_BACK = 300  # newest entries among which a shortened uid is looked for: the most Tiled gives at once
 
 
@@ -50,6 +51,21 @@ def open_catalog(catalog: str) -> Iterator[Any]:
         return
     with serve_catalog(folder, readable=[folder / FRAMES]) as server:
         yield server.client
+
+
+def check_model(model: str) -> None:
+    """Say what is wrong with a model before a server is started; a bare name may be one that only the catalog knows.
+
+    Raises
+    ------
+    ValueError
+        For an unknown version or folder.
+    """
+    from bluesky_ptychonn.card import load_card
+    from bluesky_ptychonn.stream.champion import bare_name
+
+    if not bare_name(model):
+        load_card(model)
 
 
 def is_served(folder: Path) -> bool:

@@ -144,6 +144,13 @@ def place(card: ModelCard, data: bytes, root: Path, *, when_taken: Literal["refu
     return target
 
 
+def kept(card: ModelCard, root: Path) -> Path | None:
+    """Folder of an intact copy of this very model under `root`, which `place` would keep; None without one."""
+    target = root / check_name(card.name) / check_name(card.version, "version")
+    there = _card_or_none(target)
+    return target if there is not None and same_model(there, card) and _intact(target) else None
+
+
 def _card_or_none(folder: Path) -> ModelCard | None:
     try:
         return ModelCard.load(folder)

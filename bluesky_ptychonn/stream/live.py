@@ -15,11 +15,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal
 
-from bluesky_ptychonn.card import find_model, load_card
 from bluesky_ptychonn.optics.framing import PreprocessConfig
 from bluesky_ptychonn.optics.geometry import Geometry
 from bluesky_ptychonn.recon.refinement import Refinement, asked_for
 from bluesky_ptychonn.stream.address import Address
+from bluesky_ptychonn.stream.champion import bare_name, local_or_champion
 from bluesky_ptychonn.stream.journal import JournalWriter
 from bluesky_ptychonn.stream.keeper import Keeper, ProcessKeeper, ThreadKeeper, take_up
 from bluesky_ptychonn.stream.keys import Keys
@@ -46,7 +46,8 @@ class LiveReconstruction:
     Parameters
     ----------
     model : str, Path or Model
-        Name of a model, its folder, or a loaded one.
+        Name of a model, its folder, or a loaded one. A bare name means its champion in the catalog, looked up when a
+        run begins, and where the catalog has none the newest of that name here; ``name/version`` is exactly that.
     catalog : CatalogServer, Tiled client, address or profile name
         Where runs are, and results go.
     geometry : Geometry, optional
@@ -150,12 +151,10 @@ class LiveReconstruction:
             refinement=asked_for(refine),
         )
         loaded = hasattr(model, "network")
-        if not loaded:
-            folder = find_model(model)
-            load_card(folder)  # a card that cannot be read is said now, not in a log file later
-            order = replace(order, model=str(folder))
         address = Address.of(catalog)
         order = replace(order, catalog=address.uri)
+        if not loaded:
+            order = replace(order, model=local_or_champion(model, address), champion=bare_name(model))
         if worker == "process" and address.in_process:
             raise ValueError(
                 f"catalog {address.uri} is a server inside this process, which no other can reach; "
@@ -219,7 +218,17 @@ class LiveReconstruction:
         runs = dict(said.runs)
         for uid in self._journal.begun:
             runs.setdefault(uid, Progress(uid))
-        return Status(state, said.device, self._keeper.restarts, runs, self._errors, self._error or said.problem)
+        return Status(
+            state, said.device, self._keeper.restarts, runs, self._errors, self._error or said.problem, said.model
+        )
+
+    @property
+    def model(self) -> str:
+        """Folder of the model at work, as of the last run's start: give it to a sparse plan, which obeys its card.
+
+        The name, for a model that was given loaded and has no folder.
+        """
+        return WorkerStatus.load(self.folder).model_folder or self.order.model or self._model
 
     def wait_ready(self, timeout: float = 120.0) -> None:
         """Wait until the worker has loaded the network, so that the first frame is not late.

@@ -116,6 +116,21 @@ class Sink(Protocol):
 class Workshop(Protocol):
     """Makes the parts of a run's reconstruction; handed in, so that tests need neither torch nor Tiled."""
 
+    @property
+    def model(self) -> str:
+        """Model that makes reconstructors, ``name/version``."""
+
+    @property
+    def model_folder(self) -> str:
+        """Where that lies; empty for one that was given loaded."""
+
+    @property
+    def problem(self) -> str:
+        """Why it is not the model that it should be, in words; empty when all is well."""
+
+    def for_run(self, made_by: str = "") -> Workshop:
+        """Make a workshop that keeps its model for one run: the one it began with, or else the champion of now."""
+
     def reconstructor(self, geometry: Geometry) -> Reconstructs:
         """Reconstructor for a geometry; ValueError in words when the model does not fit it."""
 

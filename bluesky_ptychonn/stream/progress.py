@@ -67,6 +67,8 @@ class Progress:
         From exposure to reconstruction readable in the catalog, median of the last block, s.
     problem : str
         The last thing that went wrong, in words.
+    model : str
+        ``name/version`` of the model that this run is reconstructed by, from its start to its end.
     """
 
     uid: str
@@ -80,6 +82,7 @@ class Progress:
     rejected: dict[str, int] = field(default_factory=dict)
     lag_s: float | None = None
     problem: str = ""
+    model: str = ""
 
     @property
     def finished(self) -> bool:
@@ -118,6 +121,8 @@ class Status:
         Documents that could not be journaled (disk full, folder gone): their frames are missing here, not in the scan.
     problem : str
         The last thing that went wrong, in words.
+    model : str
+        ``name/version`` of the model at work; each run says which it has.
     """
 
     worker: str
@@ -126,6 +131,7 @@ class Status:
     runs: dict[str, Progress] = field(default_factory=dict)
     journal_errors: int = 0
     problem: str = ""
+    model: str = ""
 
     @property
     def seen(self) -> int:
@@ -154,6 +160,8 @@ class Status:
     def __str__(self) -> str:
         """Lines for people."""
         lines = [f"worker {self.worker}" + (f" on {self.device}" if self.device else "")]
+        if self.model:
+            lines[0] += f", model {self.model}"
         if self.restarts:
             lines[0] += f", started again {self.restarts} times"
         lines += [str(run) for run in self.runs.values()]

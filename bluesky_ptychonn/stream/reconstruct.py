@@ -13,6 +13,7 @@ from bluesky_ptychonn.optics.geometry import Geometry
 from bluesky_ptychonn.recon.refinement import Refinement, asked_for
 from bluesky_ptychonn.stream.address import Address
 from bluesky_ptychonn.stream.catalog_run import documents_of, find_run
+from bluesky_ptychonn.stream.champion import meant
 from bluesky_ptychonn.stream.keys import Keys, RunError
 from bluesky_ptychonn.stream.progress import Pace, Progress
 from bluesky_ptychonn.stream.runner import RunReconstruction
@@ -51,7 +52,8 @@ def reconstruct(
     run : str, int or BlueskyRun client
         Uid, the beginning of one, scan_id, or the run itself.
     model : str, Path or Model
-        Name of a model, its folder, or a loaded one.
+        Name of a model (its champion in the catalog, where there is one; see `LiveReconstruction`), its folder, or a
+        loaded one.
     catalog : CatalogServer, Tiled client, address or profile name
         Where the run is, and the result goes.
     geometry, frame_key, x_key, y_key, x_sign, y_sign, position_unit, stream, precision, preprocess, refine
@@ -85,11 +87,11 @@ def reconstruct(
     >>> result.phase.read()  # doctest: +SKIP
     """
     loaded = hasattr(model, "network")
-    folder = "" if loaded else str(find_model(model))
     keys = Keys(frame_key, x_key, y_key, x_sign, y_sign, stream, position_unit)
     address = Address.of(catalog)
     root = address.client
     stored = find_run(root, run, raw)
+    folder = "" if loaded else str(find_model(meant(model, root)))
     order = Order(
         folder,
         address.uri,

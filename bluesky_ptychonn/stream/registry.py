@@ -9,7 +9,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from bluesky_ptychonn.recon.library import (
     MOST_WEIGHTS,
     check_digest,
     check_name,
+    kept,
     place,
     read_folder,
     users_folder,
@@ -44,6 +45,8 @@ class Registry:
         See `bluesky_ptychonn.stream.server.connect`.
     api_key : str, optional
         Key for an address.
+    before_request : callable, optional
+        Called before every request.
 
     Examples
     --------
@@ -53,15 +56,18 @@ class Registry:
     >>> LiveReconstruction(registry.fetch("my-probe"), server)  # doctest: +SKIP
     """
 
-    def __init__(self, catalog: Any, api_key: str | None = None) -> None:
+    def __init__(
+        self, catalog: Any, api_key: str | None = None, *, before_request: Callable[[], None] | None = None
+    ) -> None:
         self._root = connect(catalog, api_key)
-        self._models = BlobWire(self._root, [MODELS])
+        self._before = before_request
+        self._models = self._at()
 
     def __repr__(self) -> str:
         return f"<Registry {self._root.uri}, {MODELS}/>"
 
     def _at(self, *path: str) -> BlobWire:
-        return BlobWire(self._root, [MODELS, *path])
+        return BlobWire(self._root, [MODELS, *path], self._before)
 
     # -- looking
 
@@ -85,8 +91,12 @@ class Registry:
 
     def champion(self, name: str) -> str | None:
         """Version that is the champion, None before the first promotion."""
-        champion = self._family(name).get("champion")
-        return None if champion is None else str(champion)
+        return _champion_of(self._family(name))
+
+    def decided(self, name: str) -> str | None:
+        """As `champion`, and None too for a name that the catalog does not have. One request."""
+        found = self._at(check_name(name)).attributes()
+        return None if found is None else _champion_of(found["metadata"])
 
     def history(self, name: str) -> tuple[Decision, ...]:
         """Decisions about the champion, oldest first."""
@@ -159,9 +169,13 @@ class Registry:
             In words: no such model or version, unfinished, changed in the catalog, or another model in its place.
         """
         card, size = self._complete(name, version)
+        root = users_folder() if to is None else Path(to).expanduser()
+        there = kept(card, root)
+        if there is not None:
+            return there
         data = self._at(name, card.version).get_bytes(WEIGHTS, size)
         check_digest(card, data, f"version {card.version!r} in the catalog")
-        return place(card, data, users_folder() if to is None else Path(to).expanduser())
+        return place(card, data, root)
 
     # -- deciding
 
@@ -284,3 +298,8 @@ class Registry:
         nodes = self._at(name).nodes()
         words = [v if state_of(m) == COMPLETE else f"{v} (unfinished)" for v, m in nodes.items()]
         return f"there are: {', '.join(words) or 'none'}"
+
+
+def _champion_of(family: Mapping[str, Any]) -> str | None:
+    champion = family.get("champion")
+    return None if champion is None else str(champion)

@@ -40,6 +40,8 @@ class RunReconstruction:
         How often.
     clock : callable
         Monotonic seconds.
+    made_by : str
+        Model that an earlier worker began this run with, ``name/version``.
     """
 
     def __init__(
@@ -51,6 +53,7 @@ class RunReconstruction:
         keys: Keys | None = None,
         pace: Pace | None = None,
         clock: Callable[[], float] = time.monotonic,
+        made_by: str = "",
     ) -> None:
         self.start = start
         self.pace = pace or Pace()
@@ -72,6 +75,8 @@ class RunReconstruction:
             self._geometry = geometry_of(start, geometry)
             self._pairing = RunPairing(start, keys or Keys())
             self.progress.expected = self._pairing.expected
+            self._workshop = workshop.for_run(made_by)  # once: no run changes its model
+            self.progress.model = self._workshop.model
         except RunError as error:
             self._error = error
 

@@ -98,6 +98,8 @@ class Order:
         From recorded frames to the network's, instead of the model card's.
     refinement : Refinement, optional
         How to refine mosaics; by default not at all.
+    champion : str
+        Name whose champion in the catalog is to be used, where there is one; `model` may then be empty.
 
     Raises
     ------
@@ -118,6 +120,7 @@ class Order:
     precision: str = "fp32"
     preprocess: PreprocessConfig | None = None
     refinement: Refinement | None = None
+    champion: str = ""
 
     def __post_init__(self) -> None:
         if self.precision not in _PRECISIONS:
@@ -163,6 +166,10 @@ class WorkerStatus:
         The last thing that went wrong, in words.
     runs : dict of str to Progress
         By uid, the last hundred.
+    model : str
+        ``name/version`` of the model that the next run will have, unless another becomes champion before.
+    model_folder : str
+        Where that lies; empty for one that was given loaded.
     """
 
     state: str = "starting"
@@ -170,6 +177,8 @@ class WorkerStatus:
     device: str = ""
     problem: str = ""
     runs: dict[str, Progress] = field(default_factory=dict)
+    model: str = ""
+    model_folder: str = ""
 
     def save(self, folder: Path) -> None:
         """Write into a session's folder."""
@@ -220,7 +229,8 @@ def left_behind(root: Path, catalog: str) -> list[Path]:
         os.close(fd)
         if any(done(journal) is None for journal in journaled_runs(folder)):
             order = Order.load(folder)
-            if order.catalog == catalog and order.model and Path(order.model).is_dir():
+            usable = order.champion or (order.model and Path(order.model).is_dir())
+            if order.catalog == catalog and usable:
                 found.append(folder)
         else:
             old.append(folder)

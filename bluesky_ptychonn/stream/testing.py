@@ -169,6 +169,15 @@ class FakeWorkshop:
     sources: dict[str, FakeSource] = field(default_factory=dict)
     sinks: dict[str, FakeSink] = field(default_factory=dict)
     made: FakeReconstructor = field(default_factory=FakeReconstructor)
+    model: str = "fake/0"
+    model_folder: str = ""
+    problem: str = ""
+    made_by: list[str] = field(default_factory=list)
+
+    def for_run(self, made_by: str = "") -> FakeWorkshop:
+        """Give itself, with the model that a run began with."""
+        self.made_by.append(made_by)
+        return replace(self, model=made_by or self.model)
 
     def reconstructor(self, geometry: Geometry) -> FakeReconstructor:
         """Give the one reconstructor; ValueError for another frame shape."""

@@ -65,6 +65,7 @@ class Worker:
         self._followed: dict[Path, _Followed] = {}
         self._finished: set[Path] = set()
         self._said = 0.0
+        self._before: dict[str, Progress] = {}
 
     def run(self, closing: threading.Event) -> None:
         """Work until `closing` is set and what was journaled by then is done."""
@@ -72,11 +73,12 @@ class Worker:
         if owned is None:
             raise RuntimeError(f"{self._folder}: another worker has this session")
         try:
+            self._before = WorkerStatus.load(self._folder).runs
             self.status.save(self._folder)
             self._workshop = self._open_workshop(closing)
             self.status.device = getattr(self._workshop, "device", "")
             self.status.state = "ready"
-            self.status.save(self._folder)
+            self._say(force=True)
             last = False
             while not last:
                 last = closing.is_set()  # asked before the turn, which must see all that was journaled until then
@@ -141,15 +143,18 @@ class Worker:
             if followed.run is not None:
                 followed.run.feed(entry.name, entry.doc)
             elif entry.name == "start" and self._workshop is not None:
+                before = self._before.get(entry.doc["uid"])
                 followed.run = RunReconstruction(
                     entry.doc,
                     self._workshop,
                     geometry=self._order.geometry,
                     keys=self._order.keys,
                     pace=self._order.pace,
+                    made_by="" if before is None else before.model,
                 )
-                self.status.runs[entry.doc["uid"]] = followed.run.progress
-                log.info("run %s: scan %s begins", entry.doc["uid"], entry.doc.get("scan_id"))
+                self.status.runs[entry.doc["uid"]] = progress = followed.run.progress
+                self._say(force=True)  # with its model, before any of its frames: who takes it up must know
+                log.info("run %s: scan %s begins, %s", progress.uid, progress.scan_id, progress.model or "no model")
         if closing and followed.run is not None:
             followed.run.hurry()
         if entries:
@@ -186,6 +191,9 @@ class Worker:
             self._said = now
             problems = [one.problem for one in self.status.runs.values() if one.problem and one.state != "ignored"]
             self.status.problem = problems[-1] if problems else ""
+            if self._workshop is not None:
+                self.status.problem = self.status.problem or self._workshop.problem
+                self.status.model, self.status.model_folder = self._workshop.model, self._workshop.model_folder
             self.status.save(self._folder)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 import time
 import uuid
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from bluesky_ptychonn.optics.geometry import Geometry
+from bluesky_ptychonn.stream.champion import Champion, shelf
 from bluesky_ptychonn.stream.keys import Layout
 from bluesky_ptychonn.stream.lull import Lull
 from bluesky_ptychonn.stream.parts import Reconstructs, Sink
@@ -19,8 +21,52 @@ from bluesky_ptychonn.stream.source import TiledFrames
 log = logging.getLogger(__name__)
 
 
+class _Bench:
+    """A loaded model with its reconstructors, one for each geometry; the network is shared."""
+
+    def __init__(self, model: Any, folder: str, order: Order) -> None:
+        from bluesky_ptychonn.recon.engine import Reconstructor
+
+        self.folder = folder
+        self.name = f"{model.card.name}/{model.card.version}"
+        self._model = model
+        self._settings: dict[str, Any] = {
+            "device": order.device,
+            "batch_size": order.batch_size,
+            "precision": order.precision,
+            "preprocess": order.preprocess,
+            "refinement": order.refinement,
+        }
+        self._first = Reconstructor(model, order.geometry, **self._settings)
+        self._reconstructors: dict[str, Reconstructor] = {}
+        self._warm = False
+
+    @classmethod
+    def load(cls, folder: str, order: Order) -> _Bench:
+        from bluesky_ptychonn.recon.checkpoint import load_model
+
+        return cls(load_model(folder, order.device), folder, order)
+
+    def warm_up(self) -> str:
+        """Let the network see its first frame, once; returns the device."""
+        if not self._warm:
+            self._first.warm_up()
+            self._warm = True
+        return self._first.device_name
+
+    def reconstructor(self, geometry: Geometry) -> Reconstructs:
+        from bluesky_ptychonn.recon.engine import Reconstructor
+
+        key = geometry.model_dump_json(exclude={"sources"})
+        if key not in self._reconstructors:
+            self._reconstructors[key] = Reconstructor(self._model, geometry, **self._settings)
+        return self._reconstructors[key].for_run()  # the beam may differ from run to run
+
+
 class TiledWorkshop:
     """Makes reconstructors, sources and sinks; loads the network and warms it up at once.
+
+    Where the order names a champion, its model is what the catalog says when a run begins.
 
     Parameters
     ----------
@@ -36,6 +82,13 @@ class TiledWorkshop:
         A loaded model; else the one in the order's folder.
     folder : Path, optional
         The session's folder, to make requests when its scans make none.
+
+    Attributes
+    ----------
+    device : str
+        What the network runs on.
+    problem : str
+        Why it is not the champion that is at work, in words; empty when it is, or none is followed.
 
     Raises
     ------
@@ -56,8 +109,6 @@ class TiledWorkshop:
         began = time.monotonic()
         import torch
 
-        from bluesky_ptychonn.recon.checkpoint import load_model
-        from bluesky_ptychonn.recon.engine import Reconstructor
         from bluesky_ptychonn.stream.server import connect
 
         if order.threads:
@@ -65,31 +116,88 @@ class TiledWorkshop:
         self._order = order
         self._before = None if folder is None else Lull(folder).wait
         self._session = uuid.uuid5(uuid.NAMESPACE_URL, f"ptychonn:{session}")
-        self._model = load_model(order.model, order.device) if model is None else model
-        self._settings: dict[str, Any] = {
-            "device": order.device,
-            "batch_size": order.batch_size,
-            "precision": order.precision,
-            "preprocess": order.preprocess,
-            "refinement": order.refinement,
-        }
-        first = Reconstructor(self._model, order.geometry, **self._settings)
-        first.warm_up()
+        self.problem = ""
+        bench = None
+        if model is not None or order.model:  # what is wrong with it is said at once, not when the catalog answers
+            bench = _Bench.load(order.model, order) if model is None else _Bench(model, "", order)
         _import_early()
-        self.device = first.device_name
-        self._reconstructors: dict[str, Reconstructor] = {}
-        # Last: what is wrong with the model or the device is said at once, and not only when the catalog answers.
         self._root = connect(order.catalog, api_key=api_key) if root is None else root
-        log.info("%s on %s, ready in %.1f s", self._model, self.device, time.monotonic() - began)
+        self._champion = None
+        if order.champion:
+            place = shelf(None if folder is None else folder.parent)
+            self._champion = Champion(self._root, order.champion, place, self._before)
+            bench = self._of_now(bench)
+        if bench is None:
+            raise ValueError(f"model {order.champion or order.model!r} is neither here nor a champion in this catalog")
+        self._bench = bench
+        self.device = bench.warm_up()
+        log.info("%s on %s, ready in %.1f s", self.model, self.device, time.monotonic() - began)
+
+    @property
+    def model(self) -> str:
+        """Model that makes reconstructors, ``name/version``."""
+        return self._bench.name
+
+    @property
+    def model_folder(self) -> str:
+        """Where that lies; empty for one that was given loaded."""
+        return self._bench.folder
+
+    def for_run(self, made_by: str = "") -> TiledWorkshop:
+        """Make a workshop that keeps its model for one run; looks once whether the champion changed.
+
+        Parameters
+        ----------
+        made_by : str
+            Model that an earlier worker began the run with, ``name/version``.
+        """
+        if self._champion is None:
+            return copy.copy(self)
+        there = self._bench
+        self._bench = self._of_now(there) or there
+        if self._bench is not there:
+            log.info("champion is %s now, before %s", self.model, there.name)
+        run = copy.copy(self)
+        if made_by and made_by != self.model:
+            run._bench = self._of_then(self._champion, made_by, there)
+        return run
+
+    def _of_now(self, there: _Bench | None) -> _Bench | None:
+        """Champion, or the order's model where none is decided; what is there when that cannot be had."""
+        if self._champion is None:
+            return there
+        try:
+            found = self._champion.look()
+            folder = self._order.model if found is None else str(found)
+            if folder and (there is None or there.folder != folder):
+                bench = _Bench.load(folder, self._order)
+                bench.warm_up()
+                there = bench
+            self.problem = ""
+        except Exception as error:  # shown in status and log; a run is not lost for a model that cannot be had
+            if there is None:
+                raise
+            self.problem = f"champion of {self._champion.name}: {error}; {there.name} is at work instead"
+            log.warning("%s", self.problem)
+        return there
+
+    def _of_then(self, champion: Champion, made_by: str, there: _Bench) -> _Bench:
+        """Model that a run began with; where it cannot be had again, the one at work."""
+        if made_by == there.name:
+            return there
+        try:
+            if self._order.model:
+                local = _Bench.load(self._order.model, self._order)
+                if local.name == made_by:
+                    return local
+            return _Bench.load(str(champion.version(made_by.partition("/")[2])), self._order)
+        except Exception as error:  # noqa: BLE001  # as above
+            log.warning("model %s, which the run began with: %s; %s goes on with it", made_by, error, self.model)
+            return self._bench
 
     def reconstructor(self, geometry: Geometry) -> Reconstructs:
         """Make a reconstructor for a run of this geometry; the network is shared."""
-        from bluesky_ptychonn.recon.engine import Reconstructor
-
-        key = geometry.model_dump_json(exclude={"sources"})
-        if key not in self._reconstructors:
-            self._reconstructors[key] = Reconstructor(self._model, geometry, **self._settings)
-        return self._reconstructors[key].for_run()  # the beam may differ from run to run
+        return self._bench.reconstructor(geometry)
 
     def source(self, start: Mapping[str, Any], stream: str, layout: Layout) -> TiledFrames:
         """Frames of a run in this catalog."""

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import hashlib
+import uuid
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from bluesky_ptychonn.card import load_card
+from bluesky_ptychonn.recon.library import WEIGHTS_FILE, place
 from bluesky_ptychonn.stream.server import CatalogServer, serve_catalog
 
 
@@ -79,3 +83,26 @@ def small_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("models") / "tiny"
     save_model(folder, build_network(config), card, experiment.probe)
     return folder
+
+
+@pytest.fixture
+def make_model(tmp_path: Path, small_model: Path) -> Callable[..., Path]:
+    """Copy of the small model under a name of its own; other `seed`, other weights."""
+    name = f"m-{uuid.uuid4().hex[:12]}"
+
+    def make(version: str = "1", seed: int = 0, **changes: Any) -> Path:
+        data = bytearray((small_model / WEIGHTS_FILE).read_bytes())
+        data[8 + int.from_bytes(data[:8], "little")] ^= seed  # first number after the header: batches that were counted
+        data = bytes(data)
+        card = load_card(small_model).model_copy(
+            update={
+                "name": name,
+                "version": version,
+                "weights_sha256": hashlib.sha256(data).hexdigest(),
+                "held_out": {"patch_phase_mae_rad": 0.1 / (1 + seed)},
+                **changes,
+            }
+        )
+        return place(card, data, tmp_path / f"made-{seed}")
+
+    return make

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import sys
 import uuid
@@ -18,7 +17,7 @@ from hypothesis import strategies as st
 from bluesky_ptychonn.card import ModelCard, load_card
 from bluesky_ptychonn.cli import main
 from bluesky_ptychonn.recon.checkpoint import load_model
-from bluesky_ptychonn.recon.library import WEIGHTS_FILE, place
+from bluesky_ptychonn.recon.library import WEIGHTS_FILE
 from bluesky_ptychonn.stream import blobs
 from bluesky_ptychonn.stream.blobs import BlobWire
 from bluesky_ptychonn.stream.decisions import Decision, champion_before
@@ -29,29 +28,6 @@ from bluesky_ptychonn.stream.server import CatalogServer
 @pytest.fixture
 def registry(catalog_server: CatalogServer) -> Registry:
     return Registry(catalog_server)
-
-
-@pytest.fixture
-def make_model(tmp_path: Path, small_model: Path) -> Callable[..., Path]:
-    """Copy of the small model under a name of its own; other `seed`, other weights."""
-    name = f"m-{uuid.uuid4().hex[:12]}"
-
-    def make(version: str = "1", seed: int = 0, **changes: Any) -> Path:
-        data = bytearray((small_model / WEIGHTS_FILE).read_bytes())
-        data[8 + int.from_bytes(data[:8], "little")] ^= seed  # first number after the header: batches that were counted
-        data = bytes(data)
-        card = load_card(small_model).model_copy(
-            update={
-                "name": name,
-                "version": version,
-                "weights_sha256": hashlib.sha256(data).hexdigest(),
-                "held_out": {"patch_phase_mae_rad": 0.1 / (1 + seed)},
-                **changes,
-            }
-        )
-        return place(card, data, tmp_path / f"made-{seed}")
-
-    return make
 
 
 def test_what_is_published_is_fetched(registry: Registry, make_model: Any, tmp_path: Path) -> None:
