@@ -176,11 +176,12 @@ def write(
     return save_model(out, network, card, scaled, weight)
 
 
-def written(folder: Path, round_number: int) -> tuple[Model, dict[str, Any]] | None:
-    """Read the candidate of a round where it was written whole."""
+def written(folder: Path, number: int, champion: str) -> tuple[Model, dict[str, Any]] | None:
+    """Read the candidate of round `number` from a champion (digest), where it was written whole."""
     try:
         record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
-        return (load_model(folder, "cpu"), record) if record["round"] == round_number else None
+        ours = (record["round"], record["champion"]) == (number, champion)
+        return (load_model(folder, "cpu"), record) if ours else None
     except (OSError, ValueError, KeyError):
         return None
 

@@ -156,6 +156,7 @@ def _keep(
     buffer: ReplayBuffer[LabelledScan], scan: LabelledScan, which: NDArray[np.bool_], trust: NDArray[np.floating]
 ) -> int:
     part = scan.select(which)
+    buffer.remove(part.source)  # from an attempt that was killed; frames are no news beside themselves
     return buffer.add(part, trust[which], novelty(part.counts, buffer.features())).frames
 
 

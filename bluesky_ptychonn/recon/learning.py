@@ -10,7 +10,6 @@ the same way: through the tuned probe its simulated frames are those of the beam
 from __future__ import annotations
 
 import json
-import logging
 import re
 import time
 from collections.abc import Callable, Sequence
@@ -34,7 +33,6 @@ from bluesky_ptychonn.recon.replay import ReplayBuffer
 
 __all__ = ["Candidate", "Considered", "Judgement", "Learner", "LearningConfig", "never"]
 
-_log = logging.getLogger(__name__)
 _STATE, _BUFFER, _HELD_OUT, _ROUND, _CANDIDATE = "state.json", "buffer", "held_out", "round", "candidate"
 _REMEMBERED = 10_000  # runs
 
@@ -55,7 +53,7 @@ class Candidate:
     folder : Path
         ``card.json`` and ``model.safetensors``; gone when the next candidate is made.
     record : dict
-        JSON values: ``round``, ``runs`` it learned from, ``started_from``, ``frames``, ``seconds``, ``probe``.
+        JSON values: ``round``, ``champion`` (digest), ``runs``, ``started_from``, ``frames``, ``seconds``, ``probe``.
     """
 
     model: Model
@@ -67,8 +65,9 @@ class Learner:
     """Learns from one run after another; all it knows lies in a folder, so it may be killed at any time.
 
     A round: `consider` each finished run, then `propose` a candidate, `judge` it, and `crown` it where the judgement
-    says so (or do nothing, which keeps the champion). A run considered twice is answered from memory. The same runs in
-    the same order give the same decisions.
+    says so; where it does not, the round has ended with the judgement. A run considered twice is answered from memory.
+    A candidate that should be crowned is proposed and judged again, alike, until it is, so nothing is lost by a kill in
+    between. The same runs in the same order give the same decisions.
 
     Parameters
     ----------
@@ -78,7 +77,8 @@ class Learner:
         (four times the weights) and some 500 bytes a run.
     champion : Model
         With a probe, in use now. Another one than at the last time (somebody promoted or rolled back) is taken as it
-        is: an open round is given up, what was learned from stays.
+        is: an open round begins anew from it, what was learned from stays. The open round's candidate counts as
+        crowned.
     config : LearningConfig, optional
     device : torch.device or str
         Where labels are made and candidates trained.
@@ -104,8 +104,8 @@ class Learner:
         self._intake = Intake(self._buffer, self._held_out, self.config, self._device)
         self._state = self._read()
         self._champion = _checked(champion)
-        self._state["champion"] = champion.card.weights_sha256
-        self._save()
+        if self._state["champion"] != champion.card.weights_sha256:
+            self.crown(champion)
 
     @property
     def champion(self) -> Model:
@@ -187,7 +187,7 @@ class Learner:
         if plan is None:
             return None
         out, folder = self.folder / _CANDIDATE, self.folder / _ROUND
-        done = rounds.written(out, plan["round"])
+        done = rounds.written(out, plan["round"], plan["champion"])
         if done is not None:
             return Candidate(done[0], out, done[1])
         scans = ReplayBuffer(folder / rounds.SCANS, LabelledScan, self.config.buffer_bytes).scans()
@@ -202,6 +202,7 @@ class Learner:
         card = self._champion.card
         record = {
             "round": plan["round"],
+            "champion": plan["champion"],
             "runs": plan["runs"],
             "started_from": f"{card.name} {card.version}, sha256 {card.weights_sha256}",
             "frames": told["frames"],
@@ -236,7 +237,7 @@ class Learner:
         return plan
 
     def judge(self, candidate: Candidate) -> Judgement:
-        """Compare a candidate with the champion on held-out scans, old and new, and end the round."""
+        """Compare a candidate with the champion on held-out scans, old and new; a no ends the round."""
         began = time.perf_counter()
         runs = set(candidate.record["runs"])
         scans = self._held_out.scans()
@@ -251,17 +252,20 @@ class Learner:
             synthetic_config(self._champion),
             self.config,
         )
-        if not found.promote:
-            self._forget_insisted(runs)
         numbers = {
             **found.numbers,
             "seconds": round(time.perf_counter() - began, 1),
             "round": candidate.record["round"],
         }
-        self._state["pending"] = [source for source in self.pending if source not in runs]
-        self._state["rounds"] = candidate.record["round"]
-        self._save()
+        if not found.promote:
+            self._forget_insisted(runs)
+            self._end_round(candidate.record)
         return replace(found, numbers=numbers)
+
+    def _end_round(self, record: dict[str, Any]) -> None:
+        self._state["pending"] = [source for source in self.pending if source not in record["runs"]]
+        self._state["rounds"] = record["round"]
+        self._save()
 
     def _forget_insisted(self, runs: set[str]) -> None:
         """Drop what was taken against the gate's advice and did no good, or every later round would train on it."""
@@ -271,14 +275,20 @@ class Learner:
                 self._held_out.remove(source)
 
     def crown(self, model: Model) -> None:
-        """Take a model as champion, after a promotion or a rollback."""
+        """Take a model as champion: the candidate, which ends its round, or another one, after a rollback.
+
+        After another one older scans are judged against what it makes of them: it was preferred to those since.
+        """
         self._champion = _checked(model)
         network, _ = _working(model)
-        best = self._state["best"]
-        for scan in self._held_out.scans():
-            error = label_error(network, scan)
-            best[scan.source] = min(best.get(scan.source, error), error)
+        candidate = rounds.written(self.folder / _CANDIDATE, self.rounds + 1, self._state["champion"])
+        promoted = candidate is not None and candidate[0].card.weights_sha256 == model.card.weights_sha256
+        best = self._state["best"] if promoted else {}
+        errors = {scan.source: label_error(network, scan) for scan in self._held_out.scans()}
+        self._state["best"] = {source: min(best.get(source, error), error) for source, error in errors.items()}
         self._state["champion"] = model.card.weights_sha256
+        if promoted and candidate is not None:
+            self._end_round(candidate[1])
         self._save()
 
     def _read(self) -> dict[str, Any]:
@@ -315,10 +325,6 @@ def _working(model: Model) -> tuple[ObjectNetwork, torch.Tensor]:
     checked = _checked(model)
     assert isinstance(checked.network, ObjectNetwork) and checked.probe is not None  # noqa: S101, PT018
     return checked.network.cpu().eval(), checked.probe.detach().cpu()
-
-
-def _on(network: ObjectNetwork, device: torch.device) -> ObjectNetwork:
-    return network if device.type == "cpu" else network.to(device)
 
 
 def _spread(scans: Sequence[LabelledScan], most: int) -> list[LabelledScan]:
