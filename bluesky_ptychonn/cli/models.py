@@ -67,7 +67,10 @@ def show(name: ModelArgument, catalog: AlsoCatalogOption = None) -> None:
 
     with open_catalog(catalog) as root:
         registry = Registry(root)
-        typer.echo("\n".join(describe(*_there(registry, name, catalog))))
+        card, where = _there(registry, name, catalog)
+        typer.echo("\n".join(describe(card, where)))
+        if rows := registry.metrics(card.name, card.version):
+            typer.echo(f"metrics of its training: {len(rows)} rows in models/{card.name}/{card.version}/metrics")
         for decision in registry.history(name.partition("/")[0]):
             words = (
                 f"{decision.time[:19]} {decision.kind} {decision.before or '-'} -> {decision.version} "

@@ -75,6 +75,8 @@ def rank_here() -> int:
 def team(device: torch.device | str) -> Iterator[Team]:
     """Join the processes that `torchrun` started, over NCCL on CUDA devices and Gloo elsewhere.
 
+    Who trains more than once in a process joins around all of it: a second meeting at the same address is a race.
+
     Parameters
     ----------
     device : torch.device or str

@@ -5,6 +5,7 @@
     models/<name>            metadata: champion, history of decisions
     models/<name>/<version>  spec PtychoModel 1.0, metadata: card, state, bytes, time, by
     models/<name>/<version>/weights   (n,) uint8, the safetensors file
+    models/<name>/<version>/metrics   table: losses, rates and held-out errors of the training, where they are known
 """
 
 from __future__ import annotations
@@ -24,9 +25,11 @@ from bluesky_ptychonn.recon.library import (
     read_folder,
     users_folder,
 )
+from bluesky_ptychonn.recon.training_table import METRICS_FILE, Row, read_rows, write_rows
 from bluesky_ptychonn.stream.blobs import BlobWire
 from bluesky_ptychonn.stream.connecting import MODELS, connect
 from bluesky_ptychonn.stream.decisions import Decision, champion_before, numbers_of, who
+from bluesky_ptychonn.stream.metrics_table import get_metrics, put_metrics
 from bluesky_ptychonn.stream.published import COMPLETE, UNFINISHED, Published, slot, state_of
 from bluesky_ptychonn.stream.wire import CatalogUnavailableError
 
@@ -125,7 +128,8 @@ class Registry:
         ValueError
             In words, for a model that is damaged or unknown here.
         """
-        card, data = read_folder(find_model(model))
+        folder = find_model(model)
+        card, data = read_folder(folder)
         if self._models.attributes() is None:
             BlobWire(self._root).create(MODELS)
         self._models.create(check_name(card.name), metadata={"champion": None, "history": []})
@@ -146,6 +150,7 @@ class Registry:
         node = self._at(card.name, version)
         node.put_bytes(WEIGHTS, data)
         check_digest(card, node.get_bytes(WEIGHTS, len(data)), f"what the catalog gave back for version {version!r}")
+        put_metrics(node, _metrics_in(folder))
         node.update({"state": COMPLETE, "time": datetime.now(UTC).isoformat()})
         return version
 
@@ -175,7 +180,20 @@ class Registry:
             return there
         data = self._at(name, card.version).get_bytes(WEIGHTS, size)
         check_digest(card, data, f"version {card.version!r} in the catalog")
-        return place(card, data, root)
+        folder = place(card, data, root)
+        if rows := get_metrics(self._at(name, card.version)):
+            write_rows(folder / METRICS_FILE, rows)
+        return folder
+
+    def metrics(self, name: str, version: str | None = None) -> tuple[Row, ...]:
+        """Rows of a version's training, by default of the champion's: column to number, NaN where there is none.
+
+        Raises
+        ------
+        ValueError
+            As from `card`.
+        """
+        return tuple(get_metrics(self._at(name, self._complete(name, version)[0].version)))
 
     # -- deciding
 
@@ -298,6 +316,10 @@ class Registry:
         nodes = self._at(name).nodes()
         words = [v if state_of(m) == COMPLETE else f"{v} (unfinished)" for v, m in nodes.items()]
         return f"there are: {', '.join(words) or 'none'}"
+
+
+def _metrics_in(folder: Path) -> list[Row]:
+    return read_rows(folder / METRICS_FILE) if (folder / METRICS_FILE).is_file() else []
 
 
 def _champion_of(family: Mapping[str, Any]) -> str | None:
