@@ -18,6 +18,8 @@ from torch.nn import functional
 from bluesky_ptychonn.optics.forward import to_fft_order
 from bluesky_ptychonn.recon.lift import lift
 
+_Channels = Annotated[tuple[Annotated[int, Field(ge=1, le=4096)], ...], Field(min_length=1, max_length=8)]
+
 
 class DirectConfig(BaseModel):
     """The PtychoNN family. Defaults are the network of Cherukara et al. (2020): 1,247,074 parameters, 64×64.
@@ -45,8 +47,8 @@ class DirectConfig(BaseModel):
     family: Literal["direct"] = "direct"
     frame_size: int = Field(default=64, ge=16, le=1024)
     patch_size: int = Field(default=64, ge=8, le=1024)
-    encoder_channels: tuple[int, ...] = (32, 64, 128)
-    decoder_channels: tuple[int, ...] = (128, 64, 64)
+    encoder_channels: _Channels = (32, 64, 128)
+    decoder_channels: _Channels = (128, 64, 64)
     width: float = Field(default=1.0, gt=0, le=4)
     batch_norm: bool = False
     heads: tuple[Literal["amplitude", "phase"], ...] = Field(default=("amplitude", "phase"), min_length=1)

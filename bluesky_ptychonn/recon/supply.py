@@ -47,8 +47,8 @@ class Mix(BaseModel):
     --------
     >>> Mix(simulated=1, labelled=3).source(0)
     'simulated'
-    >>> [Mix(simulated=1, labelled=3).source(k) for k in range(16)].count("labelled")
-    12
+    >>> round([Mix(simulated=1, labelled=3).source(k) for k in range(1000)].count("labelled") / 1000, 2)
+    0.75
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -270,12 +270,13 @@ class LabelFree(_Scans[MeasuredScan]):
             pairs += [(len(chosen) + i, len(chosen) + j) for i, j in permutations(range(len(group)), 2)]
             chosen += group
         counts, rest = self._dealt(scan.counts[chosen], _GIVEN, rng)
-        probe = self._probe(scan)
+        # Told a wrong flux, the network answers with a wrong amplitude, and is judged under what it was told.
+        probe = self._probe(scan) * self._told(rng)
         offsets = positions[chosen] - positions[chosen].mean(axis=0)
         return Batch(
             "label_free",
             counts,
-            probe * (_GIVEN**0.5 * self._told(rng)),
+            probe * _GIVEN**0.5,
             judged=rest,
             judged_probe=probe * (1 - _GIVEN) ** 0.5,
             offsets=torch.from_numpy(offsets.astype(np.float32)).to(self._device),
