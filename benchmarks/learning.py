@@ -41,9 +41,9 @@ from bluesky_ptychonn.recon.training import TrainingConfig, fit
 MODEL, SEED, RUNS = "simulated-zp64", 60_000_011, 30
 DRIFT_RAD, SAMPLING = 1.1, 0.4
 KINDS: tuple[SampleKind, ...] = ("etched", "cells", "star", "texture", "etched")
-CONFIG = LearningConfig(frames=1024)
+CONFIG = LearningConfig()
 #: Scratch: from random weights, through the probe as the learner tuned it, so many rounds' frames, every so many runs.
-SCRATCH_ROUNDS, SCRATCH_EVERY = 8, 5
+SCRATCH_ROUNDS, SCRATCH_EVERY = 4, 5
 FORGETTING = 8  # of the first runs
 
 

@@ -43,11 +43,14 @@ class Judgement:
     numbers : dict
         JSON values: errors of champion and candidate on the newest held-out scans and on each older one, rad, what was
         asked of them, frames, seconds.
+    harmless : bool
+        Whether nothing was against it, but for a gain too small, if that.
     """
 
     promote: bool
     reason: str
     numbers: dict[str, Any]
+    harmless: bool = False
 
 
 def label_error(network: ObjectNetwork, scan: LabelledScan, probe: Tensor | None = None) -> float:
@@ -145,6 +148,7 @@ def judge(
     was = float(np.mean([found["champion_rad"] for found in now.values()]))
     comes = float(np.mean([found["candidate_rad"] for found in now.values()]))
     gained = 1 - comes / was if was > 0 else 0.0
+    harmless = not against
     if gained < config.gain:
         against.insert(0, f"it gains {gained:.1%} on the newest held-out frames, {config.gain:.1%} are asked")
     numbers = {
@@ -159,9 +163,11 @@ def judge(
     }
     about = f"{was:.3f} to {comes:.3f} rad on {sum(f['frames'] for f in now.values())} newest held-out frames"
     if against:
-        return Judgement(False, f"kept: {'; '.join(against)} ({about})", numbers)
+        return Judgement(False, f"kept: {'; '.join(against)} ({about})", numbers, harmless)
     worst = max((f["candidate_rad"] - f["best_rad"] for f in before.values()), default=0.0)
-    return Judgement(True, f"promoted: {about}, {worst:+.3f} rad at worst on {len(before)} older scans", numbers)
+    return Judgement(
+        True, f"promoted: {about}, {worst:+.3f} rad at worst on {len(before)} older scans", numbers, harmless
+    )
 
 
 def _simulated(
@@ -175,9 +181,14 @@ def _simulated(
 def _blind(source: str, found: Mapping[str, Any]) -> list[str]:
     """Ask the frames, label or not, what is to be said against the candidate."""
     was, comes, bare = (found[name] for name in ("champion_unforeseen", "candidate_unforeseen", "bare"))
-    if was is None or comes is None or bare is None or comes <= was + _SLACK * bare:
+    if was is None or comes is None or bare is None or comes <= min(was + _SLACK * bare, (1 - _SLACK) * bare):
         return []
-    return [f"its mosaic of run {_short(source)} leaves {comes:.2%} of the light unforeseen, the champion's {was:.2%}"]
+    return [
+        (
+            f"its mosaic of run {_short(source)} leaves {comes:.2%} of the light unforeseen, the champion's {was:.2%}, "
+            f"a bare field {bare:.2%}"
+        )
+    ]
 
 
 def _bare(scan: LabelledScan) -> Any:

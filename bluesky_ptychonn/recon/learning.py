@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -34,6 +35,7 @@ from bluesky_ptychonn.recon.replay import ReplayBuffer
 __all__ = ["Candidate", "Considered", "Judgement", "Learner", "LearningConfig", "never"]
 
 _STATE, _BUFFER, _HELD_OUT, _ROUND, _CANDIDATE = "state.json", "buffer", "held_out", "round", "candidate"
+_CHALLENGER = "challenger"
 _REMEMBERED = 10_000  # runs
 
 
@@ -65,9 +67,10 @@ class Learner:
     """Learns from one run after another; all it knows lies in a folder, so it may be killed at any time.
 
     A round: `consider` each finished run, then `propose` a candidate, `judge` it, and `crown` it where the judgement
-    says so; where it does not, the round has ended with the judgement. A run considered twice is answered from memory.
-    A candidate that should be crowned is proposed and judged again, alike, until it is, so nothing is lost by a kill in
-    between. The same runs in the same order give the same decisions.
+    says so; where it does not, the round has ended with the judgement. Where the gain alone was too small, the next
+    round goes on from that candidate, so that what several rounds learned adds up. A run considered twice is answered
+    from memory. A candidate that should be crowned is proposed and judged again, alike, until it is, so nothing is lost
+    by a kill in between. The same runs in the same order give the same decisions.
 
     Parameters
     ----------
@@ -114,7 +117,7 @@ class Learner:
 
     @property
     def pending(self) -> tuple[str, ...]:
-        """Runs taken since the last judgement: with none there is nothing to propose."""
+        """Runs taken since the last judgement; `LearningConfig.runs_a_round` make a candidate."""
         return tuple(self._state["pending"])
 
     @property
@@ -181,7 +184,7 @@ class Learner:
         Returns
         -------
         Candidate or None
-            None when stopped, or when no run was taken since the last judgement.
+            None when stopped, or when fewer runs were taken since the last judgement than make a round.
         """
         plan = self._plan()
         if plan is None:
@@ -194,9 +197,10 @@ class Learner:
         newest = next((scan for scan in scans if scan.source == plan["runs"][-1]), scans[-1] if scans else None)
         if newest is None:
             return None
-        network, _ = _working(self._champion)
+        challenger = rounds.written(self.folder / _CHALLENGER, plan["round"] - 1, plan["champion"])
+        start, _ = _working(self._champion if challenger is None else challenger[0])
         try:
-            trained, told = rounds.train(self._champion, network, scans, folder, plan, self.config, stop, self._device)
+            trained, told = rounds.train(self._champion, start, scans, folder, plan, self.config, stop, self._device)
         except rounds.Stopped:
             return None
         card = self._champion.card
@@ -205,6 +209,7 @@ class Learner:
             "champion": plan["champion"],
             "runs": plan["runs"],
             "started_from": f"{card.name} {card.version}, sha256 {card.weights_sha256}",
+            **({} if challenger is None else {"went_on_from": challenger[0].card.version}),
             "frames": told["frames"],
             "seconds": round(told["seconds"], 1),
             "probe": f"tuned to run {newest.source}",
@@ -223,7 +228,7 @@ class Learner:
                 return plan
         except (OSError, ValueError, KeyError):
             pass  # none is open
-        if not self.pending:
+        if len(self.pending) < self.config.runs_a_round:
             return None
         root = re.sub(r"-learn\d+$", "", card.version)
         plan = {
@@ -259,6 +264,9 @@ class Learner:
         }
         if not found.promote:
             self._forget_insisted(runs)
+            shutil.rmtree(self.folder / _CHALLENGER, ignore_errors=True)
+            if found.harmless:
+                shutil.copytree(candidate.folder, self.folder / _CHALLENGER)
             self._end_round(candidate.record)
         return replace(found, numbers=numbers)
 
@@ -287,6 +295,7 @@ class Learner:
         errors = {scan.source: label_error(network, scan) for scan in self._held_out.scans()}
         self._state["best"] = {source: min(best.get(source, error), error) for source, error in errors.items()}
         self._state["champion"] = model.card.weights_sha256
+        shutil.rmtree(self.folder / _CHALLENGER, ignore_errors=True)
         if promoted and candidate is not None:
             self._end_round(candidate[1])
         self._save()

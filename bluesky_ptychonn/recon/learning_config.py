@@ -10,6 +10,8 @@ class LearningConfig(BaseModel):
 
     Parameters
     ----------
+    runs_a_round : int
+        Runs that have to be taken before a candidate is proposed.
     frames : int
         Frames of a round of training, simulated and measured together.
     batch_size : int
@@ -55,7 +57,8 @@ class LearningConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    frames: int = Field(default=2048, ge=16, le=10**8)
+    runs_a_round: int = Field(default=2, ge=1, le=1000)
+    frames: int = Field(default=3072, ge=16, le=10**8)
     batch_size: int = Field(default=16, ge=1, le=4096)
     learning_rate: float = Field(default=5e-4, gt=0, le=0.1)
     mix: float = Field(default=0.25, ge=0, le=1)

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import zipfile
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -143,7 +145,7 @@ class ReplayBuffer(Generic[ScanT]):
         for path in self.files:
             try:
                 found.append((path, self._kind.load(path)))
-            except ValueError as error:
+            except (ValueError, zlib.error) as error:
                 _log.warning("replay: left out, %s", error)
         return found
 
@@ -156,13 +158,14 @@ class ReplayBuffer(Generic[ScanT]):
 
     def _victim(self, newest: Path) -> Path | None:
         """Which file gives way next: the one with most frames, or the older of the two most alike."""
+        frames = {path: _frames_in(path) for path in self.files}
+        largest = max(frames, key=lambda path: frames[path])
+        if frames[largest] > FEWEST:
+            return largest
         found = self._readable()
         unreadable = set(self.files) - {path for path, _ in found}
         if unreadable:
             return min(unreadable)
-        largest = max(found, key=lambda item: len(item[1]))
-        if len(largest[1]) > FEWEST:
-            return largest[0]
         if len(found) < 2:
             return None
         means = np.stack([features(scan.counts).mean(axis=0) for _, scan in found])
@@ -175,7 +178,7 @@ class ReplayBuffer(Generic[ScanT]):
         """Cut the tail of a run, or take it out; its source, and how many frames went."""
         try:
             scan: Any = self._kind.load(path)
-        except ValueError:
+        except (ValueError, zlib.error):
             path.unlink()
             return path.name, 0
         stay = min(max(FEWEST, int(len(scan) * max(0.5, min(_THINNED, 1 - over / path.stat().st_size)))), len(scan) - 1)
@@ -184,3 +187,12 @@ class ReplayBuffer(Generic[ScanT]):
             return str(scan.source), len(scan)
         scan.select(slice(0, stay)).save(path)
         return str(scan.source), len(scan) - stay
+
+
+def _frames_in(path: Path) -> int:
+    """Count the frames of a file without reading them; 0 where it cannot be read."""
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            return len(file["y_m"])
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error):
+        return 0
