@@ -29,6 +29,7 @@ from bluesky_ptychonn.recon.labelling import solve
 from bluesky_ptychonn.recon.refine import refine
 from bluesky_ptychonn.recon.refinement import Refinement
 from bluesky_ptychonn.recon.stitch import Mosaic
+from bluesky_ptychonn.recon.supply import Mix
 from bluesky_ptychonn.recon.training import fine_tune
 
 EVERY = (1, 2, 4, 6, 9, 16)
@@ -48,7 +49,12 @@ def tuned(model: Model, learn: MeasuredScan, frames: int) -> tuple[dict[str, Any
     label, _ = solve(learn)
     spent = {"label": time.perf_counter() - start}
     networks: dict[str, Any] = {"before": model.network}
-    for way, given in (("labelled", {"labelled": [label]}), ("label_free", {"measured": [learn]})):
+    alone = Mix(simulated=0, label_free=1)  # simulated frames would keep it where it is
+    ways: dict[str, dict[str, Any]] = {
+        "labelled": {"labelled": [label]},
+        "label_free": {"measured": [learn], "mix": alone},
+    }
+    for way, given in ways.items():
         networks[way], record = fine_tune(model, frames=frames, seed=3, progress=_report(way), **given)
         spent[way] = float(record["seconds"])
     return networks, spent
