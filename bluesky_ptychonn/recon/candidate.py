@@ -161,7 +161,9 @@ def write(
                     sampling=sampling,
                     step_m=sampling * reference.diameter_m,
                     phase_mae_rad=score.phase_mae_rad,
-                    phase_correlation=score.phase_correlation,
+                    phase_correlation=float(
+                        np.nan_to_num(score.phase_correlation)
+                    ),  # of a constant phase there is none
                     covered_fraction=score.covered_fraction,
                     frames=score.frames,
                 ).model_dump()

@@ -126,16 +126,25 @@ class Intake:
         return Considered(True, reason, scan.source, learned, held, made.tuned, numbers)
 
     def _label(self, network: ObjectNetwork, probe: Tensor, scan: MeasuredScan) -> PseudoLabel:
-        """Label a run from the champion's probe, or, where that does not do, from the one it was reconstructed with."""
+        """Label a run from the champion's mosaic and probe; where that does not do, from less and from elsewhere.
+
+        From a bare field, for a network may be far off; and from the probe that the run was reconstructed with.
+        """
         theirs = torch.as_tensor(scan.probe)
         ours = scaled_like(probe, theirs)
+        another = float((ours - theirs).abs().max()) > 1e-3 * float(theirs.abs().max())
         network = network.to(self._device)
-        made = label(network, scan, ours, self._device)
-        if self._doubt(made) and float((ours - theirs).abs().max()) > 1e-3 * float(theirs.abs().max()):
-            other = label(network, scan, theirs, self._device)
-            made = max(made, other, key=lambda one: -np.inf if one.foreseen is None else one.foreseen)
+        best: PseudoLabel | None = None
+        for start, believed in ((network, ours), (None, ours), *([(network, theirs)] if another else [])):
+            made = label(start, scan, believed, self._device)
+            if best is None or (made.foreseen or -np.inf) > (best.foreseen or -np.inf):
+                best = made
+            if not self._doubt(best):
+                break
         network.cpu()
-        return made
+        if best is None:
+            raise AssertionError("no label was tried")
+        return best
 
     def _doubt(self, made: PseudoLabel) -> str:
         """Say why a label is not believed; empty where it is."""

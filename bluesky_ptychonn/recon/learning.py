@@ -212,7 +212,7 @@ class Learner:
             **({} if challenger is None else {"went_on_from": challenger[0].card.version}),
             "frames": told["frames"],
             "seconds": round(told["seconds"], 1),
-            "probe": f"tuned to run {newest.source}",
+            "probe": f"tuned to {newest.source}",
         }
         training = {"command": "ptychonn learn", "seed": plan["seed"], **record}
         rounds.write(out, self._champion, trained, newest.probe, plan["version"], training, record["probe"])

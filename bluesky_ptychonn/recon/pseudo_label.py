@@ -121,13 +121,15 @@ def unforeseen(image: MosaicImage, scan: MeasuredScan, probe: Tensor) -> tuple[f
     return float(left.mean()), float(bare.mean())
 
 
-def label(network: ObjectNetwork, scan: MeasuredScan, probe: Tensor, device: torch.device | str = "cpu") -> PseudoLabel:
+def label(
+    network: ObjectNetwork | None, scan: MeasuredScan, probe: Tensor, device: torch.device | str = "cpu"
+) -> PseudoLabel:
     """Tune a probe to a run and make its label.
 
     Parameters
     ----------
-    network : ObjectNetwork
-        On `device`; makes the mosaic that the sweeps start from.
+    network : ObjectNetwork or None
+        On `device`; makes the mosaic that the sweeps start from. Without one they start from a bare field.
     scan : MeasuredScan
     probe : (N, N) complex64 Tensor
         To start from, square-root photons.
@@ -142,7 +144,10 @@ def label(network: ObjectNetwork, scan: MeasuredScan, probe: Tensor, device: tor
     made, asked = scan.select(~out), scan.select(out)
     pixel = scan.geometry.object_pixel_m
     believed = probe.to(device)
-    image = stitched(network, made.counts, made.y_m, made.x_m, believed, pixel)
+    if network is None:
+        image = _bare(made, pixel)
+    else:
+        image = stitched(network, made.counts, made.y_m, made.x_m, believed, pixel)
     tuned = tune_probe(image, torch.as_tensor(made.counts, device=device), made.y_m, made.x_m, believed)
     told = tuned.probe.cpu()
     rows, columns = ((p - o) / pixel for p, o in zip((scan.y_m, scan.x_m), tuned.image.origin_m, strict=True))
@@ -165,3 +170,11 @@ def label(network: ObjectNetwork, scan: MeasuredScan, probe: Tensor, device: tor
     missed = unforeseen(tuned.image, asked, told)
     knows = missed is not None and missed[1] >= LEAST_SCATTERED
     return PseudoLabel(labelled, tuned, trust, 1 - missed[0] / missed[1] if missed and knows else None)
+
+
+def _bare(scan: MeasuredScan, pixel_m: float) -> MosaicImage:
+    """Make a mosaic of nothing, as large as half a frame around each position."""
+    size = scan.counts.shape[-1] // 2
+    mosaic = Mosaic(pixel_m, np.ones((size, size), np.float32))
+    mosaic.add(np.ones((len(scan), size, size), np.complex64), scan.y_m, scan.x_m, np.ones(len(scan)))
+    return mosaic.snapshot()
