@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 from scipy import fft, ndimage
 
 from bluesky_ptychonn.optics.simulate import zone_plate_probe
@@ -33,6 +35,8 @@ class ProbeFamily(BaseModel):
     roughness : (low, high)
         RMS of a fine complex texture over the pupil, relative: flaws of the optics, and the noise of a probe that was
         reconstructed. It puts a speckled halo around the ring.
+    frame_sizes : tuple of int
+        Sides of frames that batches of a training take in turn, px; empty for the network's own.
 
     Notes
     -----
@@ -48,10 +52,11 @@ class ProbeFamily(BaseModel):
     aberration_rad: Range = (0.0, 0.6)
     falloff: Range = (0.0, 1.5)
     roughness: Range = (0.0, 0.0)
+    frame_sizes: tuple[Annotated[int, Field(ge=32, le=1024, multiple_of=16)], ...] = ()
 
     @model_validator(mode="after")
     def _in_order(self) -> ProbeFamily:
-        for name in type(self).model_fields:
+        for name in set(type(self).model_fields) - {"frame_sizes"}:
             low, high = getattr(self, name)
             if low > high:
                 raise ValueError(f"{name}: {low} exceeds {high}")
@@ -68,7 +73,7 @@ class ProbeFamily(BaseModel):
     @classmethod
     def broad(cls) -> ProbeFamily:
         """Give what a model for any zone plate is trained on: larger and smaller rings, with the flaws of real ones."""
-        return cls(diameter_fraction=(0.2, 0.72), roughness=(0.0, 0.35))
+        return cls(diameter_fraction=(0.2, 0.72), roughness=(0.0, 0.35), frame_sizes=(64, 96, 128))
 
     def draw(self, size: int, rng: np.random.Generator) -> NDArray[np.complex64]:
         """Draw a probe (size, size) complex64 of unit total intensity.

@@ -234,7 +234,7 @@ class LiftedNetwork(ObjectNetwork):
         """See `ObjectNetwork.stages`. Stages are cut from each other's gradient, so each trains by its own error."""
         if probe is None:
             raise ValueError("LiftedNetwork: no probe given; a lifted model needs its probe, square-root photons")
-        config, inner = self.config, self._inner
+        config, inner = self.config, self._inner(counts.shape[-1])
         modulus = to_fft_order(counts.clamp_min(0).sqrt())  # (B, N, N)
         about_probe = self._about(probe, len(counts))
         estimates: list[Tensor] = []
@@ -266,20 +266,26 @@ class LiftedNetwork(ObjectNetwork):
         -------
         (B, h, w) complex64 Tensor
         """
-        inner = self._inner
+        inner = self._inner(counts.shape[-1])
         modulus = to_fft_order(counts.clamp_min(0).sqrt())
         full = lift(modulus, probe, max(1, self.config.stage_steps), known, self.config.damping)
         before = known[..., inner, inner] if self.config.stages > 1 else None
         return self._corrected(self.nets[-1], full[..., inner, inner], self._about(probe, len(counts)), before)
 
-    @property
-    def _inner(self) -> slice:
-        margin = (self.config.frame_size - self.config.patch_size) // 2
-        return slice(margin, margin + self.config.patch_size)
+    def _inner(self, size: int) -> slice:
+        """Rows and columns of the patch in frames of `size`; its part of the frame is the configuration's.
+
+        Training on many probes shows the network frames of several sizes.
+        """
+        side = self.config.patch_size * size // self.config.frame_size
+        margin = (size - side) // 2
+        return slice(margin, margin + side)
 
     def _about(self, probe: Tensor, frames: int) -> Tensor:
         """Make the channels (B, 3, h, w) that tell a U-Net of the probe."""
-        beam = probe[..., self._inner, self._inner].expand(frames, self.config.patch_size, self.config.patch_size)
+        inner = self._inner(probe.shape[-1])
+        beam = probe[..., inner, inner]
+        beam = beam.expand(frames, *beam.shape[-2:])
         beam = beam / beam.abs().amax(dim=(-2, -1), keepdim=True)
         return torch.stack([beam.abs(), beam.real, beam.imag], 1)
 

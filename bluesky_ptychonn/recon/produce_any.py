@@ -98,7 +98,7 @@ def family_error(
     with torch.inference_mode():
         for index in range(batches):
             counts, told, truth = data.batch(index)
-            weight = torch.as_tensor(stitching_weight(told.numpy(), patch))
+            weight = torch.as_tensor(stitching_weight(told.numpy(), truth.shape[-1]))
             weight = weight / weight.sum()
             cross = network(counts, told) * truth.conj()
             turn = torch.exp(-1j * (cross * weight).sum(dim=(-2, -1), keepdim=True).angle())

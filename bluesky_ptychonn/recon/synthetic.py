@@ -93,8 +93,12 @@ class SimulatedFrames:
         self._given = None if probe is None else self._unit(probe)
         self._size, self._patch_size, self._batch_size = n, patch_size, batch_size
         self._config, self._seed = config, seed
-        frequency = torch.fft.fftfreq(n, device=device)
-        self._smooth = torch.exp(-((frequency[:, None] ** 2 + frequency[None, :] ** 2) * (0.12 * n) ** 2))
+        self._sizes = (config.probes.frame_sizes if config.probes else ()) or (n,)
+        self._smooth = {size: self._smoothing(size) for size in self._sizes}
+
+    def _smoothing(self, n: int) -> Tensor:
+        frequency = torch.fft.fftfreq(n, device=self._device)
+        return torch.exp(-((frequency[:, None] ** 2 + frequency[None, :] ** 2) * (0.12 * n) ** 2))
 
     def _unit(self, probe: NDArray[np.complex64]) -> Tensor:
         unit = torch.as_tensor(np.asarray(probe, dtype=np.complex64), device=self._device)
@@ -103,8 +107,9 @@ class SimulatedFrames:
     def _true_probe(self, probe: Tensor, generator: torch.Generator, rng: np.random.Generator) -> Tensor:
         """Give the measured probe a smooth random pupil phase: the beam as it may be if measured a bit wrong."""
         strength = rng.uniform(0, self._config.probe_error_rad)
-        noise = torch.randn(self._smooth.shape, generator=generator).to(self._smooth.device)
-        rough = torch.fft.ifft2(torch.fft.fft2(noise) * self._smooth).real
+        smooth = self._smooth[probe.shape[-1]]
+        noise = torch.randn(smooth.shape, generator=generator).to(smooth.device)
+        rough = torch.fft.ifft2(torch.fft.fft2(noise) * smooth).real
         pupil = torch.fft.fft2(probe)
         power = pupil.abs().square()
         rms = (rough.square() * power).sum().div(power.sum()).sqrt()
@@ -121,7 +126,8 @@ class SimulatedFrames:
             The probe the network is told, square-root photons.
         truth : (B, h, w) complex64 Tensor
         """
-        config, n = self._config, self._size
+        config, n = self._config, self._sizes[index % len(self._sizes)]
+        patch = self._patch_size * n // self._size
         rng = np.random.default_rng((self._seed, index))
         generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
         each = -(-self._batch_size // config.objects_per_batch)
@@ -150,6 +156,6 @@ class SimulatedFrames:
         expected = expected + rng.uniform(0, config.background)
         counts = torch.poisson(expected.cpu(), generator=generator).to(expected.device)
         told = photons**0.5 * np.exp(0.5 * rng.normal(0, config.scale_jitter))
-        margin = (n - self._patch_size) // 2
-        inner = slice(margin, margin + self._patch_size)
+        margin = (n - patch) // 2
+        inner = slice(margin, margin + patch)
         return counts, probe * told, true_object[:, inner, inner].contiguous()

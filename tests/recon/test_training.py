@@ -319,3 +319,16 @@ def test_metrics_survive_the_file_and_are_drawn(trained: tuple[ObjectNetwork, di
     (tmp_path / "other.csv").write_text("a,b\n1,x\n")
     with pytest.raises(ValueError, match=r"other.csv: not a table of a training's metrics"):
         read_rows(tmp_path / "other.csv")
+
+
+def test_frames_of_several_sizes_are_shown_in_turn() -> None:
+    family = ProbeFamily(frame_sizes=(32, 48))
+    config = SyntheticConfig(photons=3e4, sample="texture", probes=family)
+    data = SimulatedFrames(None, 16, 4, config, seed=1, frame_size=32)
+    shapes = [(counts.shape, probe.shape, truth.shape) for counts, probe, truth in map(data.batch, range(3))]
+    assert shapes[0] == shapes[2] == ((4, 32, 32), (32, 32), (4, 16, 16))
+    assert shapes[1] == ((4, 48, 48), (48, 48), (4, 24, 24))
+    network = LiftedConfig(frame_size=32, patch_size=16, width=4, stages=2, lift_steps=2)
+    trained, _ = fit(None, TrainingConfig(network=network, synthetic=config, frames=8, batch_size=4))
+    counts, probe, _ = data.batch(1)
+    assert trained(counts, probe).shape == (4, 24, 24)
