@@ -26,6 +26,8 @@ from bluesky_ptychonn.optics.framing import PreprocessConfig
 from bluesky_ptychonn.optics.geometry import Geometry
 
 CARD_FILE = "card.json"
+#: Largest card that is read, bytes; the shipped ones take 20 kB.
+MOST_CARD = 1 << 22
 #: Step over probe diameter of a scan that an iterative solver needs: 9 px in a ring of 60 px on the Velociprobe's star.
 DENSE_SAMPLING = 0.15
 #: How far the object pixel may be from the one a model was trained at, relative.
@@ -381,10 +383,14 @@ class ModelCard(_Frozen):
         """
         source = _card_file(Path(path))
         try:
-            values = json.loads(source.read_text(encoding="utf-8"))
+            if (size := source.stat().st_size) > MOST_CARD:
+                raise ValueError(f"{source}: {size} bytes; at most {MOST_CARD} are read as a model card")
+            data = source.read_bytes()
         except FileNotFoundError:
             raise ValueError(f"{source}: no model card there; a model is a folder with {CARD_FILE}") from None
-        except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        try:
+            values = json.loads(data)
+        except (ValueError, RecursionError) as error:  # no JSON, no text, endless numbers, endless nesting
             raise ValueError(f"{source}: not a model card, its JSON cannot be read: {error}") from None
         return cls.from_values(values, str(source))
 

@@ -229,7 +229,7 @@ class Config(_Section):
             raise ValueError(
                 f"configuration {source}: no such file; write one, or name one in {CONFIG_VARIABLE}"
             ) from None
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        except (ValueError, RecursionError) as error:  # no TOML, no text, endless numbers, endless nesting
             raise ValueError(f"configuration {source}: not TOML: {error}") from None
         try:
             return cls.model_validate(values, context={"base": source.absolute().parent})
@@ -251,5 +251,6 @@ def _words(root: type[BaseModel], error: Any) -> str:
         return f"{'.'.join(place) or 'file'}: {error['msg'].removeprefix('Value error, ')}{got}"
     section: Any = root
     for part in place[:-1]:
-        section = section.model_fields[part].annotation
+        fields = getattr(section, "model_fields", {})
+        section = fields[part].annotation if part in fields else None
     return f"{'.'.join(place)}: unknown; allowed: {', '.join(getattr(section, 'model_fields', {}))}"

@@ -18,6 +18,7 @@ from pydantic import ValidationError
 
 from bluesky_ptychonn import card as card_module
 from bluesky_ptychonn.card import (
+    MOST_CARD,
     InputContract,
     ModelCard,
     ProbeReference,
@@ -224,6 +225,12 @@ def test_files_that_are_no_card_are_refused_in_words(tmp_path: Path) -> None:
         ModelCard.load(tmp_path)
     (tmp_path / "card.json").write_text("{ not json")
     with pytest.raises(ValueError, match="its JSON cannot be read"):
+        ModelCard.load(tmp_path)
+    (tmp_path / "card.json").write_text("[" * 100_000)
+    with pytest.raises(ValueError, match="its JSON cannot be read: maximum recursion"):
+        ModelCard.load(tmp_path)
+    (tmp_path / "card.json").write_bytes(b" " * (MOST_CARD + 1))
+    with pytest.raises(ValueError, match=r"\d+ bytes; at most \d+ are read as a model card"):
         ModelCard.load(tmp_path)
     (tmp_path / "card.json").write_text('{"schema_version": 2, "later": true}')
     with pytest.raises(ValueError, match="schema 2, this version reads 1"):

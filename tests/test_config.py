@@ -96,6 +96,12 @@ def test_no_file_is_said_with_how_to_name_one(tmp_path, monkeypatch) -> None:
         (("energy_ev = 8800", "energy_ev = -1"), r"reconstruction\.geometry\.energy_ev: .*greater than 50, got -1"),
         (('worker = "thread"', 'worker = "fiber"'), r"reconstruction\.worker: .*'process' or 'thread'.*got 'fiber'"),
         (("[catalog]", "[catalog"), "not TOML"),
+        (("port = 8123", "port = " + "[" * 9_000), "not TOML: maximum recursion"),
+        (("port = 8123", "port = " + "9" * 9_000), "not TOML: Exceeds the limit"),
+        (
+            ("block = 32", "block = 32\n[reconstruction.refine]\nround = 1"),
+            r"refine\.Refinement\.round: unknown",
+        ),
         (("[reconstruction]\nmodel", "[reconstruction]\nmodle"), r"reconstruction\.model: Field required"),
     ],
 )

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bluesky_ptychonn.optics.geometry import HC_EV_M, Geometry
+from bluesky_ptychonn.optics.hdf5 import numbers_at, opened, read_numbers
 
 # The format lets the same thing stand in several places, mostly as links to each other.
 _FRAMES = ("data_1/data", "instrument_1/detector_1/data", "image_1/data")
@@ -47,9 +48,7 @@ class LazyFrames:
         return self.shape[0]
 
     def __getitem__(self, index: Any) -> NDArray[Any]:
-        import h5py
-
-        with h5py.File(self.path, "r") as file:
+        with opened(self.path) as file:
             return np.asarray(file[self.dataset][index])
 
 
@@ -117,23 +116,22 @@ def read_cxi(path: str | os.PathLike[str], *, entry: str = "entry_1", check_far_
         raise FileNotFoundError(f"{source}: no such file")
     if not h5py.is_hdf5(source):
         raise ValueError(f"{source.name} is not a CXI file: it is not HDF5")
-    with h5py.File(source, "r") as file:
-        if entry not in file:
-            found = ", ".join(file) or "nothing"
+    with opened(source) as file:
+        group = file.get(entry)
+        if not isinstance(group, h5py.Group):
+            found = ", ".join(map(str, file)) or "nothing"
             raise ValueError(f"{source.name} is not a CXI file with a group {entry!r}; it holds: {found}")
-        group = file[entry]
         frames_at = _find(group, _FRAMES, source, "frames")
         positions_at = _find(group, _POSITIONS, source, "positions")
-        frames = group[frames_at]
+        frames = numbers_at(group, frames_at, source.name)
         if frames.ndim != 3:
             raise ValueError(
                 f"{source.name}: frames at {frames.name} have shape {frames.shape}; (n, rows, columns) wanted"
             )
-        y_m, x_m = _positions(np.asarray(group[positions_at]), len(frames), source, group[positions_at].name)
+        y_m, x_m = _positions(group, positions_at, len(frames), source)
         geometry = _geometry(group, frames.shape[1:], source)
         probe = _probe(group, geometry.frame_shape, source)
-        mask = group.get("instrument_1/detector_1/mask")
-        bad = None if mask is None or mask.shape != geometry.frame_shape else np.asarray(mask[()] != 0)
+        bad = _mask(group, geometry.frame_shape)
         lazy = LazyFrames(source.absolute(), frames.name, tuple(frames.shape), frames.dtype)
     scan = CxiScan(source.absolute(), lazy, y_m, x_m, geometry, probe, bad)
     if check_far_field and (shadow := near_field_shadow(scan)) is not None:
@@ -148,13 +146,14 @@ def _find(group: Any, places: tuple[str, ...], source: Path, what: str) -> str:
     raise ValueError(f"{source.name}: no {what} in {group.name}; looked at {', '.join(places)}")
 
 
-def _positions(
-    table: NDArray[Any], count: int, source: Path, where: str
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    if table.ndim != 2 or table.shape[1] not in (2, 3):
-        raise ValueError(f"{source.name}: positions at {where} have shape {table.shape}; (n, 3) x, y, z in m wanted")
-    if len(table) != count:
-        raise ValueError(f"{source.name}: {count} frames, but {len(table)} positions at {where}")
+def _positions(group: Any, place: str, count: int, source: Path) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    found = numbers_at(group, place, source.name)
+    where, shape = found.name, found.shape
+    if len(shape) != 2 or shape[1] not in (2, 3) or found.dtype.kind == "c":
+        raise ValueError(f"{source.name}: positions at {where} have shape {shape}; (n, 3) x, y, z in m wanted")
+    if len(found) != count:
+        raise ValueError(f"{source.name}: {count} frames, but {len(found)} positions at {where}")
+    table = read_numbers(group, place, source.name)
     x_m, y_m = table[:, 0].astype(np.float64), table[:, 1].astype(np.float64)
     wrong = np.flatnonzero(~(np.isfinite(x_m) & np.isfinite(y_m)))
     if wrong.size:
@@ -169,10 +168,22 @@ def _positions(
     return y_m, x_m
 
 
+def _mask(group: Any, shape: tuple[int, int]) -> NDArray[np.bool_] | None:
+    place = "instrument_1/detector_1/mask"
+    if place not in group or getattr(group[place], "shape", None) != shape:
+        return None
+    return np.asarray(group[place][()] != 0)
+
+
 def _scalar(group: Any, place: str) -> float | None:
     if place not in group:
         return None
-    value = float(np.asarray(group[place][()]).ravel()[0])
+    found = numbers_at(group, place, group.name)
+    if found.size != 1 or found.dtype.kind == "c":
+        raise ValueError(
+            f"{group.name}/{place} has shape {found.shape}, {found.dtype}; one real number is needed there"
+        )
+    value = float(np.asarray(found[()]).ravel()[0])
     return value if math.isfinite(value) and value > 0 else None
 
 
@@ -208,11 +219,11 @@ def _geometry(group: Any, shape: tuple[int, ...], source: Path) -> Geometry:
 def _probe(group: Any, shape: tuple[int, int], source: Path) -> NDArray[np.complex64] | None:
     for place in _PROBES[:2]:
         if place in group:
-            stored = np.asarray(group[place])
-            probe = stored if stored.ndim == 2 else stored.reshape(-1, *stored.shape[-2:])[0]
-            if probe.shape != shape:
-                raise ValueError(f"{source.name}: probe at {place} is {probe.shape} px, frames are {shape} px")
-            return probe.astype(np.complex64)
+            found = numbers_at(group, place, source.name).shape
+            if found[-2:] != shape or 0 in found:
+                raise ValueError(f"{source.name}: probe at {place} is {found} px, frames are {shape} px")
+            stored = read_numbers(group, place, source.name).reshape(-1, *shape)[0]
+            return np.asarray(stored, dtype=np.complex64)
     return None
 
 

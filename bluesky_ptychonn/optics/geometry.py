@@ -143,7 +143,8 @@ class Geometry(BaseModel):
         if missing:
             raise ValueError(f"{where}: geometry lacks {', '.join(missing)}. {hint}")
         values = dict(document)
-        values["sources"] = {**dict.fromkeys(names, where), **dict(document.get("sources") or {})}
+        said = document.get("sources") or {}
+        values["sources"] = {**dict.fromkeys(names, where), **said} if isinstance(said, Mapping) else said
         try:
             return cls.model_validate(values)
         except ValidationError as error:

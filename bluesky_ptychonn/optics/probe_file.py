@@ -9,6 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bluesky_ptychonn.optics.geometry import Geometry
+from bluesky_ptychonn.optics.hdf5 import opened, read_numbers
+from bluesky_ptychonn.optics.numpy_files import read_npy, read_npz
 from bluesky_ptychonn.optics.simulate import SimulatedExperiment
 
 #: ``--probe`` value that means the simulated beamline's own probe.
@@ -45,9 +47,9 @@ def read_probe(source: str | os.PathLike[str]) -> tuple[NDArray[np.complex64], G
     if not path.is_file():
         raise ValueError(f"probe {str(source)!r}: no such file; give {SIMULATED!r}, .npy, .npz or {', '.join(_HDF5)}")
     array = np.asarray(_read(path))
-    while array.ndim > 2:
+    while array.ndim > 2 and array.size and np.iscomplexobj(array):
         array = max(array, key=lambda mode: float((np.abs(mode) ** 2).sum()))
-    if array.ndim != 2 or array.shape[0] != array.shape[1] or not np.iscomplexobj(array):
+    if array.ndim != 2 or not array.size or array.shape[0] != array.shape[1] or not np.iscomplexobj(array):
         raise ValueError(f"{path.name}: probe of shape {array.shape}, {array.dtype}; needed is a square complex array")
     if not np.isfinite(array).all() or not np.abs(array).max() > 0:
         raise ValueError(f"{path.name}: probe holds NaN or infinite values, or is dark everywhere")
@@ -69,21 +71,13 @@ def _geometry(path: Path, size: int) -> Geometry | None:
 
 def _read(path: Path) -> NDArray[np.generic]:
     if path.suffix == ".npy":
-        return np.asarray(np.load(path, allow_pickle=False))
+        return read_npy(path)
     if path.suffix == ".npz":
-        with np.load(path, allow_pickle=False) as file:
-            if "probe" not in file:
-                raise ValueError(f"{path.name}: no array 'probe' in it, only {', '.join(file) or 'nothing'}")
-            return np.asarray(file["probe"])
+        return read_npz(path, ("probe",), "probe")["probe"]
     if path.suffix in _HDF5:
-        import h5py
-
-        try:
-            with h5py.File(path, "r") as file:
-                for name in _HDF5_PATHS:
-                    if name in file:
-                        return np.asarray(file[name][()])
-        except OSError as error:
-            raise ValueError(f"{path.name}: not a readable HDF5 file: {error}") from None
+        with opened(path) as file:
+            for name in _HDF5_PATHS:
+                if name in file:
+                    return read_numbers(file, name, path.name)
         raise ValueError(f"{path.name}: no probe in it; looked for {', '.join(_HDF5_PATHS)}")
     raise ValueError(f"{path.name}: a probe is read from .npy, .npz or {', '.join(_HDF5)}")

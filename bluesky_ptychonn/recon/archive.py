@@ -8,12 +8,12 @@ import stat
 import zipfile
 from pathlib import Path, PurePosixPath
 
-from bluesky_ptychonn.card import CARD_FILE, ModelCard
+from bluesky_ptychonn.card import CARD_FILE, MOST_CARD, ModelCard
+from bluesky_ptychonn.optics.numpy_files import ZIP_DAMAGE
 from bluesky_ptychonn.recon.library import MOST_WEIGHTS, WEIGHTS_FILE, check_digest
 
-_MOST_CARD = 1 << 22
 _MOST_ENTRIES = 16
-_LIMITS = {CARD_FILE: _MOST_CARD, WEIGHTS_FILE: MOST_WEIGHTS}
+_LIMITS = {CARD_FILE: MOST_CARD, WEIGHTS_FILE: MOST_WEIGHTS}
 _A_DAY = (2000, 1, 1, 0, 0, 0)  # the same model makes the same file
 
 
@@ -54,10 +54,10 @@ def unpack(path: Path) -> tuple[ModelCard, bytes]:
         with zipfile.ZipFile(path) as archive:
             entries = _checked_entries(path, archive.infolist())
             content = {name: _read(path, archive, entry) for name, entry in entries.items()}
-    except zipfile.BadZipFile as error:
-        raise ValueError(f"{path}: not a zip, or cut short ({error}); copy it again") from None
     except OSError as error:
         raise ValueError(f"{path}: cannot be read: {error.strerror or error}") from None
+    except ZIP_DAMAGE as error:
+        raise ValueError(f"{path}: not a zip, or cut short ({error}); copy it again") from None
     try:
         values = json.loads(content[CARD_FILE])
     except (ValueError, RecursionError) as error:  # no JSON, no text, endless numbers, endless nesting
@@ -79,7 +79,7 @@ def _checked_entries(path: Path, infos: list[zipfile.ZipInfo]) -> dict[str, zipf
             raise ValueError(
                 f"{path}: entry {info.filename!r} lies outside its folder; this zip was not made by export"
             )
-        if info.is_dir():
+        if info.filename.endswith("/"):
             continue
         if stat.S_ISLNK(info.external_attr >> 16):
             raise ValueError(f"{path}: entry {info.filename!r} is a link; this zip was not made by export")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import zipfile
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from pathlib import Path
@@ -15,6 +14,7 @@ from pydantic import ValidationError
 from scipy import ndimage
 
 from bluesky_ptychonn.optics.geometry import Geometry
+from bluesky_ptychonn.optics.numpy_files import read_npz
 from bluesky_ptychonn.optics.simulate import illuminated_diameter_px
 
 Float = NDArray[np.float32]
@@ -26,6 +26,7 @@ _PIXEL_TOLERANCE = 0.01
 _REACH_PX = 2
 #: A spline's coefficients forget an edge as 0.27 a pixel: 8 px leave 3e-5.
 _MARGIN_PX = 8
+_WORDS = ("geometry", "source", "solver")
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,7 +63,7 @@ class MeasuredScan:
         kinds = {"counts": np.float32, "y_m": np.float64, "x_m": np.float64, "probe": np.complex64}
         for name, kind in kinds.items():
             _settle(self, name, kind)
-        n, shape = len(self.counts), self.geometry.frame_shape
+        n, shape = (len(self.counts) if self.counts.ndim else 0), self.geometry.frame_shape
         wanted = {"counts": (n, *shape), "y_m": (n,), "x_m": (n,), "probe": shape}
         for name, allowed in wanted.items():
             got = getattr(self, name)
@@ -155,14 +156,14 @@ class MeasuredScan:
             In words: no such file, not one of ours, cut short, no label in it.
         """
         path = Path(path)
-        try:
-            with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
-                missing = [field.name for field in fields(cls) if field.name not in file]
-                if missing:
-                    raise ValueError(f"{path.name}: no {cls.__name__}, it lacks {', '.join(missing)}")
-                values: dict[str, Any] = {field.name: file[field.name] for field in fields(cls)}
-        except (OSError, EOFError, zipfile.BadZipFile) as error:
-            raise ValueError(f"{path.name}: cannot be read as a {cls.__name__} ({error})") from None
+        if not path.is_file():
+            raise ValueError(f"{path.name}: cannot be read as a {cls.__name__} (no such file)")
+        values: dict[str, Any] = dict(read_npz(path, [field.name for field in fields(cls)], cls.__name__))
+        for name, value in values.items():
+            if value.dtype.kind != "U" if name in _WORDS else value.dtype.kind not in "biufc":
+                raise ValueError(
+                    f"{path.name}: {name} is {value.dtype}; {'words' if name in _WORDS else 'numbers'} needed"
+                )
         try:
             values["geometry"] = Geometry.model_validate_json(str(values["geometry"]))
         except ValidationError as error:

@@ -18,6 +18,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load as read_tensors
 from torch import Tensor
 
+from bluesky_ptychonn.optics.numpy_files import ZIP_DAMAGE
+
 #: Largest checkpoint that is read, bytes, packed and unpacked; the published networks take 3 to 5 MB.
 MOST_BYTES = 1 << 29
 _MOST_NUMBERS = MOST_BYTES // 4
@@ -51,7 +53,12 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
             raise ValueError(f"{path}: not a safetensors file, or cut short ({error}); download it again") from None
     else:
         loaded = _load_weights_only(path)
-    return {name: _number_tensor(path, name, value) for name, value in _state(path, loaded).items()}
+    state = _state(path, loaded)
+    # A tensor of one stored number may claim any shape, and any number of them: all is looked at before any is copied.
+    numbers = sum(value.numel() for value in state.values())
+    if numbers > _MOST_NUMBERS:
+        raise ValueError(f"{path}: its tensors claim {numbers} numbers; at most {_MOST_NUMBERS} are read")
+    return {name: _number_tensor(path, name, value) for name, value in state.items()}
 
 
 def _look_before_reading(path: Path) -> None:
@@ -74,7 +81,7 @@ def _look_before_reading(path: Path) -> None:
     try:
         with zipfile.ZipFile(path) as archive:
             entries = archive.infolist()
-    except zipfile.BadZipFile:
+    except ZIP_DAMAGE:
         raise ValueError(f"{path}: was cut short, the end of its archive is missing; download it again") from None
     unpacked = sum(entry.file_size for entry in entries)
     if unpacked > MOST_BYTES:
@@ -121,9 +128,6 @@ def _state(path: Path, loaded: Any) -> dict[str, Tensor]:
 
 
 def _number_tensor(path: Path, name: str, value: Tensor) -> Tensor:
-    # A tensor of one stored number may claim any shape, so the shape is looked at before it is copied.
-    if value.numel() > _MOST_NUMBERS:
-        raise ValueError(f"{path}: {name} has {value.numel()} numbers; at most {_MOST_NUMBERS} are read")
     if value.is_quantized or value.layout != torch.strided or value.dtype.is_complex or value.is_meta:
         raise ValueError(f"{path}: {name} is {value.dtype}, {value.layout}; allowed: dense real tensors")
     tensor = value.detach().to(torch.float32 if value.dtype.is_floating_point else torch.int64).contiguous()

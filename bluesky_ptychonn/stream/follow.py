@@ -68,8 +68,13 @@ class JournalReader:
                 continue
             try:
                 entry = orjson.loads(line)
-                yield Entry(entry["name"], entry["doc"], entry["t"])
-            except (orjson.JSONDecodeError, KeyError, TypeError):
+                name, doc, when = entry["name"], entry["doc"], float(entry["t"])
+            except (ValueError, KeyError, TypeError):
+                self.corrupt += 1
+                continue
+            if isinstance(name, str) and isinstance(doc, dict):
+                yield Entry(name, doc, when)
+            else:
                 self.corrupt += 1
 
     def sync(self, every_s: float = 1.0) -> None:

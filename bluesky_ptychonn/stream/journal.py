@@ -250,6 +250,8 @@ class JournalWriter:
         self._uids[run].append(uid)
 
     def _begin(self, run: str) -> None:
+        if run in self._files:
+            return
         self.begun.append(run)
         self._files[run] = _Lines(journal_path(self.folder, run))
         self._uids[run] = []

@@ -9,9 +9,15 @@ from typing import Any
 
 from bluesky_ptychonn.optics.geometry import LENGTH_UNITS, Geometry, to_metres
 
+_LARGEST_PX = 1 << 16  # on a side of a frame
+
 
 class RunError(ValueError):
     """A run that cannot be reconstructed, said in words."""
+
+
+class DocumentError(ValueError):
+    """A document that is not what its kind is; the run goes on without it."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +48,9 @@ class Keys:
     position_unit: str | None = None
 
     def __post_init__(self) -> None:
+        for name in ("frame", "x", "y", "stream", "position_unit"):
+            if not isinstance(getattr(self, name), str | None):
+                raise ValueError(f"{name}={getattr(self, name)!r}: a name in words is needed")
         for name, sign in (("x_sign", self.x_sign), ("y_sign", self.y_sign)):
             if sign not in (None, 1, -1):
                 raise ValueError(f"{name}={sign!r}: a sign is 1 or -1 (object coordinate = sign × motor readback)")
@@ -156,7 +165,7 @@ def _image_shape(data_key: Mapping[str, Any]) -> tuple[int, int] | None:
     shape = [size for size in data_key.get("shape") or () if size is not None]
     if len(shape) == 3 and shape[0] == 1:
         shape = shape[1:]
-    return (int(shape[0]), int(shape[1])) if len(shape) == 2 and min(shape) > 1 else None
+    return (int(shape[0]), int(shape[1])) if len(shape) == 2 and 1 < min(shape) <= max(shape) <= _LARGEST_PX else None
 
 
 def _find_frame_key(data_keys: Mapping[str, Any]) -> str:

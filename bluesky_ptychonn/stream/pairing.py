@@ -13,12 +13,16 @@ from typing import Any, cast
 
 from event_model import DatumPage, EventPage, unpack_datum_page, unpack_event_page
 
-from bluesky_ptychonn.stream.keys import Keys, Layout
+from bluesky_ptychonn.stream.keys import DocumentError, Keys, Layout, RunError
 
 # Reasons a frame has no reconstruction, as they stand in a result's counts.
 NO_FRAME = "detector gave no frame"
 NO_EVENT = "frame without an event"
 BAD_POSITION = "position missing or not finite"
+
+#: Largest sequence number. A document of a hundred bytes may claim any range, and each frame takes room here.
+MOST_FRAMES = 1 << 20
+_MOST_ROWS = 1 << 40
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +53,7 @@ class _Point:
     """What is known of one sequence number so far."""
 
     event: bool = False
+    uid: str | None = None  # of the last event
     position: tuple[float, float] | None = None  # y, x
     time_raw: float = 0.0
     datum_id: str | None = None
@@ -69,6 +74,8 @@ class _Rows:
     counted: tuple[int, int] = (0, 0)  # datums that count frames: frames of earlier files, frames of this one
 
     def row(self, resource: str, index: int) -> int:
+        if not 0 <= index < _MOST_ROWS:
+            raise ValueError(f"index {index} of a frame in its file; allowed: 0 to {_MOST_ROWS - 1}")
         if resource not in self.base:
             self.base[resource] = self.total if index < self.total else 0
         row = self.base[resource] + index
@@ -143,10 +150,18 @@ class RunPairing:
         ------
         RunError
             When the run cannot be reconstructed: no frames, no motors, a position without a unit. In words.
+        DocumentError
+            When this document cannot be used: a field missing, or not what belongs there.
         """
         handler = getattr(self, f"_on_{name}", None)
-        if handler is not None:
+        if handler is None:
+            return
+        try:
             handler(doc)
+        except RunError:
+            raise
+        except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+            raise DocumentError(f"{name} document: {type(error).__name__}: {error}") from error
 
     def _on_descriptor(self, doc: Mapping[str, Any]) -> None:
         if doc.get("name") == self.keys.stream:
@@ -158,8 +173,11 @@ class RunPairing:
         data = doc["data"]
         layout = self.layout
         if layout is not None and doc["descriptor"] in self._descriptors:
-            seq_num = int(doc["seq_num"])
+            seq_num = _seq_num(doc["seq_num"])
             point = self._points.setdefault(seq_num, _Point())
+            if layout.external and point.event and doc.get("uid") == point.uid is not None:
+                return  # the same document once more, not a point measured again
+            point.uid = doc.get("uid")
             y_m, x_m = layout.y.metres(data), layout.x.metres(data)
             again, point.event = point.event, True
             point.position = None if y_m is None or x_m is None else (y_m, x_m)
@@ -220,9 +238,12 @@ class RunPairing:
         if self._stream_keys.get(resource) != self.layout.frame_key:
             return
         first = int(doc["indices"]["start"])
-        for offset, seq_num in enumerate(range(int(doc["seq_nums"]["start"]), int(doc["seq_nums"]["stop"]))):
-            point = self._points.setdefault(seq_num, _Point())
-            point.row, point.fresh = self._rows.row(resource, first + offset), True
+        numbers = range(_seq_num(doc["seq_nums"]["start"]), _seq_num(int(doc["seq_nums"]["stop"]) - 1) + 1)
+        for offset, seq_num in enumerate(numbers):
+            point, row = self._points.setdefault(seq_num, _Point()), self._rows.row(resource, first + offset)
+            if row == point.row:
+                continue  # the same document once more
+            point.row, point.fresh = row, True
             self._update(seq_num, point)
 
     def _on_stop(self, doc: Mapping[str, Any]) -> None:
@@ -253,7 +274,7 @@ class RunPairing:
     def expected(self) -> int | None:
         """Frames the plan announced in its start document."""
         number = self.start.get("num_points")
-        return int(number) if isinstance(number, (int, float)) and number > 0 else None
+        return int(number) if isinstance(number, (int, float)) and 0 < number <= MOST_FRAMES else None
 
     @property
     def ready(self) -> int:
@@ -278,6 +299,13 @@ class RunPairing:
     def unpaired(self) -> dict[int, str]:
         """Frames without a complete pair, each with its reason; final once the stop document came."""
         return {seq_num: _reason(point) for seq_num, point in sorted(self._points.items()) if point.ref is None}
+
+
+def _seq_num(value: Any) -> int:
+    number = int(value)
+    if not 1 <= number <= MOST_FRAMES:
+        raise ValueError(f"sequence number {number}; allowed: 1 to {MOST_FRAMES}")
+    return number
 
 
 def _reason(point: _Point) -> str:

@@ -132,6 +132,8 @@ def verdict(exit_status: str, counts: Mapping[str, Any], found: ReadBack) -> tup
     if rejected:
         # Named and counted, but a user who asks for complete results wants no holes.
         problems.append(f"{rejected} frames have no reconstruction; counts and flags say why")
+    for kind, number in (counts.get("unusable_documents") or {}).items():
+        problems.append(f"{number} of the run's documents could not be used ({kind}); frames may be missing")
     if exit_status != "success":
         problems.append(f"the run ended with {exit_status!r}")
     if lost or not found.valid:

@@ -9,7 +9,7 @@ from typing import Any
 
 from bluesky_ptychonn.optics.geometry import Geometry
 from bluesky_ptychonn.stream.assembly import LONGEST_REST, Assembly
-from bluesky_ptychonn.stream.keys import Keys, Layout, RunError, geometry_of
+from bluesky_ptychonn.stream.keys import DocumentError, Keys, Layout, RunError, geometry_of
 from bluesky_ptychonn.stream.outage import is_outage
 from bluesky_ptychonn.stream.pairing import RunPairing
 from bluesky_ptychonn.stream.parts import Workshop
@@ -67,6 +67,7 @@ class RunReconstruction:
         self._error: RunError | None = None
         self._exit_status: str | None = None
         self._exit_reason = ""
+        self._passed_over: dict[str, int] = {}  # documents that could not be used, by kind
         self._ended = 0.0
         self._due = 0.0
         self._failing: tuple[float, int] | None = None  # since when, how often
@@ -83,15 +84,23 @@ class RunReconstruction:
     # -- documents in
 
     def feed(self, name: str, doc: Mapping[str, Any]) -> None:
-        """Take a document of this run."""
+        """Take a document of this run; one that cannot be used is passed over, and counted."""
         if self._pairing is not None and self._error is None:
             try:
                 self._pairing.feed(name, doc)
             except RunError as error:
                 self._error = error
+            except DocumentError as error:
+                self.pass_over(name, str(error))
             self.progress.seen = self._pairing.seen
         if name == "stop":
             self.end(str(doc.get("exit_status", "unknown")), str(doc.get("reason") or ""))
+
+    def pass_over(self, kind: str, words: str, number: int = 1) -> None:
+        """Count documents that cannot be used: frames may be missing, so the result will not say ``complete``."""
+        if kind not in self._passed_over:  # once: whoever sends one such document may send thousands
+            log.warning("run %s: passed over, %s", self.progress.uid, words)
+        self._passed_over[kind] = self._passed_over.get(kind, 0) + number
 
     def end(self, exit_status: str, reason: str = "") -> None:
         """Expect no more documents: the stop document came, or never will."""
@@ -167,7 +176,8 @@ class RunReconstruction:
         pairing, geometry, running = self._pairing, self._geometry, self._exit_status is None
         if pairing is None or geometry is None or pairing.layout is None:
             if not running:
-                raise RunError(f"run ended ({self._exit_status}) before its first frame")
+                unusable = f"; documents that could not be used: {self._passed_over}" if self._passed_over else ""
+                raise RunError(f"run ended ({self._exit_status}) before its first frame{unusable}")
             return
         if self._parts is None:
             self._parts = self._open(geometry, pairing.layout, pairing.keys.stream)
@@ -215,6 +225,8 @@ class RunReconstruction:
         }
         if self._pairing is not None and self._pairing.replaced:
             counts["measured_again"] = self._pairing.replaced
+        if self._passed_over:
+            counts["unusable_documents"] = dict(self._passed_over)
         return counts
 
     def _fail(self, error: RunError) -> None:

@@ -33,7 +33,7 @@ _STATUS_S = 0.2
 _REMEMBERED = 100  # finished runs in the status
 _AWAY_S = 2.0  # between attempts to reach a catalog
 _KEPT = 20  # journals of finished runs
-_SILENCE_S = 2.0  # a run without stop document whose RunEngine is gone: how long its journal must be silent
+_SILENCE_S = 2.0
 
 
 @dataclass
@@ -41,6 +41,7 @@ class _Followed:
     reader: JournalReader
     run: RunReconstruction | None = None
     heard: float = 0.0
+    corrupt: int = 0
 
 
 class Worker:
@@ -54,9 +55,19 @@ class Worker:
         What to do.
     make_workshop : callable
         Makes the `Workshop`; called once, in `run`, because it loads the network.
+    silence_s : float
+        How long the journal of a run without stop document must be silent before its RunEngine counts as gone, s.
     """
 
-    def __init__(self, folder: Path, order: Order, make_workshop: Callable[[Order], Workshop]) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        order: Order,
+        make_workshop: Callable[[Order], Workshop],
+        *,
+        silence_s: float = _SILENCE_S,
+    ) -> None:
+        self._silence_s = silence_s
         self.status = WorkerStatus(pid=os.getpid())
         self._folder = folder
         self._order = order
@@ -142,7 +153,7 @@ class Worker:
         for entry in entries:
             if followed.run is not None:
                 followed.run.feed(entry.name, entry.doc)
-            elif entry.name == "start" and self._workshop is not None:
+            elif entry.name == "start" and self._workshop is not None and isinstance(entry.doc.get("uid"), str):
                 before = self._before.get(entry.doc["uid"])
                 followed.run = RunReconstruction(
                     entry.doc,
@@ -155,11 +166,15 @@ class Worker:
                 self.status.runs[entry.doc["uid"]] = progress = followed.run.progress
                 self._say(force=True)  # with its model, before any of its frames: who takes it up must know
                 log.info("run %s: scan %s begins, %s", progress.uid, progress.scan_id, progress.model or "no model")
+        if followed.run is not None and followed.reader.corrupt > followed.corrupt:
+            unread = followed.reader.corrupt - followed.corrupt
+            followed.corrupt += unread
+            followed.run.pass_over("journal line", f"{unread} lines of its journal that cannot be read", unread)
         if closing and followed.run is not None:
             followed.run.hurry()
         if entries:
             followed.heard = now
-        elif closing and now - followed.heard > _SILENCE_S:
+        elif closing and now - followed.heard > self._silence_s:
             if followed.run is None:  # not even a whole start document
                 path = followed.reader.path
                 mark_done(path, Progress(path.stem, state="ignored", problem="journal without a start document"))

@@ -167,3 +167,36 @@ def test_too_few_frames_say_nothing_about_the_field(tmp_path, far_field) -> None
     assert near_field_shadow(read_cxi(write(tmp_path / "a.cxi", frames[:5], yx[:5]))) is None
     same = np.zeros_like(yx)
     assert near_field_shadow(read_cxi(write(tmp_path / "b.cxi", frames, same))) is None
+
+
+@pytest.mark.parametrize(
+    ("spoil", "words"),
+    [
+        (_put("data_1/data", h5py.SoftLink("/entry_1/data_1/data")), "no frames in /entry_1|damaged: .*too many links"),
+        (_put("data_1/translation", h5py.ExternalLink("nowhere.h5", "/x")), "not a readable HDF5 file, or damaged"),
+        (_put("data_1/translation", h5py.Empty("f4")), "data_1/translation holds float32; numbers are needed"),
+        (_put("instrument_1/source_1/energy", b"much"), "source_1/energy holds .*; numbers are needed there"),
+        (_put("instrument_1/detector_1/distance", np.zeros(0)), "distance has shape .*; one real number is needed"),
+    ],
+)
+def test_what_stands_where_it_should_not_is_said_in_words(tmp_path, far_field, spoil, words) -> None:
+    with pytest.raises(ValueError, match=words):
+        read_cxi(write(tmp_path / "a.cxi", *far_field, spoil))
+
+
+def test_a_file_of_a_kilobyte_does_not_take_all_memory(tmp_path, far_field) -> None:
+    def claim(place: str, shape: tuple[int, ...], kind: str) -> Spoil:
+        def spoil(entry: h5py.Group) -> None:
+            entry.pop(place, None)
+            entry.create_dataset(place, shape, kind, chunks=tuple(min(16, n) for n in shape))  # nothing is stored
+
+        return spoil
+
+    cases = [
+        (claim("data_1/translation", (1 << 40, 3), "f8"), "40 frames, but 1099511627776 positions"),
+        (claim("instrument_1/source_1/illumination", (1 << 30, 64, 64), "c8"), "takes .* bytes; at most 1073741824"),
+        (claim("instrument_1/detector_1/distance", (1 << 40,), "f8"), "one real number is needed there"),
+    ]
+    for spoil, words in cases:
+        with pytest.raises(ValueError, match=words):
+            read_cxi(write(tmp_path / "a.cxi", *far_field, spoil))

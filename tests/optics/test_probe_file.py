@@ -69,7 +69,7 @@ def test_what_is_no_probe_is_refused_in_words(tmp_path: Path) -> None:
         (bad(tmp_path / "oblong.npy", np.ones((8, 6), complex)), "needed is a square complex array"),
         (bad(tmp_path / "nan.npy", np.full((8, 8), np.nan + 0j)), "NaN or infinite values"),
         (bad(tmp_path / "dark.npy", np.zeros((8, 8), complex)), "dark everywhere"),
-        (tmp_path / "other.npz", "no array 'probe' in it, only image"),
+        (tmp_path / "other.npz", "no probe, it lacks probe; it holds image"),
         (tmp_path / "broken.h5", "not a readable HDF5 file"),
         (tmp_path / "empty.h5", "no probe in it; looked for"),
     ]

@@ -140,6 +140,12 @@ def test_files_that_are_not_ours_are_named(tmp_path: Path) -> None:
     torn.write_bytes(bare.read_bytes()[:2000])
     with pytest.raises(ValueError, match=r"torn\.npz: cannot be read as a MeasuredScan"):
         MeasuredScan.load(torn)
+    words = {field: np.asarray(value) for field, value in np.load(bare).items()} | {"counts": np.array("many")}
+    np.savez(tmp_path / "words.npz", **words)
+    with pytest.raises(ValueError, match=r"words\.npz: counts is <U4; numbers needed"):
+        MeasuredScan.load(tmp_path / "words.npz")
+    with pytest.raises(ValueError, match=r"counts is \(\); 0 frames"):
+        replace(scan, counts=np.float32(1))
     with pytest.raises(ValueError, match=r"'scan\.h5' must end in \.npz"):
         scan.save(tmp_path / "scan.h5")
 

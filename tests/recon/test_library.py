@@ -232,6 +232,15 @@ def test_links_and_doubled_and_locked_entries_are_refused(tmp_path: Path) -> Non
             archive.writestr("card.json", CARD)
     with pytest.raises(ValueError, match="does not belong to a model"):
         unpack(tmp_path / "double.zip")
+    named = make_zip(tmp_path / "named.zip", {**GOOD, "?": b""}).read_bytes()
+    (tmp_path / "named.zip").write_bytes(named.replace(b"?", b"\x00"))  # which is the end of a name
+    with pytest.raises(ValueError, match="entry '' does not belong to a model"):
+        unpack(tmp_path / "named.zip")
+    foreign = bytearray(make_zip(tmp_path / "foreign.zip", GOOD).read_bytes())
+    foreign[foreign.index(b"PK\x01\x02") + 6] = 99  # a later version of the format
+    (tmp_path / "foreign.zip").write_bytes(foreign)
+    with pytest.raises(ValueError, match="not a zip, or cut short .zip file version 9.9"):
+        unpack(tmp_path / "foreign.zip")
     locked = bytearray(make_zip(tmp_path / "locked.zip", GOOD).read_bytes())
     locked[locked.index(b"PK\x01\x02") + 8] |= 1
     (tmp_path / "locked.zip").write_bytes(locked)

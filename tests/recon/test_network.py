@@ -117,6 +117,8 @@ def test_a_lifted_network_without_probe_says_so() -> None:
         ({"family": "direct", "frame_size": 64, "patch_size": 48}, "or half of it"),
         ({"family": "lifted", "frame_size": 32, "patch_size": 64}, "exceeds frame_size"),
         ({"family": "lifted", "wdith": 3}, "wdith"),
+        ({"family": "direct", "encoder_channels": [10**30] * 3}, "less than or equal to 4096"),
+        ({"family": "direct", "encoder_channels": [8] * 300, "decoder_channels": [8] * 300}, "at most 8 items"),
     ],
 )
 def test_a_wrong_configuration_is_named(config: dict[str, object], words: str) -> None:

@@ -265,6 +265,13 @@ def test_sizes_are_looked_at_before_reading(tmp_path: Path) -> None:
     wide = save({"encoder.0.weight": torch.zeros(1).expand(2**20, 2**12)}, tmp_path, "wide.pth")
     with pytest.raises(ValueError, match="numbers; at most"):
         read_state_dict(wide)
+    many = save({f"encoder.{i}.weight": torch.zeros(1).expand(2**10, 2**12) for i in range(40)}, tmp_path, "many.pth")
+    with pytest.raises(ValueError, match="its tensors claim 167772160 numbers; at most"):
+        read_state_dict(many)
+    unnamed = tmp_path / "unnamed.pth"
+    unnamed.write_bytes(many.read_bytes().replace(b"PK\x01\x02", b"PK\x01\x02\x00\x00\xff\xff", 1))
+    with pytest.raises(ValueError, match=r"unnamed\.pth: was cut short"):
+        read_state_dict(unnamed)
 
 
 def test_programs_and_other_objects_are_no_state_dict(tmp_path: Path) -> None:

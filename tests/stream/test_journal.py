@@ -143,6 +143,26 @@ def test_reader_passes_over_a_torn_line(tmp_path: Path) -> None:
     assert reader.corrupt == 1
 
 
+def test_reader_passes_over_lines_that_are_no_documents(tmp_path: Path) -> None:
+    path = tmp_path / "run.jsonl"
+    lines = [b"5", b"[]", b'{"name": 1, "doc": {}, "t": 0}', b'{"name": "event", "doc": [], "t": 0}']
+    lines += [b'{"name": "event", "doc": {}, "t": "late"}', b"[" * 5000, b"\xff", encode("stop", {}, 1.0)]
+    path.write_bytes(b"\n".join(lines))
+    reader = JournalReader(path)
+    assert [entry.name for entry in reader.read()] == ["stop"]
+    assert reader.corrupt == 7
+
+
+def test_a_start_document_that_comes_twice_opens_one_file(tmp_path: Path) -> None:
+    journal = JournalWriter(tmp_path)
+    before = len([*Path("/proc/self/fd").iterdir()])
+    for _ in range(3):
+        journal.append("start", {"uid": "twice", "time": 0.0})
+    assert len([*Path("/proc/self/fd").iterdir()]) == before + 1
+    assert journal.begun == ["twice"]
+    journal.close()
+
+
 def test_reader_takes_a_line_longer_than_its_chunk(tmp_path: Path) -> None:
     path = tmp_path / "run.jsonl"
     path.write_bytes(encode("start", {"uid": "a", "note": "x" * 5000}, 0.0) + encode("stop", {}, 1.0))

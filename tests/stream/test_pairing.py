@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bluesky_ptychonn.stream.keys import Keys, RunError, geometry_of
+from bluesky_ptychonn.stream.keys import DocumentError, Keys, RunError, geometry_of
 from bluesky_ptychonn.stream.pairing import BAD_POSITION, NO_FRAME, RunPairing
 from bluesky_ptychonn.stream.testing import GEOMETRY, RunMaker
 
@@ -174,6 +174,7 @@ def test_keys_are_found_without_metadata() -> None:
         (RunMaker(), Keys(x="img"), "position 'img' is not one number per event"),
         (RunMaker(md={"ptychography": {}}), Keys(), "positions: the hints name no motor"),
         (RunMaker(md={"ptychography": {"x_sign": 2}}), Keys(), "x_sign=2: a sign is 1 or -1"),
+        (RunMaker(md={"ptychography": {"frame_key": ["img"]}}), Keys(), "frame=.'img'.: a name in words is needed"),
     ],
 )
 def test_a_run_that_cannot_be_paired_says_why(run: RunMaker, keys: Keys, words: str) -> None:
@@ -195,8 +196,49 @@ def test_geometry_of_a_run() -> None:
     assert geometry_of({"uid": "a"}, GEOMETRY) is GEOMETRY
     with pytest.raises(RunError, match="no geometry. Needed: energy_ev"):
         geometry_of({"uid": "a"})
+    with pytest.raises(RunError, match="sources: got 5, Input should be a valid dictionary"):
+        geometry_of({"uid": "a", "ptychography": {"geometry": {**GEOMETRY.model_dump(mode="json"), "sources": 5}}})
     with pytest.raises(RunError, match="geometry lacks distance_m"):
         geometry_of({"uid": "a", "ptychography": {"geometry": {"energy_ev": 1, "pixel_pitch_m": 1, "frame_shape": 1}}})
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "words"),
+    [
+        (
+            "event",
+            {"seq_num": 10**12},
+            "event document: ValueError: sequence number .*; allowed: 1 to 1048576",
+        ),
+        ("event", {"seq_num": 0}, "sequence number 0"),
+        ("event", {"data": None}, "event document: AttributeError"),
+        ("stream_datum", {"seq_nums": {"start": 1, "stop": 10**12}}, "sequence number 999999999999"),
+        ("stream_datum", {"indices": {"start": -1, "stop": 0}}, "index -1 of a frame in its file"),
+        ("stream_datum", {"descriptor": []}, "stream_datum document: TypeError: unhashable"),
+        ("stream_resource", {"uid": {}}, "stream_resource document: TypeError: unhashable"),
+    ],
+)
+def test_a_document_that_cannot_be_used_is_named(name: str, change: dict[str, Any], words: str) -> None:
+    run = RunMaker("stream")
+    pairing = pair(run.open())
+    for kind, doc in run.point(1, 0, 0):
+        if kind == name:
+            with pytest.raises(DocumentError, match=words):
+                pairing.feed(kind, {**doc, **change})
+        else:
+            pairing.feed(kind, doc)
+    for document in run.point(2, 0, 0):
+        pairing.feed(*document)
+    assert [ref.seq_num for ref in pairing.take()][-1:] == ([] if name == "stream_resource" else [2])
+
+
+@pytest.mark.parametrize("kind", ["datum", "stream"])
+def test_a_document_that_comes_twice_changes_nothing(kind: Kind) -> None:
+    run = RunMaker(kind)
+    documents = [document for document in [*run.open(), *run.point(1, 0, 1.0)] for _ in range(2)]
+    pairing = pair(documents[1:])
+    assert [(ref.seq_num, ref.row) for ref in pairing.take()] == [(1, 0)]
+    assert pairing.replaced == 0
 
 
 @st.composite

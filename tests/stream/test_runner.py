@@ -293,6 +293,28 @@ def test_what_is_wrong_with_a_run_stands_in_its_result(md: dict[str, Any], units
     assert bench.sink.status == "failed"
 
 
+def test_documents_that_cannot_be_used_are_counted_and_the_rest_is_done() -> None:
+    bench = Bench(RunMaker(), 2)
+    bench.point(1)
+    bench.feed([("event", {"descriptor": bench.run.descriptor, "seq_num": 2, "time": 1.0}), ("datum", {})])
+    bench.point(2)
+    bench.close()
+    assert bench.sink.counts["unusable_documents"] == {"event": 1, "datum": 1}
+    assert bench.sink.counts["reconstructed"] == 2
+    assert bench.job.progress.state == "partial"
+
+
+def test_a_descriptor_that_cannot_be_used_is_named_as_the_cause() -> None:
+    run = RunMaker()
+    bench = Bench(run, 1)
+    spoilt = Bench(RunMaker(), 1)
+    spoilt.job = RunReconstruction(run.start(1)[1], spoilt.workshop, clock=spoilt.clock)
+    spoilt.feed([("descriptor", {"uid": "d", "name": "primary", "data_keys": {"img": 5, "sx": 5, "sy": 5}})])
+    spoilt.feed(bench.run.close())
+    spoilt.work(60.0)
+    assert "before its first frame; documents that could not be used: {'descriptor': 1}" in spoilt.job.progress.problem
+
+
 def test_wrong_model_for_the_detector_is_said() -> None:
     other = Geometry(**{**GEOMETRY.model_dump(), "frame_shape": (32, 32)})
     bench = Bench(RunMaker(), 1, geometry=other)

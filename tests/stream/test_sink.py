@@ -400,6 +400,9 @@ def test_a_lost_frame_is_failed_and_a_missing_one_partial() -> None:
     said = ["1 frames have no reconstruction; counts and flags say why"]
     assert verdict("success", counts_of(2, dark=1), ReadBack(2, 1, ())) == ("partial", said)
     assert verdict("abort", counts_of(2, dark=1), ReadBack(2, 1, ()))[0] == "partial"
+    unusable = {**counts_of(2), "unusable_documents": {"event": 1}}
+    said = ["1 of the run's documents could not be used (event); frames may be missing"]
+    assert verdict("success", unusable, ReadBack(2, 0, ())) == ("partial", said)
 
 
 def test_canvases_hold_what_they_grew_for() -> None:
