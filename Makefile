@@ -31,6 +31,7 @@ bench: $(VENV)/.peer ## run the benchmarks and rewrite benchmarks/results
 	$(BIN)/python -m benchmarks.trust
 	$(BIN)/python -m benchmarks.callback_cost
 	$(BIN)/python -m benchmarks.training
+	$(BIN)/python -m benchmarks.learning
 
 session: $(VENV)/.ready ## open IPython on the simulated beamline with profile_startup/
 	@mkdir -p $(SESSION)/profile_default

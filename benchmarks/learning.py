@@ -43,7 +43,7 @@ DRIFT_RAD, SAMPLING = 1.1, 0.4
 KINDS: tuple[SampleKind, ...] = ("etched", "cells", "star", "texture", "etched")
 CONFIG = LearningConfig()
 #: Scratch: from random weights, through the probe as the learner tuned it, so many rounds' frames, every so many runs.
-SCRATCH_ROUNDS, SCRATCH_EVERY = 4, 5
+SCRATCH_ROUNDS, SCRATCH_EVERY = 4, 10
 FORGETTING = 8  # of the first runs
 
 
@@ -103,6 +103,11 @@ def run_of(k: int, probe: torch.Tensor, photons: float) -> Run:
     return Run(k, kind, defocus, wrong, experiment, frames, y, x)
 
 
+def source_of(number: int) -> str:
+    """Name a run for the learner."""
+    return f"drift-{number:02d}"
+
+
 def live(model: Model, run: Run) -> tuple[NDArray[np.bool_], NDArray[np.float32], tuple[str, ...]]:
     """Reconstruct as the live road does: valid frames, their trust, and the verdict's reasons."""
     engine = Reconstructor(model, run.experiment.geometry, device="cpu")
@@ -131,7 +136,7 @@ def step(learner: Learner, frozen: Model, run: Run, build: Path) -> dict[str, An
         run.x_m[valid],
         before.probe.numpy(),
         run.experiment.geometry,
-        f"run {run.number}",
+        source_of(run.number),
     )
     began = time.perf_counter()
     considered = learner.consider(scan, trust=trust[valid], verdict_reasons=reasons, insist=run.wrong == INSISTED)
@@ -163,7 +168,7 @@ def step(learner: Learner, frozen: Model, run: Run, build: Path) -> dict[str, An
             learner.crown(load_model(kept, "cpu"))
     champion = learner.champion
     assert champion.probe is not None  # noqa: S101
-    told = _tuned(learner, f"run {run.number}")
+    told = _tuned(learner, source_of(run.number))
     row["tuned_defocus_rad"] = None if told is None else round(_defocus(told, frozen.probe), 3)
     row["champion"] = champion.card.version
     row["after_rad"] = None if told is None else error_of(champion.network, told, run)
@@ -220,12 +225,12 @@ def study(runs: int, build: Path) -> dict[str, Any]:
     good = [row for row in rows if row["taken"] and not row["wrong"]]
     last_champion = learner.champion.network
     for row in good[:FORGETTING]:
-        told = _tuned(learner, f"run {row['run']}")
+        told = _tuned(learner, source_of(row["run"]))
         if told is not None and "final_rad" not in row:
             row["final_rad"] = error_of(last_champion, told, run_of(row["run"], frozen.probe, photons))
     for row in good:
         if row["run"] % SCRATCH_EVERY == SCRATCH_EVERY - 1 and "scratch_rad" not in row:
-            told = _tuned(learner, f"run {row['run']}")
+            told = _tuned(learner, source_of(row["run"]))
             if told is None:
                 continue
             network, seconds = scratch(frozen, told, row["run"], build)
@@ -279,7 +284,7 @@ def summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
         "promoted": sum(row["promoted"] for row in rows),
         "kept": sum("judged" in row and not row["promoted"] for row in rows),
         "bad_runs": {
-            row["wrong"]: {"taken": row["taken"], "promoted": row["promoted"], "why": _why(row)}
+            row["wrong"]: {"taken": row["taken"], "promoted": _ended_well(row, rows), "why": _why(row, rows)}
             for row in rows
             if row["wrong"]
         },
@@ -289,8 +294,20 @@ def summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
-def _why(row: dict[str, Any]) -> str:
-    return str(row["decision"] if row["taken"] else row["considered"])
+def _round_of(row: dict[str, Any], rows: list[dict[str, Any]]) -> dict[str, Any] | None:
+    """Row of the judgement that a run was judged in."""
+    source = source_of(row["run"])
+    return next((other for other in rows if source in other.get("judged", {}).get("new", {})), None)
+
+
+def _ended_well(row: dict[str, Any], rows: list[dict[str, Any]]) -> bool:
+    ended = _round_of(row, rows)
+    return ended is not None and bool(ended["promoted"])
+
+
+def _why(row: dict[str, Any], rows: list[dict[str, Any]]) -> str:
+    ended = _round_of(row, rows)
+    return str(row["considered"] if not row["taken"] else "no candidate yet" if ended is None else ended["decision"])
 
 
 def figure(found: dict[str, Any], path: Path) -> None:
@@ -321,8 +338,9 @@ def figure(found: dict[str, Any], path: Path) -> None:
         if row["wrong"]:
             for axes in (top, bottom):
                 axes.axvspan(row["run"] - 0.5, row["run"] + 0.5, color="0.9", lw=0)
-            words = row["wrong"] + ("\nkept" if row["taken"] else "\nnot taken")
-            top.text(row["run"], 0.01, words, rotation=90, fontsize=7.5, ha="center", va="bottom", transform=_over(top))
+            words = row["wrong"] + ("\nits candidate is not promoted" if not _ended_well(row, rows) else "\nPROMOTED")
+            words = words if row["taken"] else row["wrong"] + "\nnot taken"
+            top.text(row["run"], 0.985, words, rotation=90, fontsize=7.5, ha="center", va="top", transform=_over(top))
     changes = [0, *(k for k in range(1, len(rows)) if rows[k]["kind"] != rows[k - 1]["kind"])]
     for first in changes:
         bottom.text(first - 0.4, 0.93, rows[first]["kind"], fontsize=9, va="top", transform=_over(bottom))
@@ -340,8 +358,8 @@ def figure(found: dict[str, Any], path: Path) -> None:
     bottom.plot([], [], "^", color="#228833", label="promoted")
     bottom.plot([], [], "v", color="#bb5566", label="kept")
     bottom.set(xlabel="run", ylabel="defocus, rad", ylim=(-0.25, 1.35 * DRIFT_RAD))
-    top.legend(fontsize=8.5, loc="upper left", frameon=False)
-    bottom.legend(fontsize=8, loc="center right", frameon=False)
+    drawing.legend(*top.get_legend_handles_labels(), fontsize=8.5, loc="outside lower center", ncols=3, frameon=False)
+    bottom.legend(fontsize=8, loc="center left", frameon=False)
     for axes in (top, bottom):
         axes.grid(alpha=0.25)
     drawing.savefig(path, dpi=100)
