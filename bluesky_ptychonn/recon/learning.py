@@ -76,8 +76,8 @@ class Learner:
     ----------
     folder : Path
         Its state; one learner's alone. Made when it does not exist. It takes what `LearningConfig` allows buffer and
-        held-out frames, and the buffer's frames once more while a round is open, one candidate, one training state
-        (four times the weights) and some 500 bytes a run.
+        held-out frames, and the buffer's frames once more while a round is open, two candidates, one training state
+        (four times the weights) and some 700 bytes a run.
     champion : Model
         With a probe, in use now. Another one than at the last time (somebody promoted or rolled back) is taken as it
         is: an open round begins anew from it, what was learned from stays. The open round's candidate counts as
