@@ -6,7 +6,7 @@ DEMO_OUTPUT ?= demo-output
 SESSION := build/session
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check docs bench session clean
+.PHONY: help demo test check audit docs bench session clean
 
 help: ## print this help
 	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -22,6 +22,9 @@ check: $(VENV)/.ready ## lint, formatting, types and layer contracts
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+audit: $(VENV)/.audit ## look the installed packages up among known vulnerabilities (needs the network)
+	$(BIN)/python .ci/audit.py
 
 docs: $(VENV)/.docs ## build the documentation (docs/_build/html), warnings are errors
 	$(BIN)/python -m sphinx -W --keep-going -q -b html docs docs/_build/html
@@ -67,6 +70,10 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 
 $(VENV)/.docs: $(VENV)/.ready
 	$(call install,docs)
+	@touch $@
+
+$(VENV)/.audit: $(VENV)/.ready
+	@$(INSTALL) 'pip-audit>=2.7'
 	@touch $@
 
 # pty-chi without torchvision, which would bring another torch; see benchmarks/README.md.

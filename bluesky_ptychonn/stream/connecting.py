@@ -30,6 +30,8 @@ def connect(catalog: Any, api_key: str | None = None) -> Any:
     ------
     ValueError
         When the name is neither of these: with the profiles there are.
+    ConnectionError
+        When the server's certificate is not trusted here.
     """
     if hasattr(catalog, "uri") and hasattr(catalog, "api_key"):
         return _connection(catalog.uri, api_key or catalog.api_key)
@@ -55,9 +57,18 @@ _connections: dict[str, tuple[str | None, Any]] = {}
 def _connection(uri: str, api_key: str | None) -> Any:
     known = _connections.get(uri)
     if known is None or known[0] != api_key:
+        import httpx
         from tiled.client import from_uri
 
-        known = _connections[uri] = (api_key, from_uri(uri, api_key=api_key))
+        try:
+            known = _connections[uri] = (api_key, from_uri(uri, api_key=api_key))
+        except httpx.ConnectError as error:
+            if "CERTIFICATE_VERIFY_FAILED" not in str(error):
+                raise
+            raise ConnectionError(
+                f"connect: the certificate of {uri} is not trusted here ({error}); set SSL_CERT_FILE to the file of "
+                "the authority that signed it"
+            ) from None
     return known[1]
 
 

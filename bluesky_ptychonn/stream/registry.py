@@ -132,8 +132,12 @@ class Registry:
         card, data = read_folder(folder)
         if self._models.attributes() is None:
             BlobWire(self._root).create(MODELS)
-        self._models.create(check_name(card.name), metadata={"champion": None, "history": []})
-        family = self._at(card.name)
+        family = self._at(check_name(card.name))
+        if not self._models.create(card.name, metadata={"champion": None, "history": []}) and not family.attributes():
+            raise ValueError(
+                f"model {card.name!r}: the catalog has models of this name that this key does not show, another's. "
+                "Publish it under another name, or have that user share the name"
+            )
         while True:
             version, state = slot(card, family.nodes())
             if state == COMPLETE:

@@ -367,7 +367,9 @@ class ResultSink:
     def _resume(self) -> None:
         """Go on with a reconstruction that an earlier process began."""
         found = self._wire.attributes()
-        if found is None or found["specs"][0]["name"] != SPEC["name"]:
+        if found is None:
+            raise CatalogRefusedError(f"{self._wire.path} is there, and this key does not show it: another user's", 403)
+        if found["specs"][0]["name"] != SPEC["name"]:
             raise CatalogRefusedError(f"{self._wire.path} is there and is not a reconstruction", 409)
         metadata = found["metadata"]
         self._pictures.resume(metadata)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import stat
 import subprocess
 import sys
 import time
@@ -213,6 +214,18 @@ def _documents(beamline: Any) -> list[Any]:
     return kept
 
 
+def nowhere(key: str, shown: list[Any], folder: Path, pid: int) -> None:
+    """Look for a catalog's key where others could read it."""
+    for thing in shown:
+        assert key not in repr(thing)
+    for path in folder.rglob("*"):
+        assert path.is_dir() or key.encode() not in path.read_bytes(), path
+    process = Path("/proc") / str(pid)
+    if process.is_dir():
+        assert key.encode() not in (process / "cmdline").read_bytes()
+        assert stat.S_IMODE((process / "environ").stat().st_mode) == 0o400  # where the worker finds it
+
+
 def test_worker_process_survives_its_own_death(
     RE: Any, tiled_writer: Any, catalog_server: CatalogServer, small_model: Path, detector_folder: Path, tmp_path: Path
 ) -> None:
@@ -231,6 +244,7 @@ def test_worker_process_survives_its_own_death(
 
     try:
         live.wait_ready(WAIT_S)
+        nowhere(catalog_server.api_key, [live, live.order, live.status], tmp_path, keeper.pid)
         RE.subscribe(live)
         RE.subscribe(kill_once, "event")
         (one,) = RE(scan(beamline, 16))
@@ -245,6 +259,7 @@ def test_worker_process_survives_its_own_death(
         found = [r for r in catalog_server.processed.values() if r.metadata["raw"]["uid"] == one]
         assert len(found) == 1
         assert len(live.results) == 2
+        nowhere(catalog_server.api_key, [result, result.metadata, live.status], tmp_path, keeper.pid)
     finally:
         live.close()
     assert live.status.worker == "stopped"

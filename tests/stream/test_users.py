@@ -1,0 +1,205 @@
+"""A remote server as docs/how-to/remote.md sets it up: TLS, users, and what one user has is no other's business."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shutil
+import socket
+import ssl
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+
+from bluesky_ptychonn.stream.client import reconstructions
+from bluesky_ptychonn.stream.connecting import connect, disconnect
+from bluesky_ptychonn.stream.reconstruct import reconstruct
+from bluesky_ptychonn.stream.registry import Registry
+from bluesky_ptychonn.stream.wire import CatalogRefusedError, Wire
+from tests.stream.results import block_of, counts_of, make_sink, picture, start_document
+
+pytestmark = pytest.mark.system
+
+READ = ("read:metadata", "read:data")
+WRITE = (*READ, "create:node", "write:metadata", "write:data", "delete:node", "delete:revision")
+PASSWORDS = {name: secrets.token_hex(8) for name in ("alice", "bob", "staff")}
+
+
+class Remote:
+    """The server, and keys of its users."""
+
+    def __init__(self, uri: str, certificate: Path) -> None:
+        self.uri = uri
+        self.http = httpx.Client(verify=ssl.create_default_context(cafile=str(certificate)))
+
+    def key(self, user: str, scopes: tuple[str, ...] = WRITE) -> str:
+        """Log in and make a key with these scopes and no others."""
+        said = {"username": user, "password": PASSWORDS[user]}
+        token = self.http.post(f"{self.uri}/auth/provider/beamline/token", data=said).raise_for_status().json()
+        bearer = {"Authorization": f"Bearer {token['access_token']}"}
+        wanted = {"expires_in": 600, "scopes": list(scopes)}
+        made = self.http.post(f"{self.uri}/auth/apikey", headers=bearer, json=wanted).raise_for_status()
+        return str(made.json()["secret"])
+
+    def wait(self) -> None:
+        """Wait until it answers."""
+        end = time.monotonic() + 120
+        while True:
+            try:
+                self.http.get(f"{self.uri}/").raise_for_status()
+            except httpx.HTTPError:
+                if time.monotonic() > end:
+                    raise
+                time.sleep(0.2)
+            else:
+                return
+
+
+@pytest.fixture(scope="module")
+def remote(tmp_path_factory: pytest.TempPathFactory, repository: Path) -> Iterator[Remote]:
+    if shutil.which("openssl") is None:
+        pytest.skip("no openssl here to make a certificate with")
+    folder, examples = tmp_path_factory.mktemp("remote"), repository / "docs" / "how-to"
+    curve = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"]
+    names = ["-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost"]
+    files = ["-keyout", str(folder / "server.key"), "-out", str(folder / "server.pem")]
+    subprocess.run(["openssl", "req", "-x509", "-days", "2", *curve, *names, *files], check=True, capture_output=True)
+    prepare = [sys.executable, str(examples / "prepare_tiled.py"), str(folder), str(examples / "tags.yml")]
+    subprocess.run(prepare, check=True, capture_output=True)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    environment = {
+        **os.environ,
+        **{f"{name.upper()}_PASSWORD": password for name, password in PASSWORDS.items()},
+        "TILED_SERVER_SECRET": secrets.token_hex(32),
+        "TILED_FOLDER": str(folder),
+        "TILED_HOST": "127.0.0.1",
+    }
+    serve = ["-m", "tiled", "serve", "config", str(examples / "tiled.yml"), "--port", str(port)]
+    with (folder / "log").open("wb") as log:
+        server = subprocess.Popen([sys.executable, *serve], env=environment, stdout=log, stderr=log)
+    made = Remote(f"https://localhost:{port}/api/v1", folder / "server.pem")
+    try:
+        made.wait()
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("SSL_CERT_FILE", str(folder / "server.pem"))
+            staff = Wire(connect(made.uri, made.key("staff", ("inherit",))))
+            for name in ("raw", "processed", "models"):
+                body = {"id": name, "structure_family": "container", "metadata": {}, "data_sources": [], "specs": []}
+                staff._send("POST", "metadata", "", json={**body, "access_tags": ["everybody"]})
+            yield made
+        disconnect(made.uri)
+    finally:
+        made.http.close()
+        server.terminate()
+        server.wait(20)
+
+
+@pytest.fixture(scope="module")
+def root(remote: Remote) -> Iterator[Callable[..., Any]]:
+    """Client of a user's, with a key of the scopes given."""
+    from tiled.client import from_uri
+
+    opened: dict[Any, Any] = {}
+
+    def client(user: str, scopes: tuple[str, ...] = WRITE) -> Any:
+        if (user, scopes) not in opened:
+            opened[user, scopes] = from_uri(remote.uri, api_key=remote.key(user, scopes))
+        return opened[user, scopes]
+
+    yield client
+    for one in opened.values():
+        one.context.close()
+
+
+def finished(root: Any, start: dict[str, Any] | None = None) -> str:
+    sink = make_sink(None, start, root=root)  # type: ignore[arg-type]
+    sink.write_block(*block_of([1, 2]))
+    sink.write_mosaic(picture(4, 4))
+    sink.write_mosaic(picture(40, 40))  # outgrown: nodes are made and removed
+    assert sink.finish("success", counts_of(2)) == "complete"
+    return sink.key
+
+
+def test_tls_is_verified(remote: Remote, monkeypatch: pytest.MonkeyPatch) -> None:
+    import tiled.client.utils
+
+    monkeypatch.setattr(tiled.client.utils, "TILED_RETRY_ATTEMPTS", 1)
+    key = remote.key("alice")
+    assert list(connect(remote.uri, key)) == ["raw", "processed", "models"]
+    disconnect(remote.uri)
+    monkeypatch.delenv("SSL_CERT_FILE")
+    with pytest.raises(ConnectionError, match="certificate of https://localhost.* is not trusted here") as caught:
+        connect(remote.uri, key)
+    assert "SSL_CERT_FILE" in str(caught.value)
+    assert key not in str(caught.value)
+
+
+def test_a_second_user_neither_sees_nor_writes_a_reconstruction(root: Any) -> None:
+    alice, bob, staff = root("alice"), root("bob"), root("staff", ("inherit",))
+    start = start_document()
+    key = finished(alice, start)
+    assert [one.metadata["raw"]["uid"] for one in reconstructions(alice, raw=start["uid"])] == [start["uid"]]
+    assert key in list(staff["processed"])
+    assert list(bob["processed"]) == []
+    assert reconstructions(bob) == []
+    with pytest.raises(KeyError):
+        bob["processed"][key]
+    theirs = Wire(bob, ["processed", key])
+    assert theirs.attributes() is None
+    for write in (
+        lambda: theirs.update({"status": "mine"}),
+        lambda: theirs.put_array("phase", np.zeros((4, 4), np.float32)),
+        lambda: theirs.create("more"),
+    ):
+        with pytest.raises(CatalogRefusedError, match=rf"{key}.* answered 404"):
+            write()
+    theirs.delete("")
+    with pytest.raises(CatalogRefusedError, match="this key does not show it: another user's"):
+        make_sink(None, start, root=bob, key=key)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="no run '.*' in https://localhost"):
+        reconstruct(start["uid"], "simulated-zp64", bob)
+    assert Wire(alice, ["processed", key]).attributes()["metadata"]["status"] == "complete"  # type: ignore[index]
+
+
+def test_a_result_stays_with_whom_it_is_shared(root: Any) -> None:
+    """Tiled takes a merge of metadata that names no tags for one that removes them."""
+    alice, staff = root("alice"), root("staff", ("inherit",))
+    key = finished(staff)
+    staff["processed"][key].update_metadata(access_tags=["everybody"])
+    Wire(staff, ["processed", key]).update({"note": "kept"})
+    assert dict(alice["processed"][key].metadata)["note"] == "kept"
+
+
+def test_a_second_user_neither_sees_nor_writes_a_model(root: Any, small_model: Path) -> None:
+    alice, bob = Registry(root("alice")), Registry(root("bob"))
+    version = alice.publish(small_model)
+    alice.promote("tiny", version, "the first")
+    assert bob.list() == ()
+    assert bob.decided("tiny") is None
+    for look in (
+        lambda: bob.card("tiny", version),
+        lambda: bob.promote("tiny", version, "mine"),
+        lambda: bob.fetch("tiny"),
+    ):
+        with pytest.raises(ValueError, match="model 'tiny' is not in this catalog"):
+            look()
+    with pytest.raises(ValueError, match="that this key does not show, another's. Publish it under another name"):
+        bob.publish(small_model)
+    assert alice.champion("tiny") == version
+
+
+def test_a_key_to_read_with_writes_nothing(root: Any) -> None:
+    alice, reader = root("alice"), root("alice", READ)
+    key = finished(alice)
+    assert reader["processed"][key].metadata["status"] == "complete"
+    with pytest.raises(CatalogRefusedError, match=r"answered 401.*Requires scopes \['write:metadata', 'create:node'\]"):
+        make_sink(None, root=reader)  # type: ignore[arg-type]
