@@ -27,6 +27,7 @@ from tests.stream.results import block_of, counts_of, make_sink, picture, start_
 
 pytestmark = pytest.mark.system
 
+MODEL = "simulated-zp64"
 READ = ("read:metadata", "read:data")
 WRITE = (*READ, "create:node", "write:metadata", "write:data", "delete:node", "delete:revision")
 PASSWORDS = {name: secrets.token_hex(8) for name in ("alice", "bob", "staff")}
@@ -95,6 +96,7 @@ def remote(tmp_path_factory: pytest.TempPathFactory, repository: Path) -> Iterat
             for name in ("raw", "processed", "models"):
                 body = {"id": name, "structure_family": "container", "metadata": {}, "data_sources": [], "specs": []}
                 staff._send("POST", "metadata", "", json={**body, "access_tags": ["everybody"]})
+            disconnect(made.uri)  # another key would take its place without closing it
             yield made
         disconnect(made.uri)
     finally:
@@ -120,13 +122,16 @@ def root(remote: Remote) -> Iterator[Callable[..., Any]]:
         one.context.close()
 
 
-def finished(root: Any, start: dict[str, Any] | None = None) -> str:
-    sink = make_sink(None, start, root=root)  # type: ignore[arg-type]
+@pytest.fixture(scope="module")
+def result(root: Any) -> tuple[str, dict[str, Any]]:
+    """Key of a reconstruction of alice's, and the start document of its run."""
+    start = start_document()
+    sink = make_sink(None, start, root=root("alice"))  # type: ignore[arg-type]
     sink.write_block(*block_of([1, 2]))
     sink.write_mosaic(picture(4, 4))
     sink.write_mosaic(picture(40, 40))  # outgrown: nodes are made and removed
     assert sink.finish("success", counts_of(2)) == "complete"
-    return sink.key
+    return sink.key, start
 
 
 def test_tls_is_verified(remote: Remote, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -143,10 +148,9 @@ def test_tls_is_verified(remote: Remote, monkeypatch: pytest.MonkeyPatch) -> Non
     assert key not in str(caught.value)
 
 
-def test_a_second_user_neither_sees_nor_writes_a_reconstruction(root: Any) -> None:
+def test_a_second_user_neither_sees_nor_writes_a_reconstruction(root: Any, result: Any) -> None:
     alice, bob, staff = root("alice"), root("bob"), root("staff", ("inherit",))
-    start = start_document()
-    key = finished(alice, start)
+    key, start = result
     assert [one.metadata["raw"]["uid"] for one in reconstructions(alice, raw=start["uid"])] == [start["uid"]]
     assert key in list(staff["processed"])
     assert list(bob["processed"]) == []
@@ -166,40 +170,40 @@ def test_a_second_user_neither_sees_nor_writes_a_reconstruction(root: Any) -> No
     with pytest.raises(CatalogRefusedError, match="this key does not show it: another user's"):
         make_sink(None, start, root=bob, key=key)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="no run '.*' in https://localhost"):
-        reconstruct(start["uid"], "simulated-zp64", bob)
+        reconstruct(start["uid"], MODEL, bob)
     assert Wire(alice, ["processed", key]).attributes()["metadata"]["status"] == "complete"  # type: ignore[index]
 
 
 def test_a_result_stays_with_whom_it_is_shared(root: Any) -> None:
     """Tiled takes a merge of metadata that names no tags for one that removes them."""
     alice, staff = root("alice"), root("staff", ("inherit",))
-    key = finished(staff)
+    key = secrets.token_hex(8)
+    assert Wire(staff, ["processed"]).create(key)
     staff["processed"][key].update_metadata(access_tags=["everybody"])
     Wire(staff, ["processed", key]).update({"note": "kept"})
     assert dict(alice["processed"][key].metadata)["note"] == "kept"
 
 
-def test_a_second_user_neither_sees_nor_writes_a_model(root: Any, small_model: Path) -> None:
+def test_a_second_user_neither_sees_nor_writes_a_model(root: Any) -> None:
     alice, bob = Registry(root("alice")), Registry(root("bob"))
-    version = alice.publish(small_model)
-    alice.promote("tiny", version, "the first")
+    version = alice.publish(MODEL)
+    alice.promote(MODEL, version, "the first")
     assert bob.list() == ()
-    assert bob.decided("tiny") is None
+    assert bob.decided(MODEL) is None
     for look in (
-        lambda: bob.card("tiny", version),
-        lambda: bob.promote("tiny", version, "mine"),
-        lambda: bob.fetch("tiny"),
+        lambda: bob.card(MODEL, version),
+        lambda: bob.promote(MODEL, version, "mine"),
+        lambda: bob.fetch(MODEL),
     ):
-        with pytest.raises(ValueError, match="model 'tiny' is not in this catalog"):
+        with pytest.raises(ValueError, match="model 'simulated-zp64' is not in this catalog"):
             look()
     with pytest.raises(ValueError, match="that this key does not show, another's. Publish it under another name"):
-        bob.publish(small_model)
-    assert alice.champion("tiny") == version
+        bob.publish(MODEL)
+    assert alice.champion(MODEL) == version
 
 
-def test_a_key_to_read_with_writes_nothing(root: Any) -> None:
-    alice, reader = root("alice"), root("alice", READ)
-    key = finished(alice)
+def test_a_key_to_read_with_writes_nothing(root: Any, result: Any) -> None:
+    reader, key = root("alice", READ), result[0]
     assert reader["processed"][key].metadata["status"] == "complete"
     with pytest.raises(CatalogRefusedError, match=r"answered 401.*Requires scopes \['write:metadata', 'create:node'\]"):
         make_sink(None, root=reader)  # type: ignore[arg-type]
