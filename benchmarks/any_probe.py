@@ -41,8 +41,8 @@ from bluesky_ptychonn.recon.refinement import Refinement
 from bluesky_ptychonn.recon.stitch import Mosaic, MosaicImage
 
 SHIPPED = "zone-plates"
-KINDS: tuple[SampleKind, ...] = ("etched", "cells", "star")
-SAMPLINGS = (0.3, 0.5, 0.7)
+KINDS: tuple[SampleKind, ...] = ("etched", "cells")
+SAMPLINGS = (0.4, 0.7)
 SEED = 50_000_017
 METHODS = ("lift", "any", "any_refined", "own")
 LABELS = {
@@ -144,7 +144,7 @@ def beamline(name: str, about: str, probe: Wave, photons: float, general: Model,
         for k, kind in enumerate(KINDS):
             rng = np.random.default_rng((SEED, k))
             experiment = SimulatedExperiment(geometry, _unit(probe), make_sample(kind, (side, side), rng), photons)
-            y, x = raster(sampling * diameter * pixel, 2.5 * diameter * pixel, 0.1, rng)
+            y, x = raster(sampling * diameter * pixel, 2.2 * diameter * pixel, 0.1, rng)
             frames = np.stack([experiment.frame_at(a, b, rng) for a, b in zip(y, x, strict=True)])
             for method, image in images(frames, y, x, model, own, pixel).items():
                 truth = experiment.truth_on(image.origin_m, image.amplitude.shape)
@@ -213,7 +213,7 @@ def _tables(answer: dict[str, Any]) -> str:
     heads = " | ".join(LABELS[method] for method in METHODS)
     lines = [
         f"One model for many probes ({answer['model']}), told each beamline's probe and trained for none of them.",
-        "Phase correlation (MAE in rad), means of an etched, a cellular and a star sample it never saw.",
+        "Phase correlation (MAE in rad), means of an etched and a cellular sample it never saw.",
         f"{answer['machine']}.\n",
         f"| beamline | to the model | step / probe | {heads} |",
         "|---|---|---|" + "---|" * len(METHODS),
@@ -240,11 +240,11 @@ def _figure(answer: dict[str, Any], path: Path) -> None:
     names = [each["beamline"] for each in answer["beamlines"]]
     place = np.arange(len(names))
     for k, method in enumerate(METHODS):
-        values = [each["rows"][1].get(f"{method}_mae_rad", np.nan) for each in answer["beamlines"]]
+        values = [each["rows"][0].get(f"{method}_mae_rad", np.nan) for each in answer["beamlines"]]
         left.barh(place + (k - 1.5) * 0.2, values, 0.2, label=LABELS[method])
     left.set_yticks(place, names)
     left.invert_yaxis()
-    left.set(xlabel=f"phase MAE (rad) at a sampling of {SAMPLINGS[1]}")
+    left.set(xlabel=f"phase MAE (rad) at a sampling of {SAMPLINGS[0]}")
     left.legend()
     for method in METHODS:
         rows = answer["star"]
