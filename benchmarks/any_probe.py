@@ -86,13 +86,13 @@ BEAMLINES: tuple[tuple[str, str, Callable[[], Wave], float], ...] = (
     ("zone plate A, 128 px", "as in training", drawn(128, 1), 3e5),
     ("zone plate B, 128 px", "as in training", drawn(128, 2), 3e5),
     ("zone plate C, 96 px", "as in training", drawn(96, 3), 3e5),
-    ("zone plate D, 64 px", "smaller frames", drawn(64, 4), 3e5),
+    ("zone plate D, 64 px", "as in training", drawn(64, 4), 3e5),
     ("zone plate A, 10,000 photons", "fewer photons", drawn(128, 1), 1e4),
     ("zone plate, stop of 0.7", "larger stop", lambda: zone_plate_probe((128, 128), 60, 0.7, 0.5), 3e5),
     ("zone plate in focus", "no ring", lambda: zone_plate_probe((128, 128), 8, 0.3, 0.4), 3e5),
     ("mirrors out of focus", "another pupil", lambda: mirrors(128, 20.0), 3e5),
     ("pinhole", "another pupil", lambda: pinhole(128, 50, 15.0), 3e5),
-    ("simulated beamline, 64 px", "smaller frames", lambda: SimulatedExperiment.demo().probe, 1e5),
+    ("simulated beamline, 64 px", "as in training", lambda: SimulatedExperiment.demo().probe, 1e5),
 )
 
 
@@ -245,7 +245,7 @@ def _figure(answer: dict[str, Any], path: Path) -> None:
     left.set_yticks(place, names)
     left.invert_yaxis()
     left.set(xlabel=f"phase MAE (rad) at a sampling of {SAMPLINGS[0]}")
-    left.legend()
+    left.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=4, fontsize="small", frameon=False)
     for method in METHODS:
         rows = answer["star"]
         right.plot([r["every"] for r in rows], [r[f"{method}_corr"] for r in rows], "o-", label=LABELS[method])
