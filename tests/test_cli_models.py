@@ -173,10 +173,13 @@ def test_tampered_and_misfitting_weights_are_refused(said: Any, refused: Any, tm
     load_card(folder).model_copy(update={"weights_sha256": digest}).save(folder)
     assert "its weights are for another network than its card describes" in refused("import", folder)
     card = load_card(folder)
-    huge = {"family": "direct", "encoder_channels": [2**20] * 3, "decoder_channels": [2**20] * 3}
-    card.model_copy(update={"family": "direct", "network": huge, "weights_sha256": digest}).save(folder)
-    words = refused("import", folder)  # 2**40 numbers a layer: refused before any memory is asked for
-    assert "its weights are for another network than its card describes: lacks encoder.0.weight" in words
+    for channels, words in (
+        (2**12, "its weights are for another network than its card describes: lacks encoder.0.weight"),
+        (2**20, "network configuration is not usable: direct.encoder_channels.0: got 1048576"),
+    ):
+        huge = {"family": "direct", "encoder_channels": [channels] * 3, "decoder_channels": [channels] * 3}
+        card.model_copy(update={"family": "direct", "network": huge, "weights_sha256": digest}).save(folder)
+        assert words in refused("import", folder)  # before any memory is asked for
 
 
 def test_what_a_card_says_does_not_steer_the_terminal(said: Any, tmp_path: Path) -> None:
