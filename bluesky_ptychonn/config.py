@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationIn
 from bluesky_ptychonn.optics.geometry import Geometry
 from bluesky_ptychonn.recon.refinement import Refinement
 from bluesky_ptychonn.stream.keys import Keys
+from bluesky_ptychonn.stream.learner_config import LearnerConfig
 from bluesky_ptychonn.stream.live import LiveReconstruction
 from bluesky_ptychonn.stream.progress import Pace
 from bluesky_ptychonn.stream.raw_runs import raw_writer
@@ -193,6 +194,23 @@ class ReconstructionConfig(_Section):
         )
 
 
+class LearningSection(LearnerConfig):
+    """How ``ptychonn learn`` goes about it; see `LearnerConfig` for what each means.
+
+    Parameters
+    ----------
+    folder : Path, optional
+        The learner's own; relative to the configuration file.
+    """
+
+    folder: Path | None = None
+
+    @field_validator("folder")
+    @classmethod
+    def _from_file(cls, value: Path | None, info: ValidationInfo) -> Path | None:
+        return None if value is None else Path((info.context or {}).get("base", ".")) / value.expanduser()
+
+
 class Config(_Section):
     """The whole configuration.
 
@@ -200,6 +218,7 @@ class Config(_Section):
     ----------
     catalog : CatalogConfig
     reconstruction : ReconstructionConfig
+    learning : LearningSection
 
     Examples
     --------
@@ -212,6 +231,7 @@ class Config(_Section):
 
     catalog: CatalogConfig
     reconstruction: ReconstructionConfig
+    learning: LearningSection = LearningSection()
 
     @classmethod
     def load(cls, path: str | os.PathLike[str] | None = None) -> Config:

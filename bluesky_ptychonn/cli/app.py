@@ -14,6 +14,7 @@ from bluesky_ptychonn.cli.backfill import backfill
 from bluesky_ptychonn.cli.demo import demo
 from bluesky_ptychonn.cli.export import export
 from bluesky_ptychonn.cli.label import label
+from bluesky_ptychonn.cli.learn import learn
 from bluesky_ptychonn.cli.models import models
 from bluesky_ptychonn.cli.reconstruct import reconstruct
 from bluesky_ptychonn.cli.recover import recover
@@ -32,7 +33,7 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
-for _command in (demo, reconstruct, replay, train, serve, export, view, recover, backfill, label, status):
+for _command in (demo, reconstruct, replay, train, serve, export, view, recover, backfill, label, learn, status):
     app.command()(_command)
 app.add_typer(models, name="models")
 

@@ -29,6 +29,7 @@ from bluesky_ptychonn.recon.training_table import METRICS_FILE, Row, read_rows, 
 from bluesky_ptychonn.stream.blobs import BlobWire
 from bluesky_ptychonn.stream.connecting import MODELS, connect
 from bluesky_ptychonn.stream.decisions import Decision, champion_before, numbers_of, who
+from bluesky_ptychonn.stream.lessons import Lesson, Lessons
 from bluesky_ptychonn.stream.metrics_table import get_metrics, put_metrics
 from bluesky_ptychonn.stream.published import COMPLETE, UNFINISHED, Published, slot, state_of
 from bluesky_ptychonn.stream.wire import CatalogUnavailableError
@@ -104,6 +105,10 @@ class Registry:
     def history(self, name: str) -> tuple[Decision, ...]:
         """Decisions about the champion, oldest first."""
         return tuple(Decision.from_metadata(values) for values in self._family(name).get("history", []))
+
+    def learning(self, name: str) -> tuple[Lesson, ...]:
+        """Read what a learner decided on runs and candidates, oldest first; `history` has what changed the champion."""
+        return Lessons(self._root, name, self._before).read()
 
     # -- moving models
 
@@ -209,6 +214,7 @@ class Registry:
         numbers: Mapping[str, Any] | None = None,
         *,
         by: str | None = None,
+        over: str | None = None,
     ) -> Decision:
         """Make a version the champion, and keep who decided it, why, and on which numbers.
 
@@ -221,6 +227,8 @@ class Registry:
             JSON values; by default the measured errors on the cards of this version and of the champion until now.
         by : str, optional
             Who decides; the user's name by default.
+        over : str, optional
+            Champion that the numbers compare it with; where that is another by now, it is not promoted.
 
         Returns
         -------
@@ -236,6 +244,8 @@ class Registry:
         before = self.champion(name)
         if before == version and (history := self.history(name)):
             return history[-1]
+        if over is not None and before != over:
+            raise ValueError(f"model {name!r}: its champion became {before!r} meanwhile, not {over!r}; decide again")
         if numbers is None:
             numbers = {"candidate": numbers_of(card)}
             if before is not None:

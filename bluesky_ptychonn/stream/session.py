@@ -58,7 +58,8 @@ def write_whole(path: Path, values: Any) -> None:
     draft.replace(path)
 
 
-def _read(path: Path) -> dict[str, Any] | None:
+def read_whole(path: Path) -> dict[str, Any] | None:
+    """Read a JSON file that `write_whole` wrote; None where there is none, or something else."""
     try:
         values = orjson.loads(path.read_bytes())
     except (FileNotFoundError, orjson.JSONDecodeError):
@@ -142,7 +143,7 @@ class Order:
         ValueError
             When the folder holds none.
         """
-        values = _read(folder / _ORDER)
+        values = read_whole(folder / _ORDER)
         if values is None:
             raise ValueError(f"{folder}: no session of LiveReconstruction ({_ORDER} is missing)")
         for name, kind in (("geometry", Geometry), ("preprocess", PreprocessConfig), ("refinement", Refinement)):
@@ -187,7 +188,7 @@ class WorkerStatus:
     @classmethod
     def load(cls, folder: Path) -> WorkerStatus:
         """Read from a session's folder; what a worker that has not begun yet would say when there is nothing."""
-        values = _read(folder / _STATUS)
+        values = read_whole(folder / _STATUS)
         if values is None:
             return cls()
         runs = {uid: Progress(**progress) for uid, progress in values.pop("runs").items()}
@@ -201,7 +202,7 @@ def mark_done(journal: Path, progress: Progress) -> None:
 
 def done(journal: Path) -> Progress | None:
     """How a finished run ended; None for one that is not finished."""
-    values: Mapping[str, Any] | None = _read(journal.with_suffix(_DONE))
+    values: Mapping[str, Any] | None = read_whole(journal.with_suffix(_DONE))
     return None if values is None else Progress(**values)
 
 

@@ -220,7 +220,7 @@ def _close_with_owner(closing: threading.Event) -> None:
     closing.set()
 
 
-def _give_way(nice: int) -> None:
+def give_way(nice: int) -> None:
     """Lower our priority: the scan comes first, on a machine with few cores above all."""
     os.nice(nice)
     if os.getsid(0) == os.getpid():
@@ -237,7 +237,7 @@ def main(arguments: list[str]) -> int:
         return 2
     folder = Path(arguments[0])
     order = Order.load(folder)
-    _give_way(order.nice)
+    give_way(order.nice)
     log_to(folder)
     closing = threading.Event()
     threading.Thread(target=_close_with_owner, args=(closing,), daemon=True).start()

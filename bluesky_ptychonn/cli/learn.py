@@ -1,0 +1,144 @@
+"""``ptychonn learn``: learn beside the beamline, and look at what was decided."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import threading
+from collections.abc import Iterator
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from bluesky_ptychonn.cli.catalogs import CatalogOption, open_catalog
+from bluesky_ptychonn.cli.model_table import printable
+
+if TYPE_CHECKING:
+    from bluesky_ptychonn.stream.learner_config import LearnerConfig
+
+
+def learn(
+    catalog: CatalogOption,
+    name: Annotated[str, typer.Argument(help="name of a model with a champion in the catalog")],
+    share: Annotated[float | None, typer.Option(help="part of the time to compute, at most")] = None,
+    folder: Annotated[Path | None, typer.Option(help="the learner's own; by default the user's learning/NAME")] = None,
+    since: Annotated[
+        str | None, typer.Option(help="only runs that began later: a day or a time, as 2026-01-31 or 2026-01-31T18:30")
+    ] = None,
+    device: Annotated[str | None, typer.Option(help="auto, cpu or cuda")] = None,
+    config: Annotated[Path | None, typer.Option(help="configuration file, for its [learning]")] = None,
+    once: Annotated[bool, typer.Option(help="learn from what there is, and end")] = False,
+    history: Annotated[bool, typer.Option(help="say what was decided until now, and end")] = False,
+) -> None:
+    """Learn from finished runs while none is under way; promote what is measured to be better, and nothing else.
+
+    Live sessions take a new champion up with their next run; 'ptychonn models rollback' undoes a promotion.
+    """
+    began = None if since is None else _time(since)
+    settings, place = _settings(config)
+    given = {"share": share, "device": device}
+    settings = settings.model_validate(
+        {**settings.model_dump(), **{key: value for key, value in given.items() if value is not None}}
+    )
+    with open_catalog(catalog) as root:
+        if history:
+            _tell(root, name)
+            return
+        from bluesky_ptychonn.stream.learner import CatalogLearner
+        from bluesky_ptychonn.stream.session import log_to
+
+        learner = CatalogLearner(root, name, folder or place, settings, since=began)
+        handler = log_to(learner.folder)
+        try:
+            _stay_small(settings)
+            with _until_told() as closing, _said_here():
+                learner.run(closing, once=once)
+        except MemoryError:
+            raise RuntimeError(
+                f"learning took more than {settings.memory_bytes / 2**20:.0f} MiB (memory_bytes in [learning]); what "
+                "was learned is kept"
+            ) from None
+        finally:
+            learner.close()
+            handler.close()
+
+
+def _time(words: str) -> float:
+    try:
+        return datetime.fromisoformat(words).timestamp()
+    except ValueError:
+        raise ValueError(f"--since {words!r}: give a day or a time, as 2026-01-31 or 2026-01-31T18:30") from None
+
+
+def _settings(config: Path | None) -> tuple[LearnerConfig, Path | None]:
+    """[learning] of a configuration file, and the folder it names."""
+    from bluesky_ptychonn.stream.learner_config import LearnerConfig
+
+    if config is None:
+        return LearnerConfig(), None
+    from bluesky_ptychonn.config import Config
+
+    section = Config.load(config).learning
+    return LearnerConfig.model_validate(section.model_dump(exclude={"folder"})), section.folder
+
+
+def _tell(root: Any, name: str) -> None:
+    from bluesky_ptychonn.stream.registry import Registry
+
+    lessons = Registry(root).learning(name)
+    for lesson in lessons:
+        typer.echo(printable(str(lesson)))
+    if not lessons:
+        typer.echo(f"nothing was decided about {name} yet")
+
+
+def _stay_small(settings: LearnerConfig) -> None:
+    """Give way to everybody, and leave memory to others."""
+    import resource
+
+    import torch
+
+    from bluesky_ptychonn.recon.checkpoint import choose_device
+    from bluesky_ptychonn.stream.live import worker_threads
+    from bluesky_ptychonn.stream.worker import give_way
+
+    give_way(settings.nice)
+    torch.set_num_threads(worker_threads())
+    device = choose_device(settings.device)
+    if device.type == "cuda":
+        torch.cuda.set_per_process_memory_fraction(settings.gpu_memory, device)
+        return
+    # What CUDA reserves counts too, so only without it.
+    _, hard = resource.getrlimit(resource.RLIMIT_DATA)
+    resource.setrlimit(resource.RLIMIT_DATA, (settings.memory_bytes, hard))
+
+
+@contextlib.contextmanager
+def _until_told() -> Iterator[threading.Event]:
+    """Event that Ctrl-C and SIGTERM set: what is under way is brought to a point that can be gone on from."""
+    closing = threading.Event()
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    for number in before:
+        signal.signal(number, lambda *_: closing.set())
+    try:
+        yield closing
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def _said_here() -> Iterator[None]:
+    """Let the learner's log be read on stderr too."""
+    import logging
+
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    logger = logging.getLogger("bluesky_ptychonn.stream")
+    logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
