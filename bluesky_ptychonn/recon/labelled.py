@@ -27,6 +27,7 @@ _REACH_PX = 2
 #: A spline's coefficients forget an edge as 0.27 a pixel: 8 px leave 3e-5.
 _MARGIN_PX = 8
 _WORDS = ("geometry", "source", "solver")
+_COMPLEX = ("probe", "object")
 
 
 @dataclass(frozen=True, eq=False)
@@ -160,10 +161,10 @@ class MeasuredScan:
             raise ValueError(f"{path.name}: cannot be read as a {cls.__name__} (no such file)")
         values: dict[str, Any] = dict(read_npz(path, [field.name for field in fields(cls)], cls.__name__))
         for name, value in values.items():
-            if value.dtype.kind != "U" if name in _WORDS else value.dtype.kind not in "biufc":
-                raise ValueError(
-                    f"{path.name}: {name} is {value.dtype}; {'words' if name in _WORDS else 'numbers'} needed"
-                )
+            kinds = "U" if name in _WORDS else "biufc" if name in _COMPLEX else "biuf"
+            if value.dtype.kind not in kinds:
+                wanted = "words" if name in _WORDS else "numbers" if name in _COMPLEX else "real numbers"
+                raise ValueError(f"{path.name}: {name} is {value.dtype}; {wanted} needed")
         try:
             values["geometry"] = Geometry.model_validate_json(str(values["geometry"]))
         except ValidationError as error:
@@ -224,6 +225,8 @@ class LabelledScan(MeasuredScan):
             raise ValueError(f"{self._who}: light must be finite and not negative")
         if not np.isfinite(self.object).any():
             raise ValueError(f"{self._who}: no pixel of the object is known")
+        if np.shape(self.pixel_m) != ():
+            raise ValueError(f"{self._who}: pixel_m is {np.shape(self.pixel_m)}; one number of metres is needed")
         pixel = self.geometry.object_pixel_m
         if not abs(self.pixel_m / pixel - 1) <= _PIXEL_TOLERANCE:
             raise ValueError(

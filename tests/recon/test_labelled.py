@@ -142,7 +142,7 @@ def test_files_that_are_not_ours_are_named(tmp_path: Path) -> None:
         MeasuredScan.load(torn)
     words = {field: np.asarray(value) for field, value in np.load(bare).items()} | {"counts": np.array("many")}
     np.savez(tmp_path / "words.npz", **words)
-    with pytest.raises(ValueError, match=r"words\.npz: counts is <U4; numbers needed"):
+    with pytest.raises(ValueError, match=r"words\.npz: counts is <U4; real numbers needed"):
         MeasuredScan.load(tmp_path / "words.npz")
     with pytest.raises(ValueError, match=r"counts is \(\); 0 frames"):
         replace(scan, counts=np.float32(1))
@@ -162,6 +162,7 @@ def test_files_that_are_not_ours_are_named(tmp_path: Path) -> None:
         ({"object": np.full((280, 263), np.nan)}, "no pixel of the object is known"),
         ({"origin_m": (0.0, np.inf)}, "two finite numbers, y and x"),
         ({"pixel_m": 1.05 * PIXEL}, r"allowed is 1% between them"),
+        ({"pixel_m": np.full((2, 2), PIXEL)}, r"pixel_m is \(2, 2\); one number of metres is needed"),
     ],
 )
 def test_parts_that_do_not_go_together_are_named(change: dict[str, object], words: str) -> None:
