@@ -343,8 +343,9 @@ def test_killed_in_the_midst_of_training_it_goes_on(
     reconstruct(run, name, catalog_server, threads=1)
     folder, toml = tmp_path / "own", tmp_path / "ptychonn.toml"
     round_ = LearningConfig(
-        frames=640,
+        frames=256,
         runs_a_round=1,
+        simulated_frames=16,
         fewest_frames=8,
         least_foreseen=0.0,
         least_trust=0.0,
