@@ -15,7 +15,7 @@ from bluesky_ptychonn.stream.connecting import RAW
 from bluesky_ptychonn.stream.keys import RunError
 from bluesky_ptychonn.stream.measured import Optic, measured_run
 
-#: Bytes that labelling takes for each byte of the frames (float32), measured: the frames themselves, their fields.
+#: Bytes that labelling takes for each byte of the frames (float32), estimated: the frames themselves and their fields.
 _COPIES = 8
 _LOOKED_AT = 10  # newest reconstructions of a run
 
