@@ -31,6 +31,8 @@ docs: $(VENV)/.docs ## build the documentation (docs/_build/html), warnings are 
 
 bench: $(VENV)/.peer ## run the benchmarks and rewrite benchmarks/results
 	$(BIN)/python -m benchmarks.star
+	$(BIN)/python -m benchmarks.star_halves
+	$(BIN)/python -m benchmarks.any_probe
 	$(BIN)/python -m benchmarks.trust
 	$(BIN)/python -m benchmarks.callback_cost
 	$(BIN)/python -m benchmarks.training
