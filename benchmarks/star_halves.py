@@ -1,6 +1,6 @@
 """Fine-tuning on one half of the measured star, judged on the other: split by area, no light in common.
 
-    python -m benchmarks.star_halves    # adds "halves" to results/star_halves.{json,md}
+    python -m benchmarks.star_halves    # writes results/star_halves.{json,md}
 
 The network trained by simulation (`benchmarks.star`) is fine-tuned in two ways on the frames of one half: by the
 iterative solver's image of those frames alone, and without any label. Then each reconstructs every n-th frame of the
