@@ -57,7 +57,8 @@ def refine(
     anchor : float
         See `Mosaic`; of the patches of that second look.
     within_s : float
-        Begin no sweep that would probably end later than this, s.
+        Begin no sweep that would probably end later than this, s. With a limit, as mosaics of a running scan have one,
+        the probe is not tuned either: that takes seconds, and more frames tell it better.
 
     Returns
     -------
@@ -82,7 +83,7 @@ def refine(
     began = time.perf_counter()
     about_probe: dict[str, Any] = {}
     start = image
-    if settings.tune_probe and len(counts):
+    if settings.tune_probe and len(counts) and math.isinf(within_s):
         tuned = tune_probe(image, counts, y_m, x_m, probe)
         about_probe = {"probe": {**tuned.as_record(), "used": tuned.better}}
         if tuned.better:

@@ -139,6 +139,8 @@ def test_a_drifted_probe_is_tuned_first() -> None:
     assert correlation(mended) > correlation(wrong) + 0.02
     _, record = refine(start, counts, y, x, PROBE, WEIGHT, settings)
     assert not record["probe"]["used"]
+    _, record = refine(start, counts, y, x, believed, WEIGHT, settings, within_s=0.5)
+    assert "probe" not in record  # a running scan's mosaics do not wait for it
 
 
 def test_time_that_is_up_ends_it() -> None:
