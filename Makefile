@@ -6,16 +6,19 @@ DEMO_OUTPUT ?= demo-output
 SESSION := build/session
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check audit docs bench session clean
+.PHONY: help demo test test-slow check audit docs bench session clean
 
 help: ## print this help
-	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 demo: $(VENV)/.ready ## scan a simulated sample sparsely, reconstruct it live, query it, draw it (demo-output/)
 	$(BIN)/ptychonn demo --out $(DEMO_OUTPUT)
 
-test: check ## lint, types, layers, then every test
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+test: check ## lint, types, layers, then the tests
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow"
+
+test-slow: $(VENV)/.ready ## the few tests that `make test` leaves out for their time
+	$(BIN)/python -m pytest -m slow
 
 check: $(VENV)/.ready ## lint, formatting, types and layer contracts
 	$(BIN)/ruff check .
