@@ -5,9 +5,10 @@ No pickle is ever read, so a model from a stranger can be wrong but cannot run c
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,7 @@ from safetensors.torch import save as write_tensors
 from torch import Tensor, nn
 
 from bluesky_ptychonn.card import ModelCard, available_models, find_model, load_card
+from bluesky_ptychonn.recon.device import choose_device
 from bluesky_ptychonn.recon.network import build_network
 
 __all__ = ["Model", "available_models", "choose_device", "load_card", "load_model", "save_model"]
@@ -60,6 +62,14 @@ class Model:
                 f"{self.card.input.patch_shape} px; they must be the same"
             )
 
+    def on_cpu(self) -> Model:
+        """Return the model on the CPU: itself where it is there, else a copy."""
+        tensors = [*self.network.parameters(), *self.network.buffers(), *(t for t in (self.probe,) if t is not None)]
+        if all(tensor.device.type == "cpu" for tensor in tensors):
+            return self
+        probe = None if self.probe is None else self.probe.cpu()
+        return replace(self, network=copy.deepcopy(self.network).cpu(), probe=probe)
+
     def __repr__(self) -> str:
         """Name, version and what it takes."""
         card = self.card
@@ -68,28 +78,6 @@ class Model:
             f"<Model {card.name} {card.version}: {card.family}, {frame[0]}x{frame[1]} counts to "
             f"{patch[0]}x{patch[1]} object px>"
         )
-
-
-def choose_device(device: str | torch.device = "auto") -> torch.device:
-    """Device by name; ``auto`` is the first CUDA device, or else the CPU.
-
-    Raises
-    ------
-    ValueError
-        For a name torch does not know, or a device this machine does not have.
-    """
-    if device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        chosen = torch.device(device)
-    except RuntimeError:
-        raise ValueError(f"device {device!r} is unknown; allowed: auto, cpu, cuda, cuda:N") from None
-    if chosen.type == "cuda" and (chosen.index or 0) >= torch.cuda.device_count():
-        raise ValueError(
-            f"device {str(device)!r}: torch {torch.__version__} sees {torch.cuda.device_count()} CUDA devices here; "
-            "use auto or cpu, or install a CUDA build of torch"
-        )
-    return chosen
 
 
 def save_model(

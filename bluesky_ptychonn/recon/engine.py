@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import copy
+import gc
 import math
-import platform
+import time
 from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,45 +15,29 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from bluesky_ptychonn.optics.geometry import Geometry
-from bluesky_ptychonn.recon.checkpoint import Model, choose_device
+from bluesky_ptychonn.recon.checkpoint import Model
+from bluesky_ptychonn.recon.device import Device, Fault
 from bluesky_ptychonn.recon.flux import LOST, Flux
 from bluesky_ptychonn.recon.network import ObjectNetwork
 from bluesky_ptychonn.recon.passes import Passes, Precision
-from bluesky_ptychonn.recon.preprocess import EMPTY, Preprocess, PreprocessConfig
+from bluesky_ptychonn.recon.patch_batch import (
+    BEAM_LOST,
+    NO_MEMORY,
+    NOT_FINITE,
+    OUT_OF_RANGE,
+    PatchBatch,
+    summable,
+)
+from bluesky_ptychonn.recon.placement import Placement
+from bluesky_ptychonn.recon.preprocess import EMPTY, PreprocessConfig
 from bluesky_ptychonn.recon.refinement import Refinement
 from bluesky_ptychonn.recon.stitch import MosaicImage
 from bluesky_ptychonn.recon.trust import frame_score, frame_trust, unexplained_fraction
 from bluesky_ptychonn.recon.verdict import Verdict, judge
 from bluesky_ptychonn.recon.watch import RunFigures, Watch
 
-BEAM_LOST, OUT_OF_RANGE, NOT_FINITE = "beam lost", "intensity out of range", "patch not finite"
 _BLOCK = 256  # frames on the device at once, and for which one flux holds
-
-
-@dataclass(frozen=True)
-class PatchBatch:
-    """What became of n frames, in their order.
-
-    Attributes
-    ----------
-    patches : (n, h, w) complex64 ndarray
-        Object; pixel ``[h // 2, w // 2]`` lies at the frame's position. NaN where the frame is not valid.
-    trust : (n,) float32 ndarray
-        0 to 1, see `bluesky_ptychonn.recon.trust`; 0 where the frame is not valid, 1 without a probe to judge by.
-    valid : (n,) bool ndarray
-        False where the frame could not be used.
-    flag : list of str
-        What was found, comma separated, empty for a frame as it should be: ``nan``, ``negative``, ``saturated``,
-        ``empty``, ``beam lost``, ``intensity out of range``, ``patch not finite``. A flagged frame may be valid.
-    """
-
-    patches: NDArray[np.complex64]
-    trust: NDArray[np.float32]
-    valid: NDArray[np.bool_]
-    flag: list[str]
-
-    def __len__(self) -> int:
-        return len(self.flag)
+_PAUSE_S = 0.5  # for memory that somebody else has for a moment
 
 
 class Reconstructor:
@@ -63,16 +46,20 @@ class Reconstructor:
     The model's probe is scaled to the flux of the run (`bluesky_ptychonn.recon.flux`), one factor for all frames: a
     factor for each frame would take the sample's absorption for a weaker beam. A new run needs a new flux: `for_run`.
 
+    A device that fails costs no frame. Memory that runs out halves the batch, with a warning; where it does not hold
+    one frame, or the device is lost, the failed block is done again on the CPU, with a warning, and `describe` says so
+    under ``device_events``. The next run tries a device without memory again, one that was lost never.
+
     Parameters
     ----------
     model : Model
         See `bluesky_ptychonn.recon.checkpoint.load_model`.
     geometry : Geometry, optional
         Of the scan; checked against the card. The card's object pixel holds when not given.
-    device : str or torch.device
+    device : str, torch.device or Device
         ``auto`` takes a CUDA device when there is one.
     batch_size : int
-        Frames a pass, 1 to 4096. Halved, with a warning, when memory runs out.
+        Frames a pass, 1 to 4096.
     preprocess : PreprocessConfig, optional
         Instead of the card's.
     mask : (H, W) bool ndarray, optional
@@ -97,7 +84,7 @@ class Reconstructor:
         model: Model,
         geometry: Geometry | None = None,
         *,
-        device: str | torch.device = "auto",
+        device: str | torch.device | Device = "auto",
         batch_size: int = 16,
         preprocess: PreprocessConfig | None = None,
         mask: NDArray[np.bool_] | None = None,
@@ -108,7 +95,6 @@ class Reconstructor:
     ) -> None:
         self.card = model.card
         self.refinement = refinement
-        self._network = model.network
         self._anchor = float(getattr(model.network, "anchor", ObjectNetwork.anchor))
         self._config = preprocess or model.card.input.preprocess
         used = model.card.model_copy(update={"input": model.card.input.model_copy(update={"preprocess": self._config})})
@@ -121,13 +107,11 @@ class Reconstructor:
                 f"for_probe({self.card.name!r}, probe, geometry) for use at once, or ptychonn train --start "
                 f"{self.card.name} --frames 0 --probe FILE --out FOLDER to have its errors measured too"
             )
-        self._device = choose_device(device)
-        self._passes = Passes(
-            model.network, self._device, batch_size, precision, cuda_graph, self.card.input.frame_shape
-        )
-        self._preprocess = Preprocess(self._config, mask=mask, device=self._device)
-        self._probe = None if model.probe is None else model.probe.to(self._device, torch.complex64)
-        power = None if self._probe is None else float(self._probe.abs().square().sum())
+        self._place = Placement(model, self._config, mask, Device.of(device), batch_size, precision, cuda_graph)
+        self._heard, self._events = len(self._place.events), list(self._place.events)
+        probe = None if model.probe is None else model.probe.cpu().to(torch.complex64)
+        self._probe_waves = None if probe is None else probe.numpy()
+        power = None if probe is None else float(probe.abs().square().sum())
         self._flux = Flux(power, photons)
         self._weight = _stitching_weight(model)
         self._watch = self._new_watch()
@@ -159,20 +143,32 @@ class Reconstructor:
     @property
     def device_name(self) -> str:
         """What the network runs on, as its maker calls it."""
-        if self._device.type == "cuda":
-            return torch.cuda.get_device_name(self._device)
-        return _cpu_name()
+        return self._place.device.name
+
+    @property
+    def device_events(self) -> list[str]:
+        """What befell the device in this run, in words."""
+        return list(self._events)
+
+    @property
+    def _passes(self) -> Passes:
+        return self._place.passes
+
+    @property
+    def _probe(self) -> Tensor | None:
+        return self._place.probe
 
     def for_run(self, photons: float | None = None) -> Reconstructor:
         """Return the same reconstructor with a flux of its own, for another run; network and memory are shared."""
         other = copy.copy(self)
         other._flux = Flux(self._flux.probe_photons, photons)
         other._watch = other._new_watch()
+        why = self._place.renew()
+        other._heard, other._events = len(self._place.events), [why] if why else []
         return other
 
     def _new_watch(self) -> Watch:
-        probe = None if self._probe is None else self._probe.cpu().numpy()
-        return Watch(probe, self._weight, self.pixel_m)
+        return Watch(self._probe_waves, self._weight, self.pixel_m)
 
     def placed(self, patches: NDArray[np.complex64], y_m: NDArray[np.floating], x_m: NDArray[np.floating]) -> None:
         """Tell where patches (n, h, w) of this run lie, m: the verdict compares them where they overlap."""
@@ -192,10 +188,23 @@ class Reconstructor:
 
     def warm_up(self) -> None:
         """Run the network once on empty frames, so that the first real ones do not wait for libraries and memory."""
-        counts = torch.ones(self._passes.batch_size, *self.card.input.frame_shape, device=self._device)
-        patches, moved = self._passes(counts, self._probe)
-        if self._probe is not None:
-            self._scores(patches, moved, counts[: len(patches)], self._probe)
+        while True:
+            try:
+                counts = torch.ones(
+                    self._passes.batch_size, *self.card.input.frame_shape, device=self._place.device.where
+                )
+                patches, moved = self._passes(counts, self._probe)
+                if self._probe is not None:
+                    self._scores(patches, moved, counts[: len(patches)], self._probe)
+            except (RuntimeError, MemoryError) as error:
+                fault = self._place.fault(error)
+                if fault is None:
+                    raise
+                words = str(error)
+            else:
+                return
+            if not self._leave(fault, words):
+                return  # there may be memory when the first frame comes
 
     def describe(self) -> dict[str, Any]:
         """Tell settings and surroundings as JSON values, for a result's metadata."""
@@ -207,10 +216,11 @@ class Reconstructor:
                 "family": self.card.family,
                 "weights_sha256": self.card.weights_sha256,
             },
-            "device": self._device.type,
+            "device": self._place.device.where.type,
             "device_name": self.device_name,
+            "device_events": self.device_events,
             "torch": str(torch.__version__),
-            "cuda": torch.version.cuda if self._device.type == "cuda" else None,
+            "cuda": torch.version.cuda if self._place.device.where.type == "cuda" else None,
             "threads": torch.get_num_threads(),
             "batch_size": self._passes.batch_size,
             "precision": self._passes.precision,
@@ -245,16 +255,9 @@ class Reconstructor:
             For frames of another shape than the model takes, or not real.
         """
         self._check_shape(np.shape(frames))
-        parts = [self._block(frames[k : k + _BLOCK]) for k in range(0, len(frames), _BLOCK)]
-        if not parts:
-            h, w = self.patch_shape
-            return PatchBatch(np.zeros((0, h, w), np.complex64), np.zeros(0, np.float32), np.zeros(0, bool), [])
-        return PatchBatch(
-            np.concatenate([p.patches for p in parts]),
-            np.concatenate([p.trust for p in parts]),
-            np.concatenate([p.valid for p in parts]),
-            [flag for p in parts for flag in p.flag],
-        )
+        patient = _Patience()
+        parts = [self._surely(frames[k : k + _BLOCK], patient) for k in range(0, len(frames), _BLOCK)]
+        return PatchBatch.joined(parts) if parts else PatchBatch.unusable(0, self.patch_shape, "")
 
     def refine(
         self,
@@ -287,23 +290,31 @@ class Reconstructor:
         if self._probe is None:
             raise ValueError(f"model {self.card.name!r} has no probe, and without one there is nothing to refine with")
         self._check_shape(np.shape(frames))
-        counts = self._preprocess(frames).counts
-        probe = self._probe * self._flux.probe_factor
         settings = self.refinement or Refinement()
         if settings.rounds is None:
             settings = settings.model_copy(update={"rounds": self.card.refine_rounds})
-        return refine(
-            image,
-            counts,
-            y_m,
-            x_m,
-            probe,
-            self.weight,
-            settings,
-            network=self._network,
-            anchor=self._anchor,
-            within_s=within_s,
-        )
+        while True:
+            self._listen()
+            try:
+                return refine(
+                    image,
+                    self._place.preprocess(frames).counts,
+                    y_m,
+                    x_m,
+                    self._probe * self._flux.probe_factor,
+                    self.weight,
+                    settings,
+                    network=self._passes.network,
+                    anchor=self._anchor,
+                    within_s=within_s,
+                )
+            except RuntimeError as error:
+                fault = self._place.fault(error)
+                if fault != "lost":  # without memory for all frames at once there may still be some for the next few
+                    self._place.device.give_memory_back()
+                    raise
+                words = str(error)
+            self._leave(fault, words)
 
     def _check_shape(self, shape: Sequence[int]) -> None:
         if len(shape) != 3:
@@ -317,45 +328,85 @@ class Reconstructor:
                 "detector, or give preprocess= with crop or bin"
             )
 
+    def _surely(self, frames: NDArray[Any] | Tensor, patience: _Patience) -> PatchBatch:
+        """Patches of a block whatever befalls the device: in halves where memory is short, then on the CPU."""
+        self._listen()
+        try:
+            return self._block(frames)
+        except (RuntimeError, MemoryError) as error:
+            fault = self._place.fault(error)
+            if fault is None:
+                raise
+            words = str(error)
+        # Behind the handler: until there the failed pass's tensors are held by its traceback.
+        if fault == "memory" and len(frames) > 1:
+            half = len(frames) // 2
+            return PatchBatch.joined([self._surely(frames[:half], patience), self._surely(frames[half:], patience)])
+        if self._leave(fault, words) or patience.taken():
+            return self._surely(frames, patience)
+        return PatchBatch.unusable(len(frames), self.patch_shape, NO_MEMORY)
+
+    def _leave(self, fault: Fault, words: str) -> bool:
+        moved = self._place.leave(fault, words)
+        self._listen()
+        return moved
+
+    def _listen(self) -> None:
+        """Note what befell the device since this run's last block: other runs share it."""
+        self._place.check()
+        news = self._place.events[self._heard :]
+        self._heard += len(news)
+        self._events += [f"{words} from frame {self._watch.seen + 1} on" for words in news]
+
     def _block(self, frames: NDArray[Any] | Tensor) -> PatchBatch:
-        prepared = self._preprocess(frames)
+        """Make patches on the device; what is known of the run changes at the end only, when nothing can fail."""
+        place, flux = self._place, copy.copy(self._flux)
+        prepared = place.preprocess(frames)
         counts, valid, flag = prepared.counts, prepared.valid, list(prepared.flag)
         totals = counts.sum(dim=(-2, -1), dtype=torch.float64).cpu().numpy()
         low, high = self.card.input.counts_per_frame
-        self._flux.add(totals[valid & (totals >= LOST * low)])
-        lost, outside = [EMPTY in words for words in flag], [False] * len(flag)
+        flux.add(totals[valid & (totals >= LOST * low)])
+        lost, outside, usable = [EMPTY in words for words in flag], [False] * len(flag), valid.copy()
         for i in np.flatnonzero(valid):
-            if totals[i] < max(self._flux.least, LOST * low):
-                valid[i] = False
+            if totals[i] < max(flux.least, LOST * low):
+                usable[i] = False
                 flag[i], lost[i] = _join(flag[i], BEAM_LOST), True
             elif not low <= totals[i] <= high:
                 outside[i] = True
                 flag[i] = _join(flag[i], OUT_OF_RANGE)
-        probe = None if self._probe is None else self._probe * self._flux.probe_factor
-        self._watch.frames(counts, totals, valid, lost, outside)
-        judged = torch.ones(len(counts), device=self._device)
-        patches = torch.empty(len(counts), *self.patch_shape, dtype=torch.complex64, device=self._device)
+        valid = usable.copy()
+        probe = None if place.probe is None else place.probe * flux.probe_factor
+        patches, judged = self._patches(counts, probe)
+        for i in np.flatnonzero(valid & ~summable(patches)):
+            valid[i] = False
+            flag[i] = _join(flag[i], NOT_FINITE)
+        table = None if probe is None else self.card.trust
+        unknown = ~np.isfinite(judged)  # a patch of zeros, say: it explains nothing, and its trust must not be NaN
+        judged[unknown] = np.inf
+        trust = np.where(unknown, 0, judged if table is None else table.trust(judged)).astype(np.float32)
+        patches[~valid] = np.nan
+        trust[~valid] = 0
+        self._watch.frames(counts, totals, usable, lost, outside)
+        self._flux = flux
+        if probe is not None:
+            self._watch.judged(trust[valid], None if table is None else table.error(judged[valid]))
+        return PatchBatch(patches, trust, valid, flag)
+
+    def _patches(self, counts: Tensor, probe: Tensor | None) -> tuple[NDArray[np.complex64], NDArray[np.float32]]:
+        """Patches (n, h, w) of counts (n, N, N), and their scores (n,), or 1 without a probe."""
+        passes, device = self._passes, counts.device
+        judged = torch.ones(len(counts), device=device)
+        patches = torch.empty(len(counts), *self.patch_shape, dtype=torch.complex64, device=device)
         start = 0
         while start < len(counts):
-            batch = counts[start : start + self._passes.batch_size]
-            made, moved = self._passes(batch, probe)  # fewer than asked when memory ran out
+            batch = counts[start : start + passes.batch_size]
+            made, moved = passes(batch, probe)  # fewer than asked when memory ran out
             stop = start + len(made)
             patches[start:stop] = made
             if probe is not None:
                 judged[start:stop] = self._scores(made, moved, counts[start:stop], probe)
             start = stop
-        finite = torch.isfinite(torch.view_as_real(patches)).flatten(1).all(dim=1).cpu().numpy()
-        for i in np.flatnonzero(valid & ~finite):
-            valid[i] = False
-            flag[i] = _join(flag[i], NOT_FINITE)
-        out, scores = patches.cpu().numpy(), judged.cpu().numpy()
-        table = None if probe is None else self.card.trust
-        trust = scores if table is None else table.trust(scores)
-        out[~valid] = np.nan
-        trust[~valid] = 0
-        if probe is not None:
-            self._watch.judged(trust[valid], None if table is None else table.error(scores[valid]))
-        return PatchBatch(out, trust, valid, flag)
+        return patches.cpu().numpy(), judged.cpu().numpy()
 
     @torch.inference_mode()
     def _scores(self, patches: Tensor, moved: Tensor, counts: Tensor, probe: Tensor) -> Tensor:
@@ -363,6 +414,21 @@ class Reconstructor:
         if self.card.trust is None:
             return frame_trust(patches, counts, probe)
         return frame_score(unexplained_fraction(patches, counts, probe), moved)
+
+
+class _Patience:
+    """One pause in all, for memory that somebody else has for a moment."""
+
+    def __init__(self) -> None:
+        self._left = True
+
+    def taken(self) -> bool:
+        """Pause, the first time it is asked."""
+        left, self._left = self._left, False
+        if left:
+            gc.collect()
+            time.sleep(_PAUSE_S)
+        return left
 
 
 def _join(*words: str) -> str:
@@ -382,12 +448,3 @@ def _stitching_weight(model: Model) -> NDArray[np.float32]:
             beam = model.probe[top : top + h, left : left + w].abs().square().cpu().numpy()
             weight = (weight * beam).astype(np.float32)
     return np.asarray(weight / weight.max(), dtype=np.float32)
-
-
-def _cpu_name() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
-        lines = []
-    named = (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    return next(named, "") or platform.processor() or platform.machine() or "CPU"

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import copy
 import warnings
 from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
+from bluesky_ptychonn.recon.device import Device
 from bluesky_ptychonn.recon.network import ObjectNetwork
 from bluesky_ptychonn.recon.trust import movement
 
@@ -17,12 +17,28 @@ _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class Passes:
-    """The network on a device, a batch at a time."""
+    """The network on a device, a batch at a time.
+
+    Parameters
+    ----------
+    network : torch.nn.Module
+        On the device.
+    device : Device
+        Which that is.
+    batch_size : int
+        Frames a pass, 1 to 4096.
+    precision : {"fp32", "bf16", "fp16"}
+        Of the convolutions.
+    cuda_graph : bool
+        Record the pass, on CUDA.
+    frame_shape : tuple of int
+        Rows and columns of a frame.
+    """
 
     def __init__(
         self,
         network: nn.Module,
-        device: torch.device,
+        device: Device,
         batch_size: int,
         precision: Precision,
         cuda_graph: bool,
@@ -32,15 +48,12 @@ class Passes:
             raise ValueError(f"batch_size {batch_size} frames must be in 1 to 4096")
         if precision not in get_args(Precision):
             raise ValueError(f"precision {precision!r} is unknown; allowed: {', '.join(get_args(Precision))}")
-        if precision == "fp16" and device.type != "cuda":
-            raise ValueError(f"precision fp16 needs a CUDA device, the device is {device}; use fp32 or bf16")
-        first = next(network.parameters(), None)
-        # The caller's network stays where it is: another reconstructor may be using it there.
-        moved = network if first is None or first.device == device else copy.deepcopy(network).to(device)
-        self._network = moved.eval()
+        if precision == "fp16" and device.where.type != "cuda":
+            raise ValueError(f"precision fp16 needs a CUDA device, the device is {device.where}; use fp32 or bf16")
+        self.network = network.eval()
         self._device, self._frame_shape = device, frame_shape
         self.batch_size, self.precision = batch_size, precision
-        self._graphs = cuda_graph and device.type == "cuda"
+        self._graphs = cuda_graph and device.where.type == "cuda"
         self._graph: tuple[torch.cuda.CUDAGraph, Tensor, Tensor | None, tuple[Tensor, Tensor]] | None = None
         self.graph_state = "on, not recorded yet" if self._graphs else "off"
 
@@ -54,16 +67,15 @@ class Passes:
             batch = counts[: self.batch_size]
             try:
                 return self._forward(batch, probe)
-            except RuntimeError as error:  # torch.OutOfMemoryError is one; the CPU's allocator raises it bare
-                if not _is_out_of_memory(error) or self.batch_size == 1:
+            except (RuntimeError, MemoryError) as error:
+                if self.batch_size == 1 or self._device.fault(error) != "memory":
                     raise
-                self._graph = None
-                if self._device.type == "cuda":
-                    torch.cuda.empty_cache()
                 self.batch_size = max(1, min(self.batch_size, len(batch)) // 2)
-                warnings.warn(
-                    f"memory ran out on {self._device}: batches of {self.batch_size} frames now", stacklevel=4
-                )
+            # Behind the handler: until there the failed pass's tensors are held by its traceback.
+            self._graph = None
+            self._device.give_memory_back()
+            words = f"memory ran out on {self._device}: batches of {self.batch_size} frames now"
+            warnings.warn(words, stacklevel=5)
 
     def _forward(self, batch: Tensor, probe: Tensor | None) -> tuple[Tensor, Tensor]:
         if not self._graphs:
@@ -87,17 +99,17 @@ class Passes:
         """Record one pass; on a network that cannot be recorded, say so and go on without."""
         counts_in, probe_in = batch.clone(), None if probe is None else probe.clone()
         try:
-            side = torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
-            side.wait_stream(torch.cuda.current_stream(self._device))
+            side = torch.cuda.Stream(self._device.where)  # type: ignore[no-untyped-call]
+            side.wait_stream(torch.cuda.current_stream(self._device.where))
             with torch.cuda.stream(side):
                 for _ in range(3):  # plans and workspaces must exist before recording
                     self._eager(counts_in, probe_in)
-            torch.cuda.current_stream(self._device).wait_stream(side)
+            torch.cuda.current_stream(self._device.where).wait_stream(side)
             graph = torch.cuda.CUDAGraph()
             with torch.cuda.graph(graph):
                 out = self._eager(counts_in, probe_in)
         except RuntimeError as error:
-            if _is_out_of_memory(error):
+            if self._device.fault(error) == "memory":
                 raise
             self._graphs, self.graph_state = False, f"off: {error}"[:200]
             warnings.warn(f"CUDA graph not recorded, going on without: {error}", stacklevel=6)
@@ -110,7 +122,7 @@ class Passes:
             stages = self._stages(batch, probe)
         else:
             # Cached casts would not outlive the recording of a CUDA graph.
-            with torch.autocast(self._device.type, _DTYPES[self.precision], cache_enabled=False):
+            with torch.autocast(self._device.where.type, _DTYPES[self.precision], cache_enabled=False):
                 stages = self._stages(batch, probe)
         out = stages[-1].to(torch.complex64)
         if len(stages) < 2 or probe is None:
@@ -118,10 +130,5 @@ class Passes:
         return out, movement(stages[-2].to(torch.complex64), out, probe)
 
     def _stages(self, batch: Tensor, probe: Tensor | None) -> list[Tensor]:
-        network = self._network
+        network = self.network
         return network.stages(batch, probe) if isinstance(network, ObjectNetwork) else [network(batch, probe)]
-
-
-def _is_out_of_memory(error: RuntimeError) -> bool:
-    words = str(error).lower()
-    return isinstance(error, torch.OutOfMemoryError) or "not enough memory" in words or "can't allocate memory" in words

@@ -107,19 +107,26 @@ class Watch:
         lost, outside : (n,) bool
             No beam; counts outside what the model knows.
         """
+        # What may fail on a device comes first: a block that is done again must not count twice.
+        kept = counts if valid.all() else counts[valid.tolist()]
+        total, clipped = None, 0
+        if len(kept):
+            total = kept.sum(dim=0).double().cpu().numpy()
+            flat = kept.flatten(1)
+            top = flat.amax(dim=1, keepdim=True)
+            clipped = int((((flat == top).sum(dim=1) > _CLIPPED * flat.shape[1]) & (top[:, 0] >= 50)).sum())
         self._frames += len(totals)
         self._lost += sum(lost)
         self._outside += sum(outside)
         self._photons += totals[np.isfinite(totals)].tolist()
-        kept = counts if valid.all() else counts[valid.tolist()]
-        if not len(kept):
-            return
-        total = kept.sum(dim=0).double().cpu().numpy()
-        self._sum = total if self._sum is None else self._sum + total
-        flat = kept.flatten(1)
-        top = flat.amax(dim=1, keepdim=True)
-        clipped = ((flat == top).sum(dim=1) > _CLIPPED * flat.shape[1]) & (top[:, 0] >= 50)
-        self._clipped += int(clipped.sum())
+        self._clipped += clipped
+        if total is not None:
+            self._sum = total if self._sum is None else self._sum + total
+
+    @property
+    def seen(self) -> int:
+        """Frames so far."""
+        return self._frames
 
     def judged(self, trust: NDArray[np.floating], error_rad: NDArray[np.floating] | None) -> None:
         """Take trust and expected error, rad, of valid frames (n,) into account."""

@@ -32,10 +32,10 @@ def cut(
     )
 
 
-@pytest.mark.parametrize("step", [4, 11, 15])
-def test_true_patches_give_the_true_object(step: int) -> None:
+@pytest.mark.parametrize(("step", "reach"), [(4, 24.0), (11, 45.0), (15, 45.0)])
+def test_true_patches_give_the_true_object(step: int, reach: float) -> None:
     experiment = SimulatedExperiment.demo("cells")
-    line = np.arange(-45.0, 46.0, step)
+    line = np.arange(-reach, reach + 1, step)
     y, x = (g.ravel() for g in np.meshgrid(line, line))
     mosaic = Mosaic(experiment.pixel_m, bump(), anchor=0)  # the overlap alone decides
     mosaic.add(cut(experiment, y, x), y * experiment.pixel_m, x * experiment.pixel_m, np.ones(y.size))

@@ -183,7 +183,6 @@ def half_trained() -> ObjectNetwork:
     return fit(PROBE, ETCHED)[0]
 
 
-@pytest.mark.slow
 def test_without_labels_the_true_error_falls_also_where_nothing_was_trained(half_trained: ObjectNetwork) -> None:
     scan = labelled_scan(seed=5)
     alone = MeasuredScan(scan.counts, scan.y_m, scan.x_m, scan.probe, scan.geometry, "no truth in it")
