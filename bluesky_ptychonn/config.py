@@ -141,6 +141,8 @@ class ReconstructionConfig(_Section):
         How often things happen.
     refine : bool or Refinement
         Whether, or how, mosaics are refined by sweeps of the physics.
+    spool_mib : int
+        Most that results may take on disk while the catalog does not answer, MiB.
     """
 
     model: str
@@ -153,6 +155,7 @@ class ReconstructionConfig(_Section):
     keys: Keys = Keys()
     pace: Pace = Pace()
     refine: bool | Refinement = False
+    spool_mib: int = Field(default=1024, ge=1)
 
     @field_validator("keys", "pace", mode="before")
     @classmethod
@@ -191,6 +194,7 @@ class ReconstructionConfig(_Section):
             pace=self.pace,
             threads=self.threads,
             refine=self.refine,
+            spool_mib=self.spool_mib,
         )
 
 

@@ -236,10 +236,16 @@ def test_a_model_for_any_probe_is_trained_and_then_given_one(ptychonn, refused, 
 def test_status_says_what_sessions_do(ptychonn, tmp_path) -> None:
     root = tmp_path / "journal"
     assert ptychonn("status", "--journal", root)[1] == f"no session of live reconstruction in {root}\n"
+    backup = tmp_path / "raw-backup"
+    backup.mkdir()
+    (backup / "a-raw-run.jsonl").touch()
+    said = ptychonn("status", "--journal", root, "--backup", backup)[1]
+    assert f"1 raw runs not whole in the catalog yet, in {backup}:\n  a-raw-run\n" in said
     old, new = new_session(root), new_session(root)
     for folder in (old, new):
         Order("model", "http://127.0.0.1:9/api/v1").save(folder)
     run = Progress("abcdefgh-1", 7, state="live", expected=9, seen=5, done=3, waiting=2, rejected={"beam lost": 1})
+    run.spooled, run.spool_bytes = 2, 5 << 19
     WorkerStatus("ready", 4242, "a processor", "the catalog is away", {run.uid: run}).save(new)
     journal = JournalWriter(new)
     journal.append("start", {"uid": run.uid, "time": 0.0})
@@ -250,7 +256,9 @@ def test_status_says_what_sessions_do(ptychonn, tmp_path) -> None:
         os.close(owned)
         journal.close()
     assert "worker ready, process 4242, on a processor" in said
-    assert "  scan 7: run abcdefgh, live, 3/9 frames reconstructed, 2 waiting, 1 rejected (beam lost)" in said
+    assert "  scan 7: run abcdefgh, live, 3/9 frames reconstructed, 2 waiting, 2 on disk until" in said
+    assert "1 rejected (beam lost)" in said
+    assert f"2 frames on disk until the catalog takes them, 2.5 MiB in {new / 'spool'}" in said
     assert "last problem: the catalog is away" in said
     assert "1 runs not finished" in said
     assert said.count("no worker") == 1

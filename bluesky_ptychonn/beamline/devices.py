@@ -99,6 +99,18 @@ class PtychoCamera(SingleTrigger, AreaDetector):  # type: ignore[misc]
             "model",
         ]
 
+    def describe(self) -> dict[str, Any]:
+        """Describe a frame as rows and columns.
+
+        ophyd says (1, rows, columns), and a Tiled server of version 0.2.20 then gives no frame of a file that holds one
+        more than the documents say: while the run goes on, and for ever after one that was aborted.
+        """
+        described: dict[str, Any] = super().describe()
+        key = described.get(self._image_name)
+        if key is not None and len(key["shape"]) == 3 and key["shape"][0] == 1:
+            key["shape"] = key["shape"][1:]
+        return described
+
     def stage(self) -> list[object]:
         """Make sure that a trigger is one frame, and stage."""
         self.stage_sigs["cam.num_images"] = 1

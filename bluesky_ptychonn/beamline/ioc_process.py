@@ -72,6 +72,11 @@ class IocProcess:
         self._log.seek(0)
         return self._log.read()
 
+    @property
+    def pid(self) -> int:
+        """Process id."""
+        return self._process.pid
+
     def close(self) -> None:
         """End the process; again is harmless."""
         if self._process.poll() is None:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from typing import Annotated
 
 import typer
+
+_SILENT_S = 30.0  # a worker says something five times a second
 
 
 def status(
@@ -14,8 +17,16 @@ def status(
     ] = None,
     sessions: Annotated[int, typer.Option(help="how many, newest first", min=1)] = 3,
     runs: Annotated[int, typer.Option(help="how many runs of each, newest last", min=1)] = 5,
+    backup: Annotated[
+        Path | None,
+        typer.Option(help="folder where raw runs wait for the catalog; the configuration's, where there is one"),
+    ] = None,
 ) -> None:
-    """Say of each session whether its worker is alive, and of each run what is done, waiting, rejected and wrong."""
+    """Say of each session whether its worker is alive, and of each run what is done, waiting, rejected and wrong.
+
+    And which raw runs are not whole in the catalog yet.
+    """
+    from bluesky_ptychonn.stream.progress import Status
     from bluesky_ptychonn.stream.session import find_sessions, journal_root
 
     root = (journal or journal_root()).expanduser()
@@ -26,6 +37,8 @@ def status(
         typer.echo(f"{session.folder.name}, {session.catalog}")
         worker = session.worker
         alive = f"worker {worker.state}, process {worker.pid}" if session.alive else "no worker"
+        if session.alive and session.silent_s > _SILENT_S:
+            alive += f", says nothing for {session.silent_s:.0f} s"
         typer.echo(f"  {alive}" + (f", on {worker.device}" if worker.device and session.alive else ""))
         if session.unfinished:
             typer.echo(
@@ -33,6 +46,25 @@ def status(
             )
         for run in list(worker.runs.values())[-runs:]:
             typer.echo(f"  scan {run.scan_id}: {run}")
+        totals = Status(worker.state, runs=worker.runs)
+        if totals.spooled:
+            size = f"{totals.spool_bytes / 2**20:.1f} MiB"
+            typer.echo(f"  {totals.spooled} frames on disk until the catalog takes them, {size} in {session.spool}")
         if worker.problem:
             typer.echo(f"  last problem: {worker.problem}")
         typer.echo(f"  log: {session.log}")
+    _tell_raw_runs(backup)
+
+
+def _tell_raw_runs(backup: Path | None) -> None:
+    from bluesky_ptychonn.config import Config
+    from bluesky_ptychonn.stream.run_file import run_files
+
+    if backup is None:
+        with contextlib.suppress(ValueError):  # no configuration: whoever has a backup folder names it
+            backup = Config.load().catalog.backup_folder
+    waiting = [] if backup is None else run_files(backup.expanduser())
+    if waiting:
+        typer.echo(f"{len(waiting)} raw runs not whole in the catalog yet, in {backup}:")
+    for path in waiting:
+        typer.echo(f"  {path.stem}")

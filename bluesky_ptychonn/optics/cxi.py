@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bluesky_ptychonn.optics.geometry import HC_EV_M, Geometry
-from bluesky_ptychonn.optics.hdf5 import numbers_at, opened, read_numbers
+from bluesky_ptychonn.optics.hdf5 import inside, numbers_at, opened, read_numbers
 
 # The format lets the same thing stand in several places, mostly as links to each other.
 _FRAMES = ("data_1/data", "instrument_1/detector_1/data", "image_1/data")
@@ -49,7 +49,7 @@ class LazyFrames:
 
     def __getitem__(self, index: Any) -> NDArray[Any]:
         with opened(self.path) as file:
-            return np.asarray(file[self.dataset][index])
+            return np.asarray(numbers_at(file, self.dataset, self.path.name)[index])
 
 
 @dataclass(frozen=True)
@@ -117,7 +117,7 @@ def read_cxi(path: str | os.PathLike[str], *, entry: str = "entry_1", check_far_
     if not h5py.is_hdf5(source):
         raise ValueError(f"{source.name} is not a CXI file: it is not HDF5")
     with opened(source) as file:
-        group = file.get(entry)
+        group = inside(file, entry, source.name)
         if not isinstance(group, h5py.Group):
             found = ", ".join(map(str, file)) or "nothing"
             raise ValueError(f"{source.name} is not a CXI file with a group {entry!r}; it holds: {found}")
@@ -141,7 +141,7 @@ def read_cxi(path: str | os.PathLike[str], *, entry: str = "entry_1", check_far_
 
 def _find(group: Any, places: tuple[str, ...], source: Path, what: str) -> str:
     for place in places:
-        if place in group:
+        if inside(group, place, source.name) is not None:
             return place
     raise ValueError(f"{source.name}: no {what} in {group.name}; looked at {', '.join(places)}")
 
@@ -170,13 +170,14 @@ def _positions(group: Any, place: str, count: int, source: Path) -> tuple[NDArra
 
 def _mask(group: Any, shape: tuple[int, int]) -> NDArray[np.bool_] | None:
     place = "instrument_1/detector_1/mask"
-    if place not in group or getattr(group[place], "shape", None) != shape:
+    found = inside(group, place, group.name)
+    if getattr(found, "shape", None) != shape:
         return None
-    return np.asarray(group[place][()] != 0)
+    return np.asarray(found[()] != 0)
 
 
 def _scalar(group: Any, place: str) -> float | None:
-    if place not in group:
+    if inside(group, place, group.name) is None:
         return None
     found = numbers_at(group, place, group.name)
     if found.size != 1 or found.dtype.kind == "c":
@@ -218,7 +219,7 @@ def _geometry(group: Any, shape: tuple[int, ...], source: Path) -> Geometry:
 
 def _probe(group: Any, shape: tuple[int, int], source: Path) -> NDArray[np.complex64] | None:
     for place in _PROBES[:2]:
-        if place in group:
+        if inside(group, place, source.name) is not None:
             found = numbers_at(group, place, source.name).shape
             if found[-2:] != shape or 0 in found:
                 raise ValueError(f"{source.name}: probe at {place} is {found} px, frames are {shape} px")

@@ -13,6 +13,8 @@ from numpy.typing import NDArray
 
 #: Largest array that is read whole, bytes; a probe of 16 modes of 2048 px takes half of it.
 MOST_BYTES = 1 << 30
+_MOST_LINKS = 16
+_OUT = "is {}; only what the file itself holds is read: copy the data into it"
 
 
 @contextlib.contextmanager
@@ -34,17 +36,74 @@ def opened(path: Path) -> Iterator[Any]:
         raise ValueError(f"{path.name}: not a readable HDF5 file, or damaged: {why}") from None
 
 
+def inside(group: Any, place: str, who: str) -> Any:
+    """Find what stands at a place of this very file; None where there is nothing.
+
+    A link may name any other file of the machine, so that whoever made this file would choose what its reader reads.
+    The same holds of data that a dataset says are kept elsewhere.
+
+    Raises
+    ------
+    ValueError
+        When the way leads out of the file: an external link, a virtual dataset, or raw data outside.
+    """
+    import h5py
+
+    here, ways, followed = group, place.split("/")[::-1], 0
+    if place.startswith("/"):
+        here = group.file
+    while ways:
+        name = ways.pop()
+        if name in ("", "."):
+            continue
+        if not isinstance(here, h5py.Group):
+            return None
+        try:
+            link = here.get(name, getlink=True)
+        except TypeError:  # a link of a kind that nobody here knows
+            return None
+        if link is None:
+            return None
+        if isinstance(link, h5py.ExternalLink):
+            raise ValueError(f"{who}: {place} {_OUT.format(f'a link to the file {link.filename!r}')}")
+        if isinstance(link, h5py.SoftLink):
+            followed += 1
+            if followed > _MOST_LINKS:
+                return None
+            here = group.file if link.path.startswith("/") else here
+            ways += link.path.split("/")[::-1]
+            continue
+        here = here[name]
+    if isinstance(here, h5py.Dataset):
+        stay(here, f"{who}: {place}")
+    return here
+
+
+def stay(dataset: Any, who: str) -> None:
+    """Refuse a dataset that keeps its numbers in another file.
+
+    Raises
+    ------
+    ValueError
+        When it does.
+    """
+    if dataset.is_virtual:
+        raise ValueError(f"{who} {_OUT.format('a virtual dataset, made of others')}")
+    if dataset.external:
+        raise ValueError(f"{who} {_OUT.format(f'kept in the file {dataset.external[0][0]!r}')}")
+
+
 def numbers_at(group: Any, place: str, who: str) -> Any:
     """Dataset of numbers at a place, nothing of it read yet.
 
     Raises
     ------
     ValueError
-        When something else stands there.
+        When something else stands there, or it leads out of the file.
     """
     import h5py
 
-    found = group[place]
+    found = inside(group, place, who)
     if not isinstance(found, h5py.Dataset) or found.shape is None or found.dtype.kind not in "biufc":
         what = f"{found.dtype}" if isinstance(found, h5py.Dataset) else f"a {type(found).__name__.lower()}"
         raise ValueError(f"{who}: {place} holds {what}; numbers are needed there")

@@ -59,6 +59,7 @@ class Assembly:
         self._refining = Refining(reconstructor)
         h, w = reconstructor.patch_shape
         self._field = Field.announced(start, (h * reconstructor.pixel_m, w * reconstructor.pixel_m))
+        self._shown = len(sink.written)  # frames of the mosaic that an earlier worker wrote
         self._committed: dict[int, FrameRef] = {}
         self._rejected: dict[int, str] = {}
         self._untold: dict[int, str] = {}  # rejected without a line in the result's table yet
@@ -66,13 +67,34 @@ class Assembly:
         self._problem = ""
         self._verdict: tuple[str, list[str]] | None = None
         self._lag_s: float | None = None
+        self._whole: tuple[MosaicImage, dict[str, Any] | None] | None = None  # the last mosaic, once it was made
+        self._told: set[str] = set()  # reasons under the metadata's ``progress``
 
     def _new_mosaic(self) -> Mosaic:
         made = self.reconstructor
         return Mosaic(made.pixel_m, made.weight, anchor=made.anchor)
 
     def work(self, pairing: RunPairing, *, running: bool, over: bool) -> float:
-        """Take a block of frames from documents to the catalog; returns the seconds the catalog was asked."""
+        """Take a block of frames from documents to the catalog; returns the seconds the catalog was asked.
+
+        Parameters
+        ----------
+        pairing : RunPairing
+            Says which frames there are.
+        running : bool
+            Whether more may come.
+        over : bool
+            Whether a frame that is not there now never will be.
+
+        Raises
+        ------
+        ConnectionError
+            When frames cannot be read or there is no room for what becomes of them. They are kept for the next call.
+        RunError
+            When the run cannot be reconstructed.
+        """
+        if self.tried or pairing.ready:
+            self.sink.make_room()
         taken = [_Tried(ref) for ref in pairing.take(self._pace.block)]
         batch = [tried for tried in self.tried + taken if pairing.is_current(tried.ref)]
         self.tried = []
@@ -157,7 +179,8 @@ class Assembly:
         except ValueError as error:
             raise RunError(str(error)) from None
         self.reconstructor.placed(made.patches[valid], y_m[valid], x_m[valid])
-        self.mosaic_changed = True
+        # Begun anew by a second worker, a run's mosaic does not shrink before people's eyes.
+        self.mosaic_changed, self._whole = self.made >= self._shown, None
 
     def _forget(self, seq_num: int) -> None:
         """Let a later measurement of a point take the place of the earlier one, whatever became of it."""
@@ -172,34 +195,55 @@ class Assembly:
         self._forget(ref.seq_num)
         self._rejected[ref.seq_num] = self._untold[ref.seq_num] = reason
 
-    def write_mosaic(self) -> None:
-        """Write the whole mosaic."""
-        self._write_mosaic(self._refining.live(self._mosaic.snapshot()))
+    def deliver(self) -> float:
+        """Send what waits for the catalog, for a short while; returns the seconds the catalog was asked."""
+        before = self.sink.asked_s
+        if self.sink.behind:
+            self.sink.deliver()
+        return self.sink.asked_s - before
 
-    def _write_mosaic(self, image: MosaicImage) -> None:
+    @property
+    def made(self) -> int:
+        """Frames with a reconstruction, in the catalog or on their way there."""
+        return len(self._committed)
+
+    def write_mosaic(self, progress: Progress) -> None:
+        """Write the whole mosaic, and with it where things stand."""
+        self._write_mosaic(self._refining.live(self._mosaic.snapshot()), progress)
+
+    def _write_mosaic(self, image: MosaicImage, progress: Progress, **more: Any) -> None:
         if self._field is not None:
             image = self._field.fill(image)
         before = self.sink.asked_s
-        self._tell_verdict()
-        self.sink.write_mosaic(image)
+        self.sink.write_mosaic(image, progress=self.told(progress), **self._verdict_due(), **more)
         took = self.sink.asked_s - before
         self.mosaic_changed = False
         # Mosaics grow with the scan while frames do not: they may take half of our share.
         rest = min(2 * took / self._pace.share, LONGEST_REST * self._pace.mosaic_s)
         self.mosaic_due = self._clock() + max(self._pace.mosaic_s, rest)
 
-    def _tell_verdict(self) -> None:
+    def told(self, progress: Progress) -> dict[str, Any]:
+        """Make what the metadata say under ``progress``; a reason that no longer holds is taken out of them."""
+        told = progress.told
+        gone = self._told - set(progress.rejected)
+        self._told = set(progress.rejected)
+        return {**told, "rejected": {**dict.fromkeys(gone), **told["rejected"]}}
+
+    def _verdict_due(self) -> dict[str, Any]:
         """Tell the catalog when the run turns good or bad: somebody may be watching who can still mend it."""
         verdict = self.reconstructor.describe().get("verdict")
         if verdict is None:
-            return
+            return {}
         kinds = (verdict["level"], [reason.partition(":")[0] for reason in verdict["reasons"]])
-        if kinds != self._verdict:
-            self._verdict = kinds
-            self.sink.update(verdict=verdict)
+        if kinds == self._verdict:
+            return {}
+        self._verdict = kinds
+        return {"verdict": verdict}
 
-    def settle(self, pairing: RunPairing) -> bool:
+    def settle(self, pairing: RunPairing, progress: Progress) -> bool:
         """After the last frame: name what is missing, let all patches agree, write the last mosaic.
+
+        What takes long is done once, however often this is called.
 
         Returns
         -------
@@ -212,7 +256,7 @@ class Assembly:
                 self._rejected[seq_num] = self._untold[seq_num] = reason
         if self._stale:
             # Rare, so simply begin the run again.
-            self._stale = False
+            self._stale, self._whole = False, None
             self._mosaic = self._new_mosaic()
             pairing.put_back(self._committed.values())
             self._committed.clear()
@@ -220,11 +264,11 @@ class Assembly:
         self._tell_rejected(self._untold)
         self._untold.clear()
         if self._mosaic.count:
-            self._mosaic.synchronise()
-            image, record = self._refining.whole(self._mosaic.snapshot())
-            if record is not None:
-                self.sink.update(refinement=record)
-            self._write_mosaic(image)
+            if self._whole is None:
+                self._mosaic.synchronise()
+                self._whole = self._refining.whole(self._mosaic.snapshot())
+            image, record = self._whole
+            self._write_mosaic(image, progress, **({} if record is None else {"refinement": record}))
         return True
 
     def _tell_rejected(self, reasons: Mapping[int, str]) -> None:
@@ -240,7 +284,11 @@ class Assembly:
 
     def report(self, pairing: RunPairing, progress: Progress) -> None:
         """Bring `progress` up to date."""
-        progress.seen, progress.done = pairing.seen, len(self._committed)
+        on_disk = sum(number in self._committed for number in self.sink.spooled)
+        progress.seen, progress.done = pairing.seen, self.made - on_disk
+        progress.spooled, progress.spool_bytes = len(self.sink.spooled), self.sink.spool_bytes
         progress.rejected = count_reasons(self._rejected.values())
         progress.waiting = pairing.ready + len(self.tried)
-        progress.lag_s, progress.problem = self._lag_s, self._problem
+        since = self.sink.waits_since
+        progress.lag_s = self._lag_s if since is None else time.time() - since
+        progress.problem = self.sink.problem or self._problem

@@ -13,6 +13,8 @@ from numpy.typing import ArrayLike, NDArray
 if TYPE_CHECKING:
     import pyarrow as pa
 
+_CHUNK_BYTES = 2**20
+
 
 def frames_schema() -> pa.Schema:
     """Columns of a reconstruction's table of frames."""
@@ -106,6 +108,14 @@ class Block:
         amplitude, phase = np.abs(wave[last]).astype(np.float32), np.angle(wave[last]).astype(np.float32)
         return cls(seq[last], amplitude, phase, *(value[last] for value in values))
 
+    @classmethod
+    def joined(cls, blocks: Sequence[Block]) -> Block:
+        """Make one of several, in the order they came: of two with one sequence number the last wins."""
+        values = {name: np.concatenate([getattr(block, name) for block in blocks]) for name in vars(blocks[0])}
+        _, back = np.unique(values["seq_num"][::-1], return_index=True)
+        last = len(values["seq_num"]) - 1 - back
+        return cls(**{name: value[last] for name, value in values.items()})
+
     def __len__(self) -> int:
         return len(self.seq_num)
 
@@ -123,11 +133,21 @@ class Block:
         return pa.table({**columns, "flag": self.flag.tolist()}, schema=schema)
 
     def save(self, path: Path) -> None:
-        """Write to one file, whole or not at all."""
+        """Write to one file, whole or not at all.
+
+        Raises
+        ------
+        OSError
+            When the disk will not take it; what was written of it is removed.
+        """
         draft = path.with_suffix(".draft")
-        with draft.open("wb") as file:
-            np.savez(file, **vars(self))
-        draft.replace(path)
+        try:
+            with draft.open("wb") as file:
+                np.savez(file, **vars(self))
+            draft.replace(path)
+        except BaseException:
+            draft.unlink(missing_ok=True)
+            raise
 
     @classmethod
     def load(cls, path: Path) -> Block:
@@ -135,3 +155,23 @@ class Block:
         with np.load(path, allow_pickle=False) as stored:
             values: dict[str, Any] = {name: stored[name] for name in stored.files}
         return cls(**values)
+
+
+def chunk_frames(patch_shape: tuple[int, int] | None, expected: int | None) -> int:
+    """Frames of a stored chunk: about a megabyte, and no more than a short run has."""
+    if patch_shape is None:
+        return 1
+    frames = int(np.clip(_CHUNK_BYTES // (4 * patch_shape[0] * patch_shape[1]), 8, 256))
+    return frames if expected is None or expected < 1 else min(frames, expected)
+
+
+def stretches(seq: NDArray[np.int64], written: set[int], reach: int) -> list[tuple[int, int]]:
+    """Rows to send together, first and last: small gaps without a frame in them are sent along as zeros."""
+    parts = [(int(seq[0]), int(seq[0]))]
+    for number in seq[1:].tolist():
+        first, last = parts[-1]
+        if number - last <= reach and written.isdisjoint(range(last + 1, number)):
+            parts[-1] = (first, number)
+        else:
+            parts.append((number, number))
+    return parts

@@ -18,7 +18,7 @@ from tiled.client.container import Container
 from bluesky_ptychonn.stream.block import frames_schema
 from bluesky_ptychonn.stream.canvas import PICTURES
 from bluesky_ptychonn.stream.connecting import PROCESSED, RAW, connect
-from bluesky_ptychonn.stream.wire import CatalogRefusedError, Wire
+from bluesky_ptychonn.stream.wire import CatalogRefusedError, CatalogUnavailableError, Wire
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -308,7 +308,10 @@ class PtychoReconstruction(Container):  # type: ignore[misc]  # Tiled is not typ
         for _ in range(_TRIES):
             try:
                 return read()
-            except CatalogRefusedError:
+            except (CatalogRefusedError, CatalogUnavailableError) as error:
+                if error.status is None:  # no answer at all
+                    raise
+                # Tiled answers 404 for a picture that was outgrown, and 500 where that happens in the midst of reading.
                 time.sleep(_TRY_AGAIN_S)
                 self.refresh()
         return read()

@@ -7,11 +7,14 @@ is one `write` on an ``O_APPEND`` descriptor: it survives ``kill -9`` of the wri
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import math
 import os
 import re
+import threading
 import time
+from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +26,7 @@ SUFFIX = ".jsonl"
 # What a descriptor says of the data; its configuration (hundreds of areaDetector settings) is in Tiled already.
 _DESCRIPTOR_KEYS = ("uid", "run_start", "name", "time", "data_keys", "hints")
 _EVENT_KEYS = ("uid", "descriptor", "seq_num", "time", "filled")
+_ROOM_BYTES = 64 << 20  # for documents that wait for a full disk
 _SCALARS = (int, float, str, bool, type(None))
 _OPTIONS = orjson.OPT_APPEND_NEWLINE | orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_NON_STR_KEYS
 
@@ -139,25 +143,59 @@ def journal_path(folder: Path, run_uid: str) -> Path:
 
 
 class _Lines:
-    """An append-only file whose every line is whole, also after a disk that was full for a while."""
+    """An append-only file whose every line is whole, also after a disk that was full for a while.
+
+    Lines that the disk does not take wait here, and go before the next.
+    """
 
     def __init__(self, path: Path) -> None:
-        self._fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+        self._path = path
+        self._fd: int | None = None
         self._torn = False
+        self.waiting: deque[bytes] = deque()
+        self.waiting_bytes = 0
 
-    def append(self, line: bytes) -> None:
+    def append(self, line: bytes, room: int) -> None:
+        """Append a line; OSError when it has to wait, MemoryError when there is no `room` for that and it is lost."""
+        try:
+            if self.waiting:
+                self.flush()
+            self._write(line)
+        except OSError as error:
+            if len(line) > room:
+                raise MemoryError(f"{error}; and too many documents wait already, this one is lost") from error
+            self.waiting.append(line)
+            self.waiting_bytes += len(line)
+            raise
+
+    def flush(self) -> None:
+        """Append what waits; OSError when it has to wait on."""
+        while self.waiting:
+            self._write(self.waiting[0])
+            self.waiting_bytes -= len(self.waiting.popleft())
+
+    def _write(self, line: bytes) -> None:
+        if self._fd is None:
+            self._fd = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
         if self._torn:
             line = b"\n" + line
         written = 0
         try:
             while written < len(line):
                 written += os.write(self._fd, line[written:])
-        finally:
-            if written:
-                self._torn = written < len(line)
+        except OSError:
+            if written:  # take half a line back: readers have not seen it, and it comes again
+                try:
+                    os.ftruncate(self._fd, os.lseek(self._fd, 0, os.SEEK_END) - written)
+                except OSError:
+                    self._torn = True
+            raise
+        self._torn = False
 
     def close(self) -> None:
-        os.close(self._fd)
+        if self._fd is not None:
+            os.close(self._fd)
+            self._fd = None
 
 
 class JournalWriter:
@@ -177,6 +215,8 @@ class JournalWriter:
         Uids of all runs, in order.
     strays : int
         Documents of runs whose start was never seen.
+    lost : int
+        Documents that a full disk would not take for so long that memory would not either.
 
     Examples
     --------
@@ -193,8 +233,11 @@ class JournalWriter:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         self.folder = folder
         self.strays = 0
+        self.lost = 0
         self.begun: list[str] = []
         self._files: dict[str, _Lines] = {}
+        self._late: list[_Lines] = []  # of runs that stopped while the disk was full
+        self._mutex = threading.Lock()  # `retry` comes from another thread
         self._run_of: dict[str, str] = {}  # uid of descriptor, resource or stream_resource -> run
         self._uids: dict[str, list[str]] = {}  # run -> those uids, to forget them at its stop
 
@@ -209,18 +252,45 @@ class JournalWriter:
         Raises
         ------
         OSError
-            When the file cannot be opened or written.
+            When the file cannot be opened or written: the document waits in memory, and goes before the next one, or
+            with `retry`.
+        MemoryError
+            When too many wait: the document is lost, and counted.
         """
         slimmed = slim(name, doc)
         if slimmed is None:
             return
-        if name == "start":
-            self._begin(doc["uid"])
         line = encode(name, slimmed, time.time())
-        for run in self._runs(name, doc):
-            self._files[run].append(line)
-            if name == "stop":
-                self._end(run)
+        with self._mutex:
+            if name == "start":
+                self._begin(doc["uid"])
+            for run in self._runs(name, doc):
+                try:
+                    self._files[run].append(line, self._room())
+                except MemoryError:
+                    self.lost += 1
+                    raise
+                finally:
+                    if name == "stop":
+                        self._end(run)
+
+    @property
+    def waiting(self) -> int:
+        """Documents that the disk has not taken yet."""
+        return sum(len(lines.waiting) for lines in (*self._files.values(), *self._late))
+
+    def _room(self) -> int:
+        return _ROOM_BYTES - sum(lines.waiting_bytes for lines in (*self._files.values(), *self._late))
+
+    def retry(self) -> bool:
+        """Try to write what the disk did not take; whether nothing waits any more. For another thread, now and then."""
+        with self._mutex, contextlib.suppress(OSError):
+            for lines in self._files.values():
+                lines.flush()
+            while self._late:
+                self._late[0].flush()
+                self._late.pop(0).close()
+        return not self.waiting
 
     def _runs(self, name: str, doc: Mapping[str, Any]) -> tuple[str, ...]:
         if name == "start":
@@ -257,11 +327,19 @@ class JournalWriter:
         self._uids[run] = []
 
     def _end(self, run: str) -> None:
-        self._files.pop(run).close()
+        lines = self._files.pop(run)
+        if lines.waiting:
+            self._late.append(lines)
+        else:
+            lines.close()
         for uid in self._uids.pop(run, ()):
             self._run_of.pop(uid, None)
 
     def close(self) -> None:
         """Close every file; runs without a stop document stay unfinished in the journal."""
-        for run in tuple(self._files):
-            self._end(run)
+        self.retry()
+        with self._mutex:
+            for run in tuple(self._files):
+                self._end(run)
+            for lines in self._late:
+                lines.close()

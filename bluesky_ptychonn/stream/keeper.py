@@ -8,19 +8,22 @@ import os
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Protocol
+from typing import IO, Protocol
 
 import bluesky_ptychonn
 from bluesky_ptychonn.stream.parts import Workshop
-from bluesky_ptychonn.stream.session import KEY_VARIABLE, LOG, Order, WorkerStatus
+from bluesky_ptychonn.stream.session import LOG, Order, WorkerStatus, unfinished
 from bluesky_ptychonn.stream.worker import WRONG, Worker
 
 log = logging.getLogger(__name__)
 
-_MOST_RESTARTS = 5
-_CALM_S = 300.0  # a worker that lived this long starts with a clean slate
+_LONGEST_S = 60.0  # between tries to start a worker again: as long as the session lives, frames do not stay undone
+_LONGEST_TAKING_UP_S = 600.0
+_ERRORS_BYTES = 1 << 20
+_CALM_S = 60.0  # a worker that lived this long starts with a clean slate
 
 
 class Keeper(Protocol):
@@ -33,6 +36,10 @@ class Keeper(Protocol):
     @property
     def restarts(self) -> int:
         """How often the worker had to be started again."""
+
+    @property
+    def problem(self) -> str:
+        """Why there is no worker at this moment, in words; empty when all is well."""
 
     def close(self, timeout: float) -> bool:
         """Let the worker finish what was journaled, at most `timeout` s; whether it did."""
@@ -51,22 +58,24 @@ class ProcessKeeper:
     order : Order
         The same order, for its number of threads.
     api_key : str or None
-        Key of the catalog; travels in the environment.
+        Key of the catalog; goes down the worker's input, where no other process sees it.
     """
 
     def __init__(self, folder: Path, order: Order, api_key: str | None) -> None:
         self._folder = folder
-        self._environment = _environment(order, api_key)
+        self._environment = _environment(order)
+        self._api_key = api_key
         self._closing = threading.Event()
         self._gave_up = False
         self.restarts = 0
+        self.problem = ""
         self._process = self._start()
         self._watch = threading.Thread(target=self._watch_over, name="ptychonn worker watch", daemon=True)
         self._watch.start()
 
     def _start(self) -> subprocess.Popen[bytes]:
-        with (self._folder / LOG).with_suffix(".err").open("ab") as errors:
-            return subprocess.Popen(
+        with _errors(self._folder) as errors:
+            process = subprocess.Popen(
                 [sys.executable, "-m", "bluesky_ptychonn.stream.worker", str(self._folder)],
                 stdin=subprocess.PIPE,  # its end tells the worker that we closed, or died
                 stdout=errors,
@@ -74,6 +83,11 @@ class ProcessKeeper:
                 env=self._environment,
                 start_new_session=True,  # Ctrl-C pauses the plan; the worker goes on
             )
+        if process.stdin is not None:
+            with contextlib.suppress(OSError):  # it ended at once: its watch says so
+                process.stdin.write(_first_line(self._api_key))
+                process.stdin.flush()
+        return process
 
     @property
     def pid(self) -> int:
@@ -86,39 +100,50 @@ class ProcessKeeper:
         return not self._gave_up and not self._closing.is_set()
 
     def _watch_over(self) -> None:
-        wait_s = 0.5
+        in_a_row = 0
         while True:
             try:
-                self._process.wait(_CALM_S)
+                code = self._process.wait(_CALM_S)
             except subprocess.TimeoutExpired:
-                wait_s, self.restarts = 0.5, 0
+                in_a_row, self.problem = 0, ""
                 continue
             self._close_input()
             if self._closing.is_set():
                 return
-            if self._process.returncode == WRONG:
+            if code == WRONG:
                 self._gave_up = True
                 return
-            words = f"worker ended with code {self._process.returncode}"
-            if self.restarts >= _MOST_RESTARTS:
-                self._say(
-                    f"{words}, {self.restarts} times in a row; frames stay in the journal. See {self._folder / LOG}"
-                )
-                self._gave_up = True
+            in_a_row += 1
+            if not self._again(code, in_a_row):
                 return
-            log.warning("%s; starting it again in %.1f s", words, wait_s)
+
+    def _again(self, code: int, in_a_row: int) -> bool:
+        """Start the worker again, after a while; False when the session is closed meanwhile."""
+        wait_s = min(0.5 * 2 ** min(in_a_row - 1, 16), _LONGEST_S)
+        times = f", {in_a_row} times in a row" if in_a_row > 1 else ""
+        words = f"worker ended with code {code}{times}"
+        while True:
+            self._say(f"{words}; starting it again in {wait_s:g} s; frames stay in the journal")
             if self._closing.wait(wait_s):
-                return
+                return False
+            try:
+                self._process = self._start()
+            except OSError as error:  # no memory or no process to be had
+                words, wait_s = f"worker cannot be started: {error}", _LONGEST_S
+                continue
             self.restarts += 1
-            wait_s *= 2
-            self._process = self._start()
+            return True
 
     def _say(self, problem: str) -> None:
-        log.error("%s", problem)
-        status = WorkerStatus.load(self._folder)
-        status.state, status.problem = "failed", f"{problem}: {status.problem}" if status.problem else problem
+        """Say it to who asks for the status, here or in another shell; the session's teller warns once."""
+        said = WorkerStatus.load(self._folder)
+        if said.state == "failed" and said.problem:
+            problem = f"{problem}. It said: {said.problem}"
+        self.problem = problem
+        log.info("%s. See %s", problem, self._folder / LOG)
+        said.state, said.problem = "starting", problem
         with contextlib.suppress(OSError):
-            status.save(self._folder)
+            said.save(self._folder)
 
     def let_go(self) -> None:
         """Tell the worker that no more will come, and leave it to finish by itself."""
@@ -144,33 +169,68 @@ class ProcessKeeper:
 
 
 def take_up(sessions: list[Path], api_key: str | None) -> threading.Thread:
-    """Let workers finish sessions that were left behind, one after the other, in the background."""
+    """Let workers finish sessions that were left behind, one after the other, in the background.
+
+    What cannot be finished now, because the catalog is away or a raw run not whole, is tried again, as long as this
+    process lives.
+    """
 
     def work() -> None:
-        for folder in sessions:
-            log.warning("taking up the runs that were left unfinished in %s", folder)
-            with (folder / LOG).with_suffix(".err").open("ab") as errors:
-                subprocess.run(
-                    [sys.executable, "-m", "bluesky_ptychonn.stream.worker", str(folder)],
-                    stdin=subprocess.DEVNULL,  # no more will come: finish and end
-                    stdout=errors,
-                    stderr=errors,
-                    env=_environment(Order.load(folder), api_key),
-                    start_new_session=True,
-                    check=False,
-                )
+        left, wait_s = list(sessions), _LONGEST_S
+        while left:
+            for folder in list(left):
+                log.info("taking up the runs that were left unfinished in %s", folder)
+                try:
+                    code = _finish(folder, api_key)
+                except (OSError, ValueError) as error:
+                    log.info("%s: %s", folder, error)
+                    continue
+                if code == WRONG or not unfinished(folder):
+                    left.remove(folder)
+            if left:
+                time.sleep(wait_s)
+                wait_s = min(2 * wait_s, _LONGEST_TAKING_UP_S)
 
     thread = threading.Thread(target=work, name="ptychonn taking up", daemon=True)
     thread.start()
     return thread
 
 
-def _environment(order: Order, api_key: str | None) -> dict[str, str]:
+def _finish(folder: Path, api_key: str | None) -> int:
+    """Let a worker finish what is in a session's folder; returns its exit code."""
+    with _errors(folder) as errors:
+        return subprocess.run(
+            [sys.executable, "-m", "bluesky_ptychonn.stream.worker", str(folder)],
+            input=_first_line(api_key),  # and no more will come: finish and end
+            stdout=errors,
+            stderr=errors,
+            env=_environment(Order.load(folder)),
+            start_new_session=True,
+            check=False,
+        ).returncode
+
+
+def _errors(folder: Path) -> IO[bytes]:
+    """File for what a worker says before and after it has its log; nowhere, on a disk that will not take it."""
+    path = (folder / LOG).with_suffix(".err")
+    try:
+        if path.exists() and path.stat().st_size > _ERRORS_BYTES:
+            path.replace(path.with_suffix(".err.1"))
+        return path.open("ab")
+    except OSError:
+        return Path(os.devnull).open("ab")
+
+
+def _first_line(api_key: str | None) -> bytes:
+    return f"{api_key or ''}\n".encode()
+
+
+def _environment(order: Order) -> dict[str, str]:
     environment = {key: value for key, value in os.environ.items() if key != "TILED_API_KEY"}
     for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
         environment[name] = str(order.threads)
-    if api_key is not None:
-        environment[KEY_VARIABLE] = api_key
+    # Tiled's client repeats a request for 45 s on its own; the worker knows better when to try again.
+    environment |= {"TILED_RETRY_ATTEMPTS": "2", "TILED_RETRY_TIMEOUT": "1.0"}
     # The worker must run this very package, also where it was found by the current folder alone.
     package = str(Path(bluesky_ptychonn.__file__).resolve().parents[1])
     environment["PYTHONPATH"] = os.pathsep.join([package, *filter(None, [environment.get("PYTHONPATH")])])
@@ -190,12 +250,13 @@ class ThreadKeeper:
         Makes the workshop, in the thread.
     """
 
-    restarts = 0
-
     def __init__(self, folder: Path, order: Order, make_workshop: Callable[[Order], Workshop]) -> None:
         self._closing = threading.Event()
-        self._worker = Worker(folder, order, make_workshop)
+        self._folder = folder
         self._order = order
+        self._make_workshop = make_workshop
+        self.restarts = 0
+        self.problem = ""
         self._thread = threading.Thread(target=self._run, name="ptychonn worker", daemon=True)
         self._thread.start()
 
@@ -203,8 +264,17 @@ class ThreadKeeper:
         with contextlib.suppress(OSError, AttributeError):
             # On Linux a thread has a priority of its own.
             os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), self._order.nice)
-        with contextlib.suppress(Exception):  # the worker has said so in its status and log
-            self._worker.run(self._closing)
+        wait_s = 0.5
+        while True:
+            worker = Worker(self._folder, self._order, self._make_workshop)
+            try:
+                return worker.run(self._closing)
+            except Exception as error:  # noqa: BLE001  # said in status and log, and told the session
+                self.problem = f"worker ended with {type(error).__name__}: {error}; starting it again in {wait_s:g} s"
+                if worker.cannot or self._closing.wait(wait_s):
+                    return None
+                self.restarts += 1
+                wait_s = min(2 * wait_s, _LONGEST_S)
 
     @property
     def alive(self) -> bool:

@@ -24,9 +24,21 @@ from bluesky_ptychonn.stream.journal import JournalWriter
 from bluesky_ptychonn.stream.keeper import Keeper, ProcessKeeper, ThreadKeeper, take_up
 from bluesky_ptychonn.stream.keys import Keys
 from bluesky_ptychonn.stream.progress import Pace, Progress, Status
-from bluesky_ptychonn.stream.session import Order, WorkerStatus, journal_root, left_behind, log_to, new_session
+from bluesky_ptychonn.stream.session import (
+    LOG,
+    Order,
+    WorkerStatus,
+    journal_root,
+    left_behind,
+    log_to,
+    new_session,
+    unfinished,
+)
+from bluesky_ptychonn.stream.teller import Teller
 
 log = logging.getLogger(__name__)
+
+_SILENT_S = 30.0  # a worker says something five times a second
 
 # Whoever subscribes a bound method leaves a RunEngine with a weak reference only: keep instances until they are closed.
 _open: set[LiveReconstruction] = set()
@@ -84,6 +96,8 @@ class LiveReconstruction:
     refine : bool or Refinement
         Whether, or how, to refine mosaics by sweeps of the physics through the probe: for half a second each while the
         run goes on, whole when it ends. The result's metadata says so under ``refinement``; patches stay the network's.
+    spool_mib : int
+        Most that results may take on disk, in the session's folder, while the catalog does not answer, MiB.
 
     Attributes
     ----------
@@ -129,11 +143,13 @@ class LiveReconstruction:
         precision: Literal["fp32", "bf16", "fp16"] = "fp32",
         preprocess: PreprocessConfig | None = None,
         refine: bool | Refinement = False,
+        spool_mib: int = 1024,
     ) -> None:
         if worker not in ("process", "thread"):
             raise ValueError(f"worker={worker!r} is unknown; allowed: 'process', 'thread'")
         self._errors = 0
         self._error = ""
+        self._delayed = ""
         self._model = str(getattr(getattr(model, "card", None), "name", model))
         pace = pace or Pace()
         order = Order(
@@ -149,6 +165,7 @@ class LiveReconstruction:
             precision=precision,
             preprocess=preprocess,
             refinement=asked_for(refine),
+            spool_mib=spool_mib,
         )
         loaded = hasattr(model, "network")
         address = Address.of(catalog)
@@ -163,7 +180,7 @@ class LiveReconstruction:
         self._address = address
         root = Path(journal_dir) if journal_dir is not None else journal_root()
         root = root.expanduser().resolve()
-        unfinished = left_behind(root, address.uri) if worker == "process" else []
+        behind = left_behind(root, address.uri) if worker == "process" else []
         self.folder = new_session(root)
         if loaded and worker == "process":
             from bluesky_ptychonn.recon.checkpoint import save_model
@@ -177,8 +194,8 @@ class LiveReconstruction:
         order.save(self.folder)
         if worker == "process":
             self._keeper = ProcessKeeper(self.folder, order, address.api_key)
-            if unfinished:
-                take_up(unfinished, address.api_key)
+            if behind:
+                take_up(behind, address.api_key)
         else:
             from bluesky_ptychonn.stream.workshop import TiledWorkshop
 
@@ -197,6 +214,8 @@ class LiveReconstruction:
         self.order = order
         self._closed = False
         _open.add(self)
+        self._teller = Teller(self._problems)
+        self._teller.start()
 
     # -- in the RunEngine's thread
 
@@ -204,6 +223,8 @@ class LiveReconstruction:
         """Journal a document. Never raises, never waits."""
         try:
             self._journal.append(name, doc)
+        except OSError as error:  # it waits in memory; status shows it, and the teller tries again
+            self._delayed = f"journal {self.folder}: {type(error).__name__}: {error}"
         except BaseException as error:  # noqa: BLE001  # SystemExit from a callback hangs a RunEngine; status shows it
             self._errors += 1
             self._error = f"journal {self.folder}: {type(error).__name__}: {error}"
@@ -214,13 +235,39 @@ class LiveReconstruction:
     def status(self) -> Status:
         """Where things stand; read from the session's folder, so it costs a fraction of a millisecond."""
         said = WorkerStatus.load(self.folder)
-        state = said.state if self._keeper.alive or said.state in ("stopped", "failed") else "stopped"
+        own = self._error or self._delayed
+        state, problem = said.state, own or said.problem
+        if self._keeper.alive:
+            if state in ("stopped", "failed"):  # and will be there again
+                state = "starting"
+            if state == "starting":
+                problem = own or self._keeper.problem or said.problem
+            elif not problem and (silent_s := WorkerStatus.age_s(self.folder)) > _SILENT_S:
+                problem = f"the worker has said nothing for {silent_s:.0f} s: at a long step, hung, or its disk is full"
+        elif state != "failed":
+            state = "stopped"
         runs = dict(said.runs)
         for uid in self._journal.begun:
             runs.setdefault(uid, Progress(uid))
         return Status(
-            state, said.device, self._keeper.restarts, runs, self._errors, self._error or said.problem, said.model
+            state, said.device, self._keeper.restarts, runs, self._errors + self._journal.waiting, problem, said.model
         )
+
+    def _problems(self) -> list[tuple[str, str]]:
+        """Find what a user should hear of now. Also tries again to journal what a full disk did not take."""
+        if self._delayed and self._journal.retry():
+            self._delayed = ""
+        status = self.status
+        runs = [run for run in status.runs.values() if run.state != "ignored"]
+        ended = [run for run in runs if run.finished][-1:]
+        said = [
+            *(run.problem for run in runs if run.problem and not run.finished),
+            *(f"reconstruction {run.state}: {run}" for run in ended if run.state != "complete"),
+        ]
+        if status.problem and not any(status.problem in words for words in said):
+            said.insert(0, status.problem)
+        on_disk = f"; {status.spooled} frames wait on disk" if status.spooled else ""
+        return [(words, f"{on_disk}. The scan is not affected. See {self.log}") for words in said]
 
     @property
     def model(self) -> str:
@@ -229,6 +276,11 @@ class LiveReconstruction:
         The name, for a model that was given loaded and has no folder.
         """
         return WorkerStatus.load(self.folder).model_folder or self.order.model or self._model
+
+    @property
+    def log(self) -> Path:
+        """Log of the worker: all there is to know."""
+        return self.folder / LOG
 
     def wait_ready(self, timeout: float = 120.0) -> None:
         """Wait until the worker has loaded the network, so that the first frame is not late.
@@ -243,7 +295,7 @@ class LiveReconstruction:
         end = time.monotonic() + timeout
         while (status := self.status).worker != "ready":
             if status.worker == "failed":
-                raise RuntimeError(f"worker failed: {status.problem}. See {self.folder / 'worker.log'}")
+                raise RuntimeError(f"worker failed: {status.problem}. See {self.log}")
             if time.monotonic() > end:
                 raise TimeoutError(f"worker is not ready after {timeout} s: {status}")
             time.sleep(0.05)
@@ -278,7 +330,7 @@ class LiveReconstruction:
             if all(run.finished for run in runs):
                 return runs
             if status.worker == "failed":
-                raise RuntimeError(f"worker failed: {status.problem}. See {self.folder / 'worker.log'}")
+                raise RuntimeError(f"worker failed: {status.problem}. See {self.log}")
             if time.monotonic() > end:
                 raise TimeoutError(f"not finished after {timeout} s: {status}")
             time.sleep(0.05)
@@ -316,8 +368,17 @@ class LiveReconstruction:
         _open.discard(self)
         if not self._keeper.close(timeout):
             log.warning("worker did not finish within %s s: %s", timeout, self.status)
+        elif left := unfinished(self.folder):
+            log.warning(
+                "%d runs are not finished: %s. The next LiveReconstruction with this catalog takes them up; see %s",
+                left, self._reasons() or "no reason known", self.log,
+            )  # fmt: skip
+        self._teller.close()
         self._journal.close()
         self._drop_log()
+
+    def _reasons(self) -> str:
+        return "; ".join(dict.fromkeys(run.problem for run in self.status.runs.values() if run.problem))
 
     def _drop_log(self) -> None:
         if self._log_handler is not None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from typing import Any, Protocol
 
 import numpy as np
@@ -89,6 +89,36 @@ class Sink(Protocol):
     def asked_s(self) -> float:
         """Seconds that the catalog took to answer, so far."""
 
+    @property
+    def written(self) -> Set[int]:
+        """Sequence numbers in the catalog."""
+
+    @property
+    def spooled(self) -> Set[int]:
+        """Sequence numbers taken that wait on disk for the catalog."""
+
+    @property
+    def spool_bytes(self) -> int:
+        """Bytes on disk that wait for the catalog."""
+
+    @property
+    def waits_since(self) -> float | None:
+        """When the oldest frame that waits there was taken, POSIX seconds; None where none waits."""
+
+    @property
+    def behind(self) -> bool:
+        """Whether anything waits for the catalog: frames, a mosaic, metadata."""
+
+    @property
+    def problem(self) -> str:
+        """Why what waits could not be sent, in words; empty when all is well."""
+
+    def make_room(self) -> None:
+        """See to it that the next block can be taken; ConnectionError when it cannot."""
+
+    def deliver(self) -> bool:
+        """Send what waits, for a short while; whether nothing is left."""
+
     def write_block(
         self,
         seq_nums: Sequence[int],
@@ -103,8 +133,8 @@ class Sink(Protocol):
     ) -> None:
         """Write frames, keyed by sequence number, the last one wins."""
 
-    def write_mosaic(self, image: MosaicImage) -> None:
-        """Replace the mosaic by a whole snapshot."""
+    def write_mosaic(self, image: MosaicImage, **metadata: Any) -> None:
+        """Replace the mosaic by a whole snapshot, and change the result's metadata with it."""
 
     def update(self, **metadata: Any) -> None:
         """Change the result's metadata."""
@@ -136,6 +166,9 @@ class Workshop(Protocol):
 
     def source(self, start: Mapping[str, Any], stream: str, layout: Layout) -> FrameSource:
         """Frames of a run."""
+
+    def whole(self, start: Mapping[str, Any]) -> bool:
+        """Whether the raw run in the catalog has its stop document; ConnectionError when there is no answer."""
 
     def sink(
         self,

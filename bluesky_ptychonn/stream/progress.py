@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any
 
 FINISHED = ("complete", "partial", "failed", "ignored")
 
@@ -25,7 +27,11 @@ class Pace:
     patience_s : float
         How long after a run's end its missing frames are waited for, s.
     outage_s : float
-        How long a catalog that does not answer is tried again once the session is closed, s; before that, always.
+        How long a catalog that does not answer is tried again once the session is closed, s; before that, always. As
+        long is waited then for a raw run that is not whole in the catalog.
+    raw_s : float
+        How long after a run's end its raw run is waited for to be whole in the catalog, s: its writer may be behind.
+        `patience_s` counts from there.
     """
 
     block: int = 64
@@ -34,11 +40,12 @@ class Pace:
     share: float = 0.2
     patience_s: float = 10.0
     outage_s: float = 30.0
+    raw_s: float = 3600.0
 
     def __post_init__(self) -> None:
         if self.block < 1 or not 0 < self.share <= 1:
             raise ValueError(f"pace: block {self.block} must be at least 1 frame, share {self.share} within 0 and 1")
-        for name in ("flush_s", "mosaic_s", "patience_s", "outage_s"):
+        for name in ("flush_s", "mosaic_s", "patience_s", "outage_s", "raw_s"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"pace: {name} {getattr(self, name)} must not be below 0 s")
 
@@ -60,15 +67,20 @@ class Progress:
     expected : int or None
         Frames the plan announced.
     seen, done, waiting : int
-        Frames named by documents; reconstructed and written; neither written nor rejected yet.
+        Frames named by documents; reconstructed and in the catalog; neither reconstructed nor rejected yet.
     rejected : dict of str to int
         Frames without a reconstruction, by reason.
     lag_s : float or None
-        From exposure to reconstruction readable in the catalog, median of the last block, s.
+        From exposure to reconstruction readable in the catalog, median of the last block, s; while frames wait on disk,
+        the age of the oldest.
     problem : str
         The last thing that went wrong, in words.
     model : str
         ``name/version`` of the model that this run is reconstructed by, from its start to its end.
+    spooled : int
+        Frames reconstructed that wait on disk for the catalog.
+    spool_bytes : int
+        What they take there.
     """
 
     uid: str
@@ -83,6 +95,19 @@ class Progress:
     lag_s: float | None = None
     problem: str = ""
     model: str = ""
+    spooled: int = 0
+    spool_bytes: int = 0
+
+    @classmethod
+    def of(cls, values: Mapping[str, Any]) -> Progress:
+        """Make one of what another version of this package wrote: what it does not know is left out."""
+        return cls(**{item.name: values[item.name] for item in fields(cls) if item.name in values})
+
+    @property
+    def told(self) -> dict[str, Any]:
+        """What a result's metadata say of it under ``progress``."""
+        names = ("seen", "done", "waiting", "spooled", "rejected", "lag_s", "problem")
+        return {name: getattr(self, name) for name in names}
 
     @property
     def finished(self) -> bool:
@@ -95,6 +120,8 @@ class Progress:
         words = [f"run {self.uid[:8]}", self.state, f"{self.done}{of} frames reconstructed"]
         if self.waiting:
             words.append(f"{self.waiting} waiting")
+        if self.spooled:
+            words.append(f"{self.spooled} on disk until the catalog takes them ({self.spool_bytes / 2**20:.1f} MiB)")
         words += [f"{number} rejected ({reason})" for reason, number in self.rejected.items()]
         if self.lag_s is not None and self.state == "live":
             words.append(f"lag {self.lag_s:.2f} s")
@@ -118,7 +145,8 @@ class Status:
     runs : dict of str to Progress
         By uid of the run, oldest first.
     journal_errors : int
-        Documents that could not be journaled (disk full, folder gone): their frames are missing here, not in the scan.
+        Documents that could not be journaled, or not yet (disk full, folder gone): their frames are missing here, not
+        in the scan.
     problem : str
         The last thing that went wrong, in words.
     model : str
@@ -140,13 +168,23 @@ class Status:
 
     @property
     def done(self) -> int:
-        """Frames reconstructed, of all runs."""
+        """Frames reconstructed and in the catalog, of all runs."""
         return sum(run.done for run in self.runs.values())
 
     @property
     def waiting(self) -> int:
         """Frames neither reconstructed nor rejected yet, of all runs."""
         return sum(run.waiting for run in self.runs.values())
+
+    @property
+    def spooled(self) -> int:
+        """Frames reconstructed that wait on disk for the catalog, of all runs."""
+        return sum(run.spooled for run in self.runs.values())
+
+    @property
+    def spool_bytes(self) -> int:
+        """Bytes on disk that wait for the catalog, of all runs."""
+        return sum(run.spool_bytes for run in self.runs.values())
 
     @property
     def rejected(self) -> dict[str, int]:

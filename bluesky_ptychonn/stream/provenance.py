@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
+
+UNITS = {
+    "amplitude": "1", "phase": "rad", "coverage": "1", "trust": "1", "x_m": "m", "y_m": "m",
+    "time_raw": "s", "time_done": "s", "pixel_m": "m", "origin_m": "m",
+}  # fmt: skip
 
 
 def raw_of(start: Mapping[str, Any]) -> dict[str, Any]:
@@ -25,3 +31,24 @@ def software() -> dict[str, str]:
         except PackageNotFoundError:
             continue
     return found
+
+
+def first_metadata(
+    start: Mapping[str, Any],
+    metadata: Mapping[str, Any],
+    patch_shape: tuple[int, int] | None,
+    frames_expected: int | None,
+) -> dict[str, Any]:
+    """Say of a reconstruction what is known before its first frame is done."""
+    ours = {
+        "raw": raw_of(start),
+        "status": "live",
+        "patch_shape": None if patch_shape is None else list(patch_shape),
+        "counts": {"expected": frames_expected},
+        "units": UNITS,
+        "time_created": time.time(),
+        "nodes": {},
+    }
+    given = dict(metadata)
+    given["software"] = {**software(), **(given.get("software") or {})}
+    return {**given, **ours}

@@ -20,7 +20,7 @@ from bluesky_ptychonn.stream.runner import RunReconstruction
 from bluesky_ptychonn.stream.session import Order
 
 # No scan waits for the server, and nothing more will come: large blocks, no patience.
-_PACE = Pace(block=256, flush_s=0.0, share=1.0, patience_s=0.0, outage_s=30.0)
+_PACE = Pace(block=256, flush_s=0.0, share=1.0, patience_s=0.0, outage_s=30.0, raw_s=0.0)
 
 
 def reconstruct(

@@ -95,7 +95,7 @@ class Refining:
         y_m, x_m = np.array([frame.y_m for frame in kept]), np.array([frame.x_m for frame in kept])
         try:
             return self._reconstructor.refine(image, np.stack([frame.counts for frame in kept]), y_m, x_m, within_s)
-        except (ValueError, RuntimeError) as error:  # a network without a probe; memory that does not suffice
+        except (ValueError, RuntimeError, MemoryError) as error:  # no probe; memory that does not suffice
             log.warning("not refined: %s", error)
             self._live = False
             return image, {"skipped": str(error)}

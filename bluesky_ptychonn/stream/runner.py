@@ -18,6 +18,9 @@ from bluesky_ptychonn.stream.progress import Pace, Progress
 log = logging.getLogger(__name__)
 
 _MISTAKES = 3  # failures of other kinds than a catalog that does not answer
+_LONGEST_S = (2.0, 10.0)  # between tries: while the catalog is away, and after failures of other kinds
+_ASK_S = 1.5  # between questions whether the raw run is whole
+RAW_BEHIND = "waiting for the raw run in the catalog"
 
 
 class RunReconstruction:
@@ -69,6 +72,9 @@ class RunReconstruction:
         self._exit_reason = ""
         self._passed_over: dict[str, int] = {}  # documents that could not be used, by kind
         self._ended = 0.0
+        self._age_s = 0.0
+        self._whole_at: float | None = None  # since when the raw run in the catalog is whole
+        self._ask_at = 0.0
         self._due = 0.0
         self._failing: tuple[float, int] | None = None  # since when, how often
         self._hurried: float | None = None
@@ -83,8 +89,19 @@ class RunReconstruction:
 
     # -- documents in
 
-    def feed(self, name: str, doc: Mapping[str, Any]) -> None:
-        """Take a document of this run; one that cannot be used is passed over, and counted."""
+    def feed(self, name: str, doc: Mapping[str, Any], age_s: float = 0.0) -> None:
+        """Take a document of this run; one that cannot be used is passed over, and counted.
+
+        Parameters
+        ----------
+        name : str
+            Kind of document.
+        doc : mapping
+            The document.
+        age_s : float
+            How long ago it was made, s: a run that was left behind has been waited for already.
+        """
+        self._age_s = max(0.0, age_s)
         if self._pairing is not None and self._error is None:
             try:
                 self._pairing.feed(name, doc)
@@ -105,7 +122,7 @@ class RunReconstruction:
     def end(self, exit_status: str, reason: str = "") -> None:
         """Expect no more documents: the stop document came, or never will."""
         if self._exit_status is None:
-            self._exit_status, self._exit_reason, self._ended = exit_status, reason, self._clock()
+            self._exit_status, self._exit_reason, self._ended = exit_status, reason, self._clock() - self._age_s
 
     def fail(self, error: RunError) -> None:
         """Say that the run cannot be reconstructed; its result will say so too."""
@@ -128,7 +145,7 @@ class RunReconstruction:
         if self._error is not None:
             return 0.0
         ready = 0 if self._pairing is None else self._pairing.ready
-        tried = 0 if self._parts is None else len(self._parts.tried)
+        tried = self._parts is not None and bool(self._parts.tried or self._parts.sink.behind)
         if self._exit_status is not None:
             return self._due if tried and not ready else 0.0
         if ready >= self.pace.block:
@@ -159,18 +176,25 @@ class RunReconstruction:
         now = self._clock()
         since, times = self._failing or (now, 0)
         self._failing = (since, times + 1)
-        self._due = now + min(0.5 * 2**times, 10.0)
-        self.progress.problem = f"{type(error).__name__}: {error}"
         outage = is_outage(error)
+        self._due = now + min(0.5 * 2 ** min(times, 8), _LONGEST_S[not outage])
+        words = str(error) if isinstance(error, ConnectionError) else f"{type(error).__name__}: {error}"
+        self.progress.problem = words
         if times == 0 or not outage:
-            traceback = None if outage else error
-            log.warning("run %s: %s; trying again", self.progress.uid, self.progress.problem, exc_info=traceback)
-        late = self._hurried is not None and now - max(since, self._hurried) > self.pace.outage_s
-        if late or (times + 1 >= _MISTAKES and not outage):
-            log.error("run %s: given up", self.progress.uid)
-            self.given_up = outage
-            self.progress.state = "failed"
-            self._close_source()
+            level = logging.INFO if outage else logging.WARNING  # an outage is told once a session, not for each run
+            log.log(level, "run %s: %s; trying again", self.progress.uid, words, exc_info=None if outage else error)
+        if self._late(since) or (times + 1 >= _MISTAKES and not outage):
+            self._give_up(outage=outage)
+
+    def _late(self, since: float) -> bool:
+        """Whether the session is being closed and has waited long enough for what it has waited for `since` then."""
+        return self._hurried is not None and self._clock() - max(since, self._hurried) > self.pace.outage_s
+
+    def _give_up(self, *, outage: bool) -> None:
+        log.error("run %s: given up: %s", self.progress.uid, self.progress.problem)
+        self.given_up = outage
+        self.progress.state = "failed"
+        self._close_source()
 
     def _step(self) -> None:
         pairing, geometry, running = self._pairing, self._geometry, self._exit_status is None
@@ -183,18 +207,46 @@ class RunReconstruction:
             self._parts = self._open(geometry, pairing.layout, pairing.keys.stream)
             self.progress.state = "live"
         parts = self._parts
-        over = not running and self._clock() - self._ended >= self.pace.patience_s
+        over = not running and self._over(parts)
         if running and parts.mosaic_changed and self._clock() >= parts.mosaic_due:
-            parts.write_mosaic()
+            parts.write_mosaic(self.progress)
         else:
-            took = parts.work(pairing, running=running, over=over)
+            took = parts.work(pairing, running=running, over=over) + parts.deliver()
             # The busier the catalog, the longer between our requests: the scan comes first. One slow answer is no rule.
             rest = min(took * (1 / self.pace.share - 1), LONGEST_REST * self.pace.flush_s) if running else 0.0
             self._due = self._clock() + max(self.pace.flush_s, rest)
         parts.report(pairing, self.progress)
-        if not running and not pairing.ready and not parts.tried and parts.settle(pairing):
+        if running or pairing.ready:
+            return
+        if parts.tried:
+            if self._whole_at is None:
+                self._due = max(self._due, self._ask_at)
+                self.progress.problem = self.progress.problem or RAW_BEHIND
+                if self._late(self._ended):
+                    self._give_up(outage=True)
+        elif parts.sink.behind:
+            if parts.sink.problem:
+                raise ConnectionError(parts.sink.problem)
+        elif parts.settle(pairing, self.progress):
             parts.report(pairing, self.progress)
             self._finish(parts)
+
+    def _over(self, parts: Assembly) -> bool:
+        """Whether frames that are not in the catalog have been waited for: its raw run is whole, and was for a while.
+
+        Before that its writer may be behind, or it lies in a backup: a frame that is late is not missing.
+        """
+        now = self._clock()
+        if self._whole_at is None and parts.tried and now >= self._ask_at:
+            self._ask_at = now + _ASK_S
+            try:
+                if self._workshop.whole(self.start):
+                    self._whole_at = now
+            except ConnectionError as error:
+                self.progress.problem = str(error)
+        if self._whole_at is not None:
+            return now - self._whole_at >= self.pace.patience_s
+        return now - self._ended >= self.pace.raw_s
 
     def _open(self, geometry: Geometry, layout: Layout, stream: str) -> Assembly:
         try:
@@ -211,7 +263,7 @@ class RunReconstruction:
         learned = parts.reconstructor.describe()  # what it knows now and did not at the beginning, such as the flux
         if self._exit_reason:
             learned["exit_reason"] = self._exit_reason
-        parts.sink.update(**learned)
+        parts.sink.update(**learned, progress=parts.told(self.progress))
         self.progress.state = str(parts.sink.finish(self._exit_status or "unknown", self._counts()))
         self._close_source()
 
@@ -220,7 +272,7 @@ class RunReconstruction:
         counts: dict[str, Any] = {
             "expected": progress.expected,
             "seen": progress.seen,
-            "reconstructed": progress.done,
+            "reconstructed": 0 if self._parts is None else self._parts.made,
             "rejected": progress.rejected,
         }
         if self._pairing is not None and self._pairing.replaced:

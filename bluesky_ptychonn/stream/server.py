@@ -185,7 +185,7 @@ def serve_catalog(
     if not 0 <= port <= 65535:
         raise ValueError(f"serve_catalog: port {port} is not a TCP port; allowed: 0 (any) to 65535")
     folder = Path(folder).expanduser().resolve()
-    folder.mkdir(parents=True, exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     _store_key(folder, api_key)
     order = {
         "folder": str(folder),
@@ -193,7 +193,8 @@ def serve_catalog(
         "readable": [str(Path(path).expanduser().resolve()) for path in readable],
         "subscriptions": subscriptions,
     }
-    with (folder / _LOG_FILE).open("ab") as log:
+    log_file = os.open(folder / _LOG_FILE, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+    with os.fdopen(log_file, "ab") as log:
         process = subprocess.Popen(
             [sys.executable, "-c", "from bluesky_ptychonn.stream.serving import main; main()"],
             stdin=subprocess.PIPE,

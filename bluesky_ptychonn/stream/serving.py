@@ -36,6 +36,7 @@ def main() -> None:
         report.write(json.dumps(words) + "\n")
         report.close()
 
+    os.umask(0o077)  # databases and arrays are the owner's too, wherever the folder is
     folder = Path(order["folder"])
     lock = _lock(folder)
     if lock is None:
@@ -95,6 +96,48 @@ class _Settled(dict[Any, Any]):
         return False
 
 
+def _keep_to_storage() -> None:
+    """Have Tiled look at where a path leads, not at how it begins.
+
+    Its own check (0.2.20) lets ``/readable/../secret`` pass, and links that lead out.
+    """
+    from tiled.catalog.adapter import CatalogNodeAdapter
+    from tiled.utils import path_from_uri
+
+    check = CatalogNodeAdapter._ensure_uri_within_readable_storage
+
+    def check_where_it_leads(self: Any, data_uri: str) -> None:
+        if urlsplit(data_uri).scheme == "file":
+            data_uri = Path(os.path.realpath(path_from_uri(data_uri))).as_uri()
+        check(self, data_uri)
+
+    CatalogNodeAdapter._ensure_uri_within_readable_storage = check_where_it_leads
+
+
+def _serve_what_is_known() -> None:
+    """Have Tiled serve the frames it knows of a file that holds more of them already.
+
+    Its own way (0.2.20) does so only where file and catalog have as many axes. areaDetector writes (frames, rows,
+    columns), and what stock ophyd says of it is (events, 1, rows, columns): such a run cannot be read while the file is
+    a frame ahead of the documents, and never again when it was aborted so.
+    """
+    from tiled.adapters import array
+    from tiled.adapters.utils import DataNotReadyError
+
+    reshape = array.force_reshape
+
+    def reshape_what_is_known(data: Any, shape: tuple[int, ...]) -> Any:
+        shape = tuple(shape)
+        frame = [length for length in shape[1:] if length != 1]
+        if data.ndim and shape and frame == [length for length in data.shape[1:] if length != 1]:
+            if len(data) < shape[0]:
+                raise DataNotReadyError(f"{shape[0]} frames are known and {len(data)} are in the file yet")
+            data = data[: shape[0]]
+        return reshape(data, shape)
+
+    array.force_reshape = reshape_what_is_known
+
+
 def _serve(folder: Path, order: Mapping[str, Any], listener: socket.socket, answer: Any) -> None:
     (folder / "data").mkdir(exist_ok=True)  # before the imports: a folder that cannot be used is known at once
 
@@ -109,6 +152,8 @@ def _serve(folder: Path, order: Mapping[str, Any], listener: socket.socket, answ
     from tiled.server.app import build_app
     from tiled.server.settings import get_settings
 
+    _keep_to_storage()
+    _serve_what_is_known()
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(name)s %(levelname)s %(message)s")
     database = folder / "catalog.db"
     # In this process, before its event loop starts: Tiled's own `init_if_not_exists` starts a second interpreter for

@@ -28,9 +28,10 @@ from bluesky_ptychonn.stream.journal import SUFFIX
 from bluesky_ptychonn.stream.keys import Keys
 from bluesky_ptychonn.stream.progress import Pace, Progress
 
-#: Environment variable in which a worker process finds the catalog's key; never on a command line.
-KEY_VARIABLE = "PTYCHONN_CATALOG_KEY"
+log = logging.getLogger(__name__)
+
 _ORDER, _STATUS, _DONE, _LOCK, LOG = "order.json", "status.json", ".done", "worker.lock", "worker.log"
+SPOOL = "spool"
 _SESSIONS_KEPT = 50
 _PRECISIONS = ("fp32", "bf16", "fp16")
 
@@ -52,17 +53,22 @@ def new_session(root: Path) -> Path:
 def write_whole(path: Path, values: Any) -> None:
     """Replace a JSON file in one step; readable by its owner only."""
     draft = path.with_name(f".{path.name}.{os.getpid()}")
-    fd = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-    with os.fdopen(fd, "wb") as file:
-        file.write(orjson.dumps(values, option=orjson.OPT_SERIALIZE_NUMPY))
-    draft.replace(path)
+    try:
+        fd = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        with os.fdopen(fd, "wb") as file:
+            file.write(orjson.dumps(values, option=orjson.OPT_SERIALIZE_NUMPY))
+        draft.replace(path)
+    except OSError:
+        with contextlib.suppress(OSError):
+            draft.unlink()  # half of it, on a disk that is full
+        raise
 
 
 def read_whole(path: Path) -> dict[str, Any] | None:
     """Read a JSON file that `write_whole` wrote; None where there is none, or something else."""
     try:
         values = orjson.loads(path.read_bytes())
-    except (FileNotFoundError, orjson.JSONDecodeError):
+    except (FileNotFoundError, NotADirectoryError, orjson.JSONDecodeError):
         return None
     return values if isinstance(values, dict) else None
 
@@ -101,11 +107,13 @@ class Order:
         How to refine mosaics; by default not at all.
     champion : str
         Name whose champion in the catalog is to be used, where there is one; `model` may then be empty.
+    spool_mib : int
+        Most that results may take on disk while the catalog does not take them, MiB.
 
     Raises
     ------
     ValueError
-        For a precision there is not.
+        For a precision there is not, or no room for a spool.
     """
 
     model: str
@@ -122,10 +130,13 @@ class Order:
     preprocess: PreprocessConfig | None = None
     refinement: Refinement | None = None
     champion: str = ""
+    spool_mib: int = 1024
 
     def __post_init__(self) -> None:
         if self.precision not in _PRECISIONS:
             raise ValueError(f"precision {self.precision!r} is unknown; allowed: {', '.join(_PRECISIONS)}")
+        if self.spool_mib < 1:
+            raise ValueError(f"spool_mib {self.spool_mib} must be at least 1 MiB")
 
     def save(self, folder: Path) -> None:
         """Write the order into a session's folder."""
@@ -191,8 +202,23 @@ class WorkerStatus:
         values = read_whole(folder / _STATUS)
         if values is None:
             return cls()
-        runs = {uid: Progress(**progress) for uid, progress in values.pop("runs").items()}
-        return cls(**values, runs=runs)
+        runs = {uid: Progress.of(progress) for uid, progress in values.pop("runs", {}).items()}
+        known = {item.name: values[item.name] for item in fields(cls) if item.name in values}
+        return cls(**known, runs=runs)
+
+    @staticmethod
+    def beat(folder: Path) -> None:
+        """Show that the worker lives, in the midst of a step that takes long."""
+        with contextlib.suppress(OSError):
+            os.utime(folder / _STATUS)
+
+    @staticmethod
+    def age_s(folder: Path) -> float:
+        """How long ago a worker said something, s; 0 where none has yet."""
+        try:
+            return max(0.0, time.time() - (folder / _STATUS).stat().st_mtime)
+        except OSError:
+            return 0.0
 
 
 def mark_done(journal: Path, progress: Progress) -> None:
@@ -203,7 +229,7 @@ def mark_done(journal: Path, progress: Progress) -> None:
 def done(journal: Path) -> Progress | None:
     """How a finished run ended; None for one that is not finished."""
     values: Mapping[str, Any] | None = read_whole(journal.with_suffix(_DONE))
-    return None if values is None else Progress(**values)
+    return None if values is None else Progress.of(values)
 
 
 def lock(folder: Path) -> int | None:
@@ -217,6 +243,19 @@ def lock(folder: Path) -> int | None:
     return fd
 
 
+def unfinished(folder: Path) -> int:
+    """Count the runs of a session that are not finished."""
+    return sum(done(journal) is None for journal in journaled_runs(folder))
+
+
+def _readable(folder: Path) -> Order | None:
+    try:
+        return Order.load(folder)
+    except (ValueError, TypeError, KeyError) as error:  # of a version that says other things
+        log.warning("the order of %s cannot be read, its runs are left: %s", folder, error)
+        return None
+
+
 def left_behind(root: Path, catalog: str) -> list[Path]:
     """Sessions of this catalog that no worker has and that hold unfinished runs, oldest first.
 
@@ -228,8 +267,10 @@ def left_behind(root: Path, catalog: str) -> list[Path]:
         if fd is None:
             continue
         os.close(fd)
-        if any(done(journal) is None for journal in journaled_runs(folder)):
-            order = Order.load(folder)
+        if unfinished(folder):
+            order = _readable(folder)
+            if order is None:
+                continue
             usable = order.champion or (order.model and Path(order.model).is_dir())
             if order.catalog == catalog and usable:
                 found.append(folder)
@@ -256,6 +297,8 @@ class Session:
         Whether a worker has it now.
     unfinished : int
         Runs that are not finished.
+    silent_s : float
+        How long ago its worker said something, s.
     """
 
     folder: Path
@@ -263,11 +306,17 @@ class Session:
     worker: WorkerStatus
     alive: bool
     unfinished: int
+    silent_s: float = 0.0
 
     @property
     def log(self) -> Path:
         """Log of the worker."""
         return self.folder / LOG
+
+    @property
+    def spool(self) -> Path:
+        """Where results wait for the catalog."""
+        return self.folder / SPOOL
 
 
 def find_sessions(root: Path) -> list[Session]:
@@ -277,8 +326,10 @@ def find_sessions(root: Path) -> list[Session]:
         fd = lock(folder)
         if fd is not None:
             os.close(fd)
-        open_runs = sum(done(journal) is None for journal in journaled_runs(folder))
-        found.append(Session(folder, Order.load(folder).catalog, WorkerStatus.load(folder), fd is None, open_runs))
+        order = _readable(folder)
+        age_s = WorkerStatus.age_s(folder)
+        catalog = "unknown catalog" if order is None else order.catalog
+        found.append(Session(folder, catalog, WorkerStatus.load(folder), fd is None, unfinished(folder), age_s))
     return found
 
 

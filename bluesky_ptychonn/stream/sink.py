@@ -8,18 +8,18 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
-from bluesky_ptychonn.stream.block import Block
+from bluesky_ptychonn.stream.block import Block, chunk_frames, stretches
 from bluesky_ptychonn.stream.connecting import PROCESSED
 from bluesky_ptychonn.stream.frame_table import FrameTable
 from bluesky_ptychonn.stream.pictures import Pictures
-from bluesky_ptychonn.stream.provenance import raw_of, software
+from bluesky_ptychonn.stream.provenance import first_metadata
 from bluesky_ptychonn.stream.readback import differences, verdict
 from bluesky_ptychonn.stream.spool import Spool
 from bluesky_ptychonn.stream.wire import CatalogRefusedError, CatalogUnavailableError, Wire
@@ -28,14 +28,9 @@ if TYPE_CHECKING:
     from bluesky_ptychonn.recon.stitch import MosaicImage
 
 SPEC = {"name": "PtychoReconstruction", "version": "1.0"}
-UNITS = {
-    "amplitude": "1", "phase": "rad", "coverage": "1", "trust": "1", "x_m": "m", "y_m": "m",
-    "time_raw": "s", "time_done": "s", "pixel_m": "m", "origin_m": "m",
-}  # fmt: skip
-
-_CHUNK_BYTES = 2**20
 PATCHES = ("amplitude_patches", "phase_patches")
-_RETRY_S = (0.5, 10.0)  # first and longest wait for a catalog that does not answer
+_RETRY_S = (0.5, 2.0)  # first and longest wait for a catalog that does not answer
+_SLICE_S = 0.5  # of sending what waits, before others have their turn
 
 
 class ResultSink:
@@ -65,7 +60,16 @@ class ResultSink:
     patience_s : float
         How long to wait for a catalog that does not answer, where waiting is all that is left, s.
     before_request : callable, optional
-        Called before every request of a run under way: `stream.lull.Lull.wait`.
+        Called before every request of a run under way: `stream.line.Line.wait`.
+    on_outage : callable, optional
+        Told of every request without an answer: `stream.line.Line.lost`.
+
+    Attributes
+    ----------
+    key : str
+        Uid of the reconstruction.
+    problem : str
+        Why what waits could not be sent, in words; empty when the last request was answered.
 
     Raises
     ------
@@ -88,6 +92,7 @@ class ResultSink:
         spool_limit_bytes: int = 2**30,
         patience_s: float = 60.0,
         before_request: Callable[[], None] | None = None,
+        on_outage: Callable[[Exception], None] | None = None,
     ) -> None:
         if not start.get("uid"):
             raise ValueError("ResultSink: the start document has no uid")
@@ -96,16 +101,18 @@ class ResultSink:
         self.key = key or uuid.uuid4().hex
         self.patch_shape = patch_shape
         self._patience_s = patience_s
+        self._on_outage = on_outage
         self._spool = None if spool is None else Spool(Path(spool) / self.key, spool_limit_bytes)
         self._wire = Wire(root, [PROCESSED, self.key], before_request)
-        self._chunk = _chunk_frames(patch_shape, frames_expected)
+        self._chunk = chunk_frames(patch_shape, frames_expected)
         self._table = FrameTable(self._wire)
         self._pictures = Pictures(self._wire)
         self._last: Block | None = None
         self._image_due: MosaicImage | None = None
         self._metadata_due: dict[str, Any] = {}
         self._retry_at, self._retry_s = 0.0, _RETRY_S[0]
-        first = _first_metadata(start, metadata, patch_shape, frames_expected)
+        self.problem = ""
+        first = first_metadata(start, metadata, patch_shape, frames_expected)
         parent = Wire(root, [PROCESSED], before_request)
         if not parent.create(self.key, metadata=first, specs=[SPEC]):
             self._resume()
@@ -117,6 +124,26 @@ class ResultSink:
     def pending(self) -> int:
         """Frames that are in the local spool and not in the catalog yet."""
         return 0 if self._spool is None else self._spool.frames
+
+    @property
+    def spooled(self) -> Set[int]:
+        """Sequence numbers in the local spool, each once."""
+        return frozenset() if self._spool is None else self._spool.seq_nums
+
+    @property
+    def spool_bytes(self) -> int:
+        """Bytes on disk that wait for the catalog."""
+        return 0 if self._spool is None else self._spool.nbytes
+
+    @property
+    def waits_since(self) -> float | None:
+        """When the oldest frame in the spool was taken, POSIX seconds; None where none waits."""
+        return None if self._spool is None else self._spool.time_raw
+
+    @property
+    def behind(self) -> bool:
+        """Whether anything waits for the catalog: frames, a mosaic, metadata."""
+        return bool(self.pending or self._image_due is not None or self._metadata_due)
 
     @property
     def written(self) -> frozenset[int]:
@@ -185,15 +212,41 @@ class ResultSink:
         if self._spool is None:
             self._send(block)
             return
-        if not self._drain() or not self._try(block):
+        # In order: a block goes directly only where none waits before it.
+        if not self._drain(_SLICE_S) or not self._try(self._send, block):
             self._keep(block)
 
-    def write_mosaic(self, image: MosaicImage) -> None:
+    def make_room(self) -> None:
+        """See to it that the next block can be taken, before frames are read and reconstructed for it.
+
+        Raises
+        ------
+        CatalogUnavailableError
+            When the spool is full and the catalog does not answer.
+        """
+        if self._spool is not None and self._spool.full and not self._drain(_SLICE_S) and self._spool.full:
+            raise CatalogUnavailableError(self._full(self._spool))
+
+    def deliver(self) -> bool:
+        """Send what waits, for half a second or so; whether nothing is left. Nothing before the next try is due."""
+        self._drain(_SLICE_S)
+        self._settle_or_keep()
+        return not self.behind
+
+    def write_mosaic(self, image: MosaicImage, **metadata: Any) -> None:
         """Replace the mosaic by this snapshot: five requests, more when it outgrew its place.
 
         When the catalog does not answer and there is a spool, the snapshot is kept and sent later; the latest wins.
+
+        Parameters
+        ----------
+        image : MosaicImage
+            The whole mosaic.
+        **metadata
+            Merged into the reconstruction's, in the same request.
         """
         self._image_due = image
+        self._metadata_due.update(metadata)
         self._settle_or_keep()
 
     def update(self, **metadata: Any) -> None:
@@ -227,9 +280,12 @@ class ResultSink:
         deadline = time.monotonic() + self._patience_s
         while True:
             try:
-                self._drain(now=True, strict=True)
-                return self._finish(exit_status, counts)
-            except CatalogUnavailableError:
+                self._drain(strict=True)
+                status = self._finish(exit_status, counts)
+                self.problem = ""
+                return status
+            except CatalogUnavailableError as error:
+                self._hear(error)
                 if time.monotonic() >= deadline:
                     raise
                 time.sleep(_RETRY_S[0])
@@ -244,7 +300,7 @@ class ResultSink:
         """Send both patch arrays and the table: three requests; more where a gap in the numbers holds other frames."""
         if self._table.node is None:
             self._make_nodes()
-        for first, last in _stretches(block.seq_num, self._table.written, self._chunk):
+        for first, last in stretches(block.seq_num, self._table.written, self._chunk):
             span = slice(*np.searchsorted(block.seq_num, [first, last + 1]))
             rows = block.seq_num[span] - first
             for name, data in zip(PATCHES, (block.amplitude, block.phase), strict=True):
@@ -265,22 +321,32 @@ class ResultSink:
 
     # -- a catalog that does not answer
 
-    def _try(self, block: Block) -> bool:
+    def _try(self, send: Callable[..., None], *what: Any) -> bool:
+        """Send unless the catalog did not answer a moment ago; whether it was sent."""
+        if time.monotonic() < self._retry_at:
+            return False
         try:
-            self._send(block)
-        except CatalogUnavailableError:
+            send(*what)
+        except CatalogUnavailableError as error:
+            self._hear(error)
             self._retry_at = time.monotonic() + self._retry_s
             self._retry_s = min(2 * self._retry_s, _RETRY_S[1])
             return False
-        self._retry_s = _RETRY_S[0]
+        self._retry_at, self._retry_s, self.problem = 0.0, _RETRY_S[0], ""
         return True
 
-    def _drain(self, *, now: bool = False, strict: bool = False) -> bool:
+    def _hear(self, error: CatalogUnavailableError) -> None:
+        self.problem = str(error)
+        if self._on_outage is not None:
+            self._on_outage(error)
+
+    def _drain(self, for_s: float = float("inf"), *, strict: bool = False) -> bool:
         """Send what the spool holds, oldest first; whether nothing is left."""
+        until = time.monotonic() + for_s
         while self._spool is not None and len(self._spool):
             if strict:
                 self._send(self._spool.first())
-            elif not (now or time.monotonic() >= self._retry_at) or not self._try(self._spool.first()):
+            elif time.monotonic() > until or not self._try(self._send, self._spool.first()):
                 return False
             self._spool.drop()
         return True
@@ -291,30 +357,29 @@ class ResultSink:
         deadline = time.monotonic() + self._patience_s
         while not self._spool.fits(block):
             if time.monotonic() >= deadline:
-                raise CatalogUnavailableError(
-                    f"the spool {self._spool.folder} holds {self._spool.nbytes} bytes, its limit is "
-                    f"{self._spool.limit_bytes}, and the catalog does not answer; give a larger spool_limit_bytes"
-                )
+                raise CatalogUnavailableError(self._full(self._spool))
             time.sleep(_RETRY_S[0])
-            if self._drain(now=True):
-                break
+            self._drain(_SLICE_S)
         self._spool.put(block)
+
+    def _full(self, spool: Spool) -> str:
+        return (
+            f"the spool {spool.folder} holds {spool.nbytes} bytes, its limit is {spool.limit_bytes} for all runs, and "
+            f"the catalog does not answer ({self.problem}); give a larger spool_limit_bytes"
+        )
 
     def _settle_or_keep(self) -> None:
         """Send mosaic and metadata that are due; with a spool, later where the catalog does not answer."""
         if self._spool is None:
             self._settle()
-        elif self._drain() and time.monotonic() >= self._retry_at:
-            try:
-                self._settle()
-            except CatalogUnavailableError:
-                self._retry_at = time.monotonic() + self._retry_s
+        else:
+            self._try(self._settle)
 
     # -- mosaics, metadata, the end
 
     def _settle(self) -> None:
         if self._image_due is not None:
-            counts = {"reconstructed": self._table.valid, **self._metadata_due.pop("counts", {})}
+            counts = {"reconstructed": self._table.valid, **(self._metadata_due.get("counts") or {})}
             self._pictures.draw(self._image_due, {**self._metadata_due, "counts": counts})
             self._image_due, self._metadata_due = None, {}
         if self._metadata_due:
@@ -383,43 +448,3 @@ def warm_up() -> None:
     import pyarrow as pa
 
     pa.table({"seq_num": np.zeros(1, np.int64)}, schema=pa.schema([("seq_num", pa.int64())]))
-
-
-def _first_metadata(
-    start: Mapping[str, Any],
-    metadata: Mapping[str, Any],
-    patch_shape: tuple[int, int] | None,
-    frames_expected: int | None,
-) -> dict[str, Any]:
-    ours = {
-        "raw": raw_of(start),
-        "status": "live",
-        "patch_shape": None if patch_shape is None else list(patch_shape),
-        "counts": {"expected": frames_expected},
-        "units": UNITS,
-        "time_created": time.time(),
-        "nodes": {},
-    }
-    given = dict(metadata)
-    given["software"] = {**software(), **(given.get("software") or {})}
-    return {**given, **ours}
-
-
-def _chunk_frames(patch_shape: tuple[int, int] | None, expected: int | None) -> int:
-    """Frames of a stored chunk: about a megabyte, and no more than a short run has."""
-    if patch_shape is None:
-        return 1
-    frames = int(np.clip(_CHUNK_BYTES // (4 * patch_shape[0] * patch_shape[1]), 8, 256))
-    return frames if expected is None or expected < 1 else min(frames, expected)
-
-
-def _stretches(seq: NDArray[np.int64], written: set[int], reach: int) -> list[tuple[int, int]]:
-    """Rows to send together, first and last: small gaps without a frame in them are sent along as zeros."""
-    parts = [(int(seq[0]), int(seq[0]))]
-    for number in seq[1:].tolist():
-        first, last = parts[-1]
-        if number - last <= reach and written.isdisjoint(range(last + 1, number)):
-            parts[-1] = (first, number)
-        else:
-            parts.append((number, number))
-    return parts

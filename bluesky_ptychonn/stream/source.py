@@ -6,6 +6,7 @@ Both ways may be asked for frames that are not there yet; they then give what th
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -14,13 +15,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bluesky_ptychonn.stream.keys import RunError
-from bluesky_ptychonn.stream.readers import HTTPFrames, LocalFrames, node_at
+from bluesky_ptychonn.stream.readers import HTTPFrames, LocalFrames, UnprovenError, ask, node_at
 
 log = logging.getLogger(__name__)
 
 # Rows apart that are still read in one slice: a frame too many costs less than another request.
 _BRIDGE = 8
 _REQUEST_BYTES = 32 << 20
+_TRIES = 3
+#: Largest frame; 8192 px square of 32 bit.
+MOST_FRAME_BYTES = 256 << 20
 
 
 @dataclass(frozen=True)
@@ -102,7 +106,8 @@ class TiledFrames:
         self._root = root
         self._path = tuple(path)
         self._frame_shape = frame_shape
-        self._local_tries = 3 if local else 0
+        self._local_tries = _TRIES if local else 0
+        self._unproven = 0
         self._before = before_request
         self._node: Any = None
         self._http: HTTPFrames
@@ -115,7 +120,7 @@ class TiledFrames:
     @property
     def how(self) -> str:
         """``file`` or ``http``."""
-        return "http" if self._files is None else "file"
+        return "file" if self._files is not None and self._files.proven else "http"
 
     def read(self, rows: Sequence[int]) -> Fetched:
         """Read frames by row.
@@ -130,19 +135,45 @@ class TiledFrames:
         RunError
             When the array in Tiled does not hold frames of the promised shape.
         """
-        if self._files is None and self._before is not None:
+        if self.how == "http" and self._before is not None:
             self._before()
         try:
-            self._look_up()
+            return self._read(rows)
         except (KeyError, ConnectionError) as error:
-            nothing, words = np.zeros(len(rows), bool), "frames are not in the catalog"
             unreachable = isinstance(error, ConnectionError)
-            words = str(error) if unreachable else words
+            if not unreachable:
+                self._forget()
+            words = str(error) if unreachable else "frames are not in the catalog"
+            nothing = np.zeros(len(rows), bool)
             return Fetched(np.zeros((0, *self._frame_shape)), nothing, nothing, words, unreachable)
+
+    def _read(self, rows: Sequence[int]) -> Fetched:
+        self._look_up()
         if self._files is None and self._local_tries:
             self._files = self._open_local()
-        reader = self._files or self._http
-        return _assemble(reader, rows, max(1, _REQUEST_BYTES // self._frame_bytes))
+        longest = max(1, _REQUEST_BYTES // self._frame_bytes)
+        if self._files is not None:
+            try:
+                return _assemble(self._files, rows, longest)
+            except UnprovenError:
+                self._unproven += 1
+                if self._unproven >= _TRIES and not self._files.proven:
+                    self._give_up("it cannot be compared with what the server gives")
+            except ValueError as error:
+                self._give_up(str(error))
+        return _assemble(self._http, rows, longest)
+
+    def _forget(self) -> None:
+        """Look the array up once more: a raw writer whose catalog was away writes its run anew, from the beginning."""
+        self.close()
+        self._node = None
+        if self._local_tries:
+            self._local_tries = _TRIES
+
+    def _give_up(self, why: str) -> None:
+        log.warning("%s: the local file is not used: %s; frames come over HTTP", "/".join(self._path), why)
+        self._local_tries = 0
+        self.close()
 
     def close(self) -> None:
         """Close local files."""
@@ -156,26 +187,38 @@ class TiledFrames:
             return
         node = node_at(self._root, self._path)
         rest = node.shape[1:]
+        name = "/".join(self._path)
+        if node.dtype.kind not in "biuf":
+            raise RunError(f"{name}: the array in Tiled holds {node.dtype}; counts, one number a pixel, are needed")
+        frame_bytes = math.prod(self._frame_shape) * node.dtype.itemsize
+        if frame_bytes > MOST_FRAME_BYTES:
+            raise RunError(
+                f"{name}: a frame of {list(self._frame_shape)} px takes {frame_bytes / 2**20:.0f} MiB; at most "
+                f"{MOST_FRAME_BYTES >> 20} MiB are read"
+            )
         if tuple(rest) not in (self._frame_shape, (1, *self._frame_shape)):
             raise RunError(
-                f"{'/'.join(self._path)}: the array in Tiled has {list(rest)} px per point, the descriptor promises "
+                f"{name}: the array in Tiled has {list(rest)} px per point, the descriptor promises "
                 f"{list(self._frame_shape)}; one frame per point is needed"
             )
         self._node = node
         self._http = HTTPFrames(lambda: node_at(self._root, self._path), node, self._frame_shape)
-        self._frame_bytes = int(np.prod(self._frame_shape)) * node.dtype.itemsize
+        self._frame_bytes = frame_bytes
 
     def _open_local(self) -> LocalFrames | None:
         self._local_tries -= 1
         try:
-            (source,) = self._node.include_data_sources().data_sources()
-            files = LocalFrames.from_data_source(source, self._frame_shape, self._node.dtype)
+            (source,) = ask(self._node.include_data_sources).data_sources()
+            http = self._http
+            files = LocalFrames.from_data_source(
+                source, self._frame_shape, self._node.dtype, lambda row: http.get(row, row + 1)
+            )
         except (OSError, KeyError, ValueError) as error:
             if isinstance(error, ValueError):
                 self._local_tries = 0  # not a matter of time
             log.info("%s: no local file (%s); frames come over HTTP", self._path, error)
             return None
-        self._local_tries = 3
+        self._local_tries = _TRIES
         return files
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import itertools
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -122,6 +122,26 @@ class FakeSink:
     status: str = "live"
     errors: Iterator[Exception] = field(default_factory=lambda: iter(()))
     asked_s: float = 0.0
+    written: Set[int] = frozenset()
+    spooled: Set[int] = frozenset()
+    spool_bytes: int = 0
+    waits_since: float | None = None
+    full: Exception | None = None
+    problem: str = ""
+
+    @property
+    def behind(self) -> bool:
+        """Whether a test has put something into the spool."""
+        return bool(self.spooled)
+
+    def make_room(self) -> None:
+        """Raise `full`, where a test has set it."""
+        if self.full is not None:
+            raise self.full
+
+    def deliver(self) -> bool:
+        """Whether nothing waits; a test empties `spooled`."""
+        return not self.spooled
 
     def write_block(
         self,
@@ -144,9 +164,10 @@ class FakeSink:
             value = float(patches[i, 0, 0].real)
             self.table[seq_num] = {"value": value, "y_m": y_m[i], "x_m": x_m[i], "valid": valid[i], "flag": flags[i]}
 
-    def write_mosaic(self, image: MosaicImage) -> None:
-        """Keep the mosaic."""
+    def write_mosaic(self, image: MosaicImage, **metadata: Any) -> None:
+        """Keep the mosaic, and the metadata."""
         self.mosaics.append(image)
+        self.metadata.update(metadata)
 
     def update(self, **metadata: Any) -> None:
         """Keep the metadata."""
@@ -174,6 +195,7 @@ class FakeWorkshop:
     model_folder: str = ""
     problem: str = ""
     made_by: list[str] = field(default_factory=list)
+    behind: set[str] = field(default_factory=set)
 
     def for_run(self, made_by: str = "") -> FakeWorkshop:
         """Give itself, with the model that a run began with."""
@@ -189,6 +211,10 @@ class FakeWorkshop:
     def source(self, start: Mapping[str, Any], stream: str, layout: Layout) -> FakeSource:
         """Give the run's frames."""
         return self.sources.setdefault(start["uid"], FakeSource())
+
+    def whole(self, start: Mapping[str, Any]) -> bool:
+        """Whether a test has not put the run among those whose writer is `behind`."""
+        return start["uid"] not in self.behind
 
     def sink(
         self,

@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from bluesky_ptychonn.stream.scopes import lacking
+
 if TYPE_CHECKING:
     import httpx
     import pyarrow as pa
@@ -25,7 +27,17 @@ _MERGE = "application/merge-patch+json"
 
 
 class CatalogUnavailableError(ConnectionError):
-    """The catalog does not answer, or not now; the same request may work later."""
+    """The catalog does not answer, or not now; the same request may work later.
+
+    Attributes
+    ----------
+    status : int or None
+        HTTP status code, 500 or above; None where there was no answer.
+    """
+
+    def __init__(self, message: str, status: int | None = None) -> None:
+        super().__init__(message)
+        self.status = status
 
 
 class CatalogRefusedError(RuntimeError):
@@ -102,8 +114,9 @@ class Wire:
             return response
         words = f"catalog {self._api}: {method} {route} of {self._path}/{path} answered {response.status_code}"
         if response.status_code >= httpx.codes.INTERNAL_SERVER_ERROR:
-            raise CatalogUnavailableError(f"{words}; its log says why")
-        raise CatalogRefusedError(f"{words}: {response.text[:500]}", response.status_code)
+            raise CatalogUnavailableError(f"{words}; its log says why", response.status_code)
+        lacks = lacking(response.text) if response.status_code in (401, 403) else ""
+        raise CatalogRefusedError(f"{words}: {lacks and f'{lacks}. '}{response.text[:500]}", response.status_code)
 
     def attributes(self, path: str = "", *, sources: bool = False) -> dict[str, Any] | None:
         """Metadata, structure and specs of a node; None where there is none."""

@@ -16,13 +16,14 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from bluesky_ptychonn.stream.follow import JournalReader, journaled_runs
 from bluesky_ptychonn.stream.outage import is_outage
 from bluesky_ptychonn.stream.parts import Workshop
 from bluesky_ptychonn.stream.progress import Progress
 from bluesky_ptychonn.stream.runner import RunReconstruction
-from bluesky_ptychonn.stream.session import KEY_VARIABLE, Order, WorkerStatus, done, lock, log_to, mark_done, tidy
+from bluesky_ptychonn.stream.session import Order, WorkerStatus, done, lock, log_to, mark_done, tidy
 
 log = logging.getLogger(__name__)
 
@@ -34,6 +35,7 @@ _REMEMBERED = 100  # finished runs in the status
 _AWAY_S = 2.0  # between attempts to reach a catalog
 _KEPT = 20  # journals of finished runs
 _SILENCE_S = 2.0
+_AGAIN_S = 1.0  # between tries to write what a full disk did not take
 
 
 @dataclass
@@ -57,6 +59,13 @@ class Worker:
         Makes the `Workshop`; called once, in `run`, because it loads the network.
     silence_s : float
         How long the journal of a run without stop document must be silent before its RunEngine counts as gone, s.
+
+    Attributes
+    ----------
+    status : WorkerStatus
+        What it says of itself.
+    cannot : bool
+        Whether it cannot do what it was asked: to begin again would end the same.
     """
 
     def __init__(
@@ -69,6 +78,7 @@ class Worker:
     ) -> None:
         self._silence_s = silence_s
         self.status = WorkerStatus(pid=os.getpid())
+        self.cannot = False
         self._folder = folder
         self._order = order
         self._make_workshop = make_workshop
@@ -77,6 +87,9 @@ class Worker:
         self._finished: set[Path] = set()
         self._said = 0.0
         self._before: dict[str, Progress] = {}
+        self._unmarked: dict[Path, Progress] = {}  # finished, and the disk would not take the mark
+        self._mark_at = 0.0
+        self._mute = ""
 
     def run(self, closing: threading.Event) -> None:
         """Work until `closing` is set and what was journaled by then is done."""
@@ -85,9 +98,9 @@ class Worker:
             raise RuntimeError(f"{self._folder}: another worker has this session")
         try:
             self._before = WorkerStatus.load(self._folder).runs
-            self.status.save(self._folder)
+            self.status.runs = dict(self._before)  # known also to whoever comes after a worker that dies at once
+            self._save()
             self._workshop = self._open_workshop(closing)
-            self.status.device = getattr(self._workshop, "device", "")
             self.status.state = "ready"
             self._say(force=True)
             last = False
@@ -100,8 +113,8 @@ class Worker:
             log.exception("worker ends")
             raise
         finally:
-            with contextlib.suppress(OSError):  # the folder may be gone by now, with the user's temporary directory
-                self.status.save(self._folder)
+            self._mark(now=True)
+            self._save()
             for followed in self._followed.values():
                 followed.reader.close()
             os.close(owned)
@@ -113,10 +126,11 @@ class Worker:
                 return self._make_workshop(self._order)
             except Exception as error:
                 if not is_outage(error) or closing.is_set():
+                    self.cannot = isinstance(error, ValueError)
                     raise
                 self.status.problem = f"catalog {self._order.catalog} does not answer: {error}"
-                self.status.save(self._folder)
-                log.warning("%s; trying again", self.status.problem)
+                self._save()
+                log.info("%s; trying again", self.status.problem)
                 closing.wait(_AWAY_S)
 
     def _turn(self, closing: bool) -> bool:
@@ -131,6 +145,7 @@ class Worker:
             followed.reader.sync()
             if followed.run is not None and followed.run.progress.finished:
                 self._finish(path, followed)
+        self._mark()
         self._say(force=False)
         if not busy:
             time.sleep(_POLL_S if self._followed else _IDLE_S)
@@ -152,20 +167,9 @@ class Worker:
         now = time.monotonic()
         for entry in entries:
             if followed.run is not None:
-                followed.run.feed(entry.name, entry.doc)
+                followed.run.feed(entry.name, entry.doc, time.time() - entry.time)
             elif entry.name == "start" and self._workshop is not None and isinstance(entry.doc.get("uid"), str):
-                before = self._before.get(entry.doc["uid"])
-                followed.run = RunReconstruction(
-                    entry.doc,
-                    self._workshop,
-                    geometry=self._order.geometry,
-                    keys=self._order.keys,
-                    pace=self._order.pace,
-                    made_by="" if before is None else before.model,
-                )
-                self.status.runs[entry.doc["uid"]] = progress = followed.run.progress
-                self._say(force=True)  # with its model, before any of its frames: who takes it up must know
-                log.info("run %s: scan %s begins, %s", progress.uid, progress.scan_id, progress.model or "no model")
+                self._begin(followed, entry.doc, self._workshop)
         if followed.run is not None and followed.reader.corrupt > followed.corrupt:
             unread = followed.reader.corrupt - followed.corrupt
             followed.corrupt += unread
@@ -177,12 +181,39 @@ class Worker:
         elif closing and now - followed.heard > self._silence_s:
             if followed.run is None:  # not even a whole start document
                 path = followed.reader.path
-                mark_done(path, Progress(path.stem, state="ignored", problem="journal without a start document"))
+                words = "journal without a start document"
+                self._unmarked[path] = Progress(path.stem, state="ignored", problem=words)
+                self._mark(now=True)
                 self._finished.add(path)
                 self._followed.pop(path, None)
             else:
                 followed.run.end("unknown", "the session ended without a stop document")
         return bool(entries)
+
+    def _begin(self, followed: _Followed, start: dict[str, Any], workshop: Workshop) -> None:
+        before = self._before.get(start["uid"])
+        try:
+            followed.run = RunReconstruction(
+                start,
+                workshop,
+                geometry=self._order.geometry,
+                keys=self._order.keys,
+                pace=self._order.pace,
+                made_by="" if before is None else before.model,
+            )
+        except Exception as error:  # one run that cannot even begin must not end the others, worker after worker
+            log.exception("run %s cannot begin", start["uid"])
+            words = f"{type(error).__name__}: {error}"
+            self._unmarked[followed.reader.path] = self.status.runs[start["uid"]] = Progress(
+                start["uid"], state="failed", problem=words
+            )
+            self._mark(now=True)
+            self._finished.add(followed.reader.path)
+            self._followed.pop(followed.reader.path, None)
+            return
+        self.status.runs[start["uid"]] = progress = followed.run.progress
+        self._say(force=True)  # with its model, before any of its frames: who takes it up must know
+        log.info("run %s: scan %s begins, %s", progress.uid, progress.scan_id, progress.model or "no model")
 
     def _finish(self, path: Path, followed: _Followed) -> None:
         if followed.run is None:
@@ -190,11 +221,13 @@ class Worker:
         progress = followed.run.progress
         log.info("%s", progress)
         if not followed.run.given_up:  # else the next worker of this session takes it up
-            mark_done(path, progress)
+            self._unmarked[path] = progress
+            self._mark(now=True)
         followed.reader.close()
         self._followed.pop(path)
         self._finished.add(path)
-        tidy(self._folder, _KEPT)
+        with contextlib.suppress(OSError):  # tried again after the next run
+            tidy(self._folder, _KEPT)
         runs = self.status.runs
         for uid in [uid for uid, one in runs.items() if one.finished][:-_REMEMBERED]:
             del runs[uid]
@@ -209,7 +242,41 @@ class Worker:
             if self._workshop is not None:
                 self.status.problem = self.status.problem or self._workshop.problem
                 self.status.model, self.status.model_folder = self._workshop.model, self._workshop.model_folder
+                self.status.device = getattr(self._workshop, "device", "")  # it may be lost, and another take its place
+            self._save()
+
+    def _save(self) -> None:
+        """Write the status; a disk that is full is no reason to die, and the next time comes soon."""
+        try:
             self.status.save(self._folder)
+            self._mute = ""
+        except OSError as error:  # or the folder is gone, with the user's temporary directory
+            if not self._mute:
+                log.warning("status cannot be written: %s", error)
+            self._mute = str(error)
+
+    def _mark(self, *, now: bool = False) -> None:
+        """Mark finished runs; those that cannot be are tried again: unmarked they would only be done once more."""
+        if not self._unmarked or (not now and time.monotonic() < self._mark_at):
+            return
+        self._mark_at = time.monotonic() + _AGAIN_S
+        for path, progress in list(self._unmarked.items()):
+            try:
+                mark_done(path, progress)
+            except OSError as error:
+                log.info("%s cannot be marked as finished: %s; trying again", path, error)
+            else:
+                del self._unmarked[path]
+
+
+def _key() -> str | None:
+    """Read the catalog's key: the first line of our input, which is in no environment and on no command line."""
+    line = b""
+    if not os.isatty(0):
+        with contextlib.suppress(OSError):
+            while not line.endswith(b"\n") and (piece := os.read(0, 1)):
+                line += piece
+    return line.decode().strip() or None
 
 
 def _close_with_owner(closing: threading.Event) -> None:
@@ -239,19 +306,27 @@ def main(arguments: list[str]) -> int:
     order = Order.load(folder)
     give_way(order.nice)
     log_to(folder)
+    api_key = _key()
     closing = threading.Event()
     threading.Thread(target=_close_with_owner, args=(closing,), daemon=True).start()
-    from bluesky_ptychonn.stream.workshop import TiledWorkshop
+    from bluesky_ptychonn.stream.workshop import TiledWorkshop, ask_for_a_sign
 
-    api_key = os.environ.pop(KEY_VARIABLE, None)
+    again = False
 
     def workshop(order: Order) -> TiledWorkshop:
+        nonlocal again
+        if again:  # before the network is loaded once more
+            ask_for_a_sign(order.catalog)
+        again = True
         return TiledWorkshop(order, folder.name, api_key=api_key, folder=folder)
 
+    worker = Worker(folder, order, workshop)
     try:
-        Worker(folder, order, workshop).run(closing)
+        worker.run(closing)
     except ValueError:
-        return WRONG  # said in status and log; to begin again would end the same
+        if not worker.cannot:
+            raise
+        return WRONG  # said in status and log
     return 0
 
 

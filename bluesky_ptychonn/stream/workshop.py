@@ -6,19 +6,23 @@ import copy
 import logging
 import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from bluesky_ptychonn.optics.geometry import Geometry
 from bluesky_ptychonn.stream.champion import Champion, shelf
 from bluesky_ptychonn.stream.keys import Layout
+from bluesky_ptychonn.stream.line import Line, WatchedFrames
 from bluesky_ptychonn.stream.lull import Lull
 from bluesky_ptychonn.stream.parts import Reconstructs, Sink
-from bluesky_ptychonn.stream.session import Order
+from bluesky_ptychonn.stream.session import SPOOL, Order, WorkerStatus
 from bluesky_ptychonn.stream.source import TiledFrames
+from bluesky_ptychonn.stream.wire import Wire
 
 log = logging.getLogger(__name__)
+
+_SIGN_S = 10.0
 
 
 class _Bench:
@@ -29,7 +33,7 @@ class _Bench:
 
         self.folder = folder
         self.name = f"{model.card.name}/{model.card.version}"
-        self._model = model
+        self._model = model = model.on_cpu()  # from where it goes to the device: one that is lost takes nothing with it
         self._settings: dict[str, Any] = {
             "device": order.device,
             "batch_size": order.batch_size,
@@ -37,7 +41,7 @@ class _Bench:
             "preprocess": order.preprocess,
             "refinement": order.refinement,
         }
-        self._first = Reconstructor(model, order.geometry, **self._settings)
+        self._first = self._last = Reconstructor(model, order.geometry, **self._settings)
         self._reconstructors: dict[str, Reconstructor] = {}
         self._warm = False
 
@@ -45,14 +49,19 @@ class _Bench:
     def load(cls, folder: str, order: Order) -> _Bench:
         from bluesky_ptychonn.recon.checkpoint import load_model
 
-        return cls(load_model(folder, order.device), folder, order)
+        return cls(load_model(folder, "cpu"), folder, order)
 
-    def warm_up(self) -> str:
-        """Let the network see its first frame, once; returns the device."""
+    @property
+    def device(self) -> str:
+        """What the network runs on, and what befell that in the last run."""
+        events = self._last.device_events
+        return self._last.device_name + (f" ({events[-1]})" if events else "")
+
+    def warm_up(self) -> None:
+        """Let the network see its first frame, once."""
         if not self._warm:
             self._first.warm_up()
             self._warm = True
-        return self._first.device_name
 
     def reconstructor(self, geometry: Geometry) -> Reconstructs:
         from bluesky_ptychonn.recon.engine import Reconstructor
@@ -60,7 +69,8 @@ class _Bench:
         key = geometry.model_dump_json(exclude={"sources"})
         if key not in self._reconstructors:
             self._reconstructors[key] = Reconstructor(self._model, geometry, **self._settings)
-        return self._reconstructors[key].for_run()  # the beam may differ from run to run
+        self._last = self._reconstructors[key].for_run()  # the beam may differ from run to run
+        return self._last
 
 
 class TiledWorkshop:
@@ -81,12 +91,11 @@ class TiledWorkshop:
     model : Model, optional
         A loaded model; else the one in the order's folder.
     folder : Path, optional
-        The session's folder, to make requests when its scans make none.
+        The session's folder, to make requests when its scans make none, and to keep results there that the catalog does
+        not take; without one a catalog that does not answer is the caller's.
 
     Attributes
     ----------
-    device : str
-        What the network runs on.
     problem : str
         Why it is not the champion that is at work, in words; empty when it is, or none is followed.
 
@@ -114,24 +123,32 @@ class TiledWorkshop:
         if order.threads:
             torch.set_num_threads(order.threads)
         self._order = order
-        self._before = None if folder is None else Lull(folder).wait
+        self._spool = None if folder is None else folder / SPOOL
         self._session = uuid.uuid5(uuid.NAMESPACE_URL, f"ptychonn:{session}")
         self.problem = ""
         bench = None
         if model is not None or order.model:  # what is wrong with it is said at once, not when the catalog answers
             bench = _Bench.load(order.model, order) if model is None else _Bench(model, "", order)
         _import_early()
+        if root is None:
+            ask_for_a_sign(order.catalog)
         self._root = connect(order.catalog, api_key=api_key) if root is None else root
+        self._line = Line(self._root, None if folder is None else _moment(folder), own=root is None)
         self._champion = None
         if order.champion:
             place = shelf(None if folder is None else folder.parent)
-            self._champion = Champion(self._root, order.champion, place, self._before)
+            self._champion = Champion(self._root, order.champion, place, self._line.wait)
             bench = self._of_now(bench)
         if bench is None:
             raise ValueError(f"model {order.champion or order.model!r} is neither here nor a champion in this catalog")
         self._bench = bench
-        self.device = bench.warm_up()
+        bench.warm_up()
         log.info("%s on %s, ready in %.1f s", self.model, self.device, time.monotonic() - began)
+
+    @property
+    def device(self) -> str:
+        """What the network runs on, and what befell that."""
+        return self._bench.device
 
     @property
     def model(self) -> str:
@@ -199,11 +216,19 @@ class TiledWorkshop:
         """Make a reconstructor for a run of this geometry; the network is shared."""
         return self._bench.reconstructor(geometry)
 
-    def source(self, start: Mapping[str, Any], stream: str, layout: Layout) -> TiledFrames:
+    def source(self, start: Mapping[str, Any], stream: str, layout: Layout) -> WatchedFrames:
         """Frames of a run in this catalog."""
         where = [part for part in self._order.raw.split("/") if part]
         path = (*where, start["uid"], stream, layout.frame_key)
-        return TiledFrames(self._root, path, layout.frame_shape, before_request=self._before)
+        frames = TiledFrames(self._root, path, layout.frame_shape, before_request=self._line.wait)
+        return WatchedFrames(frames, self._line)
+
+    def whole(self, start: Mapping[str, Any]) -> bool:
+        """Whether the raw run in the catalog has its stop document: one request."""
+        where = [part for part in self._order.raw.split("/") if part]
+        with self._line.watched():
+            found = Wire(self._root, [*where, start["uid"]], self._line.wait).attributes()
+        return found is not None and found["metadata"].get("stop") is not None
 
     def sink(
         self,
@@ -215,23 +240,56 @@ class TiledWorkshop:
         """Make a result in this catalog."""
         from bluesky_ptychonn.stream.sink import ResultSink
 
-        return ResultSink(
-            self._root,
-            start=start,
-            metadata=dict(metadata),
-            patch_shape=patch_shape,
-            frames_expected=expected,
-            # The same for every worker of a session: one that starts again goes on with the same result.
-            key=uuid.uuid5(self._session, start["uid"]).hex,
-            before_request=self._before,
-            patience_s=1.0,  # the run is tried again later; others go on meanwhile
-        )
+        with self._line.watched():
+            return ResultSink(
+                self._root,
+                start=start,
+                metadata=dict(metadata),
+                patch_shape=patch_shape,
+                frames_expected=expected,
+                # The same for every worker of a session: one that starts again goes on with the same result.
+                key=uuid.uuid5(self._session, start["uid"]).hex,
+                spool=self._spool,
+                spool_limit_bytes=self._order.spool_mib << 20,
+                before_request=self._line.wait,
+                on_outage=self._line.lost,
+                patience_s=1.0,  # the run is tried again later; others go on meanwhile
+            )
+
+
+def _moment(folder: Path) -> Callable[[], None]:
+    """Make what waits for the moment to ask, and shows that the worker lives: with a slow catalog a step takes long."""
+    lull = Lull(folder)
+
+    def wait() -> None:
+        WorkerStatus.beat(folder)
+        lull.wait()
+
+    return wait
+
+
+def ask_for_a_sign(uri: str) -> None:
+    """Ask for any answer: Tiled's client would wait for one for half a minute, and then once more.
+
+    Raises
+    ------
+    ConnectionError
+        When there is none within ten seconds.
+    """
+    import httpx
+
+    try:
+        httpx.get(uri, timeout=_SIGN_S)
+    except httpx.TransportError as error:
+        if "CERTIFICATE_VERIFY_FAILED" not in str(error):  # `connect` says that in words
+            raise ConnectionError(f"catalog {uri} does not answer: {str(error) or type(error).__name__}") from error
 
 
 def _import_early() -> None:
     """Import what the first run would import in its midst, beside a scan."""
     import hdf5plugin  # noqa: F401
     import pyarrow as pa  # noqa: F401
+    import tiled.client.array  # brings dask, xarray, pandas and numba: 3 s
     import tiled.structures.array
     import tiled.structures.table  # noqa: F401
 

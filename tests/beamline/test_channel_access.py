@@ -50,7 +50,7 @@ def test_a_scan_over_channel_access_gives_frames_positions_and_documents(tmp_pat
     assert of("stop")[0]["exit_status"] == "success"
     assert resource["spec"] == "AD_HDF5_SWMR"
     image = descriptor["data_keys"]["camera_image"]
-    assert (image["shape"], image["dtype_numpy"], image["external"]) == ([1, 64, 64], "<u2", "FILESTORE:")
+    assert (image["shape"], image["dtype_numpy"], image["external"]) == ([64, 64], "<u2", "FILESTORE:")
     assert descriptor["data_keys"]["stage_x"]["units"] == "mm"
     assert [e["data"]["camera_hdf1_num_captured"] for e in events] == [1, 2, 3, 4, 5, 6]
     about = of("start")[0]["ptychography"]

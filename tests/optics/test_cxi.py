@@ -173,7 +173,7 @@ def test_too_few_frames_say_nothing_about_the_field(tmp_path, far_field) -> None
     ("spoil", "words"),
     [
         (_put("data_1/data", h5py.SoftLink("/entry_1/data_1/data")), "no frames in /entry_1|damaged: .*too many links"),
-        (_put("data_1/translation", h5py.ExternalLink("nowhere.h5", "/x")), "not a readable HDF5 file, or damaged"),
+        (_put("data_1/translation", h5py.ExternalLink("nowhere.h5", "/x")), "a link to the file 'nowhere.h5'; only"),
         (_put("data_1/translation", h5py.Empty("f4")), "data_1/translation holds float32; numbers are needed"),
         (_put("instrument_1/source_1/energy", b"much"), "source_1/energy holds .*; numbers are needed there"),
         (_put("instrument_1/detector_1/distance", np.zeros(0)), "distance has shape .*; one real number is needed"),
@@ -181,6 +181,32 @@ def test_too_few_frames_say_nothing_about_the_field(tmp_path, far_field) -> None
 )
 def test_what_stands_where_it_should_not_is_said_in_words(tmp_path, far_field, spoil, words) -> None:
     with pytest.raises(ValueError, match=words):
+        read_cxi(write(tmp_path / "a.cxi", *far_field, spoil))
+
+
+def _virtual(entry: h5py.Group) -> None:
+    layout = h5py.VirtualLayout(shape=(40, 64, 64), dtype="f8")
+    layout[:] = h5py.VirtualSource("secret.h5", "data", shape=(40, 64, 64))
+    del entry["data_1/data"]
+    entry.create_virtual_dataset("data_1/data", layout)
+
+
+def _outside(entry: h5py.Group) -> None:
+    del entry["data_1/data"]
+    entry.create_dataset("data_1/data", (40, 64, 64), "u1", external=[("secret.h5", 0, 40 * 64 * 64)])
+
+
+def _round_about(entry: h5py.Group) -> None:
+    del entry["data_1/data"]
+    entry["aside"] = h5py.ExternalLink("secret.h5", "/")
+    entry["data_1/data"] = h5py.SoftLink("/entry_1/aside/data")
+
+
+@pytest.mark.parametrize("spoil", [_virtual, _outside, _round_about])
+def test_a_file_does_not_choose_what_else_is_read(tmp_path, far_field, spoil) -> None:
+    with h5py.File(tmp_path / "secret.h5", "w") as file:
+        file["data"] = np.ones((40, 64, 64))
+    with pytest.raises(ValueError, match=r"data_1/data is .*; only what the file itself holds is read"):
         read_cxi(write(tmp_path / "a.cxi", *far_field, spoil))
 
 

@@ -16,6 +16,7 @@ from bluesky_ptychonn.recon.stitch import Mosaic
 from bluesky_ptychonn.stream.canvas import PICTURES
 from bluesky_ptychonn.stream.client import PtychoReconstruction, reconstructions
 from bluesky_ptychonn.stream.server import CatalogServer
+from bluesky_ptychonn.stream.wire import CatalogUnavailableError, Wire
 from tests.stream.results import block_of, counts_of, make_sink, patches_of, picture, start_document
 
 
@@ -53,6 +54,24 @@ def test_pictures_and_arrays(finished: PtychoReconstruction) -> None:
     mosaic = finished.mosaic()
     assert mosaic.origin_m == pytest.approx(image.origin_m)
     assert mosaic.pixel_m == image.pixel_m == finished.pixel_m
+
+
+def test_a_picture_deleted_in_the_midst_of_reading_is_read_again(
+    finished: PtychoReconstruction, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Tiled answers 500 when a node goes between its finding it and its reading it."""
+    read, answers = Wire.read_array, iter([500, 503])
+
+    def sometimes(self: Wire, *arguments: Any) -> Any:
+        if (status := next(answers, None)) is not None:
+            raise CatalogUnavailableError("its log says why", status)
+        return read(self, *arguments)
+
+    monkeypatch.setattr(Wire, "read_array", sometimes)
+    np.testing.assert_array_equal(finished.mosaic().phase, picture(30, 20).phase)
+    monkeypatch.setattr(Wire, "read_array", lambda *_: (_ for _ in ()).throw(CatalogUnavailableError("no answer")))
+    with pytest.raises(CatalogUnavailableError, match="no answer"):
+        finished.mosaic()
 
 
 def test_patches_by_sequence_number(finished: PtychoReconstruction) -> None:

@@ -185,26 +185,70 @@ def test_reader_is_bounded(tmp_path: Path) -> None:
     assert found == list(range(1000))
 
 
-def test_disk_full_tears_one_line_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    run = RunMaker("stream")
+class FullDisk:
+    """Writes that fail from the middle of a line on, until the disk is emptied."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.real, self.left, self.emptied = os.write, 10, False
+        monkeypatch.setattr(os, "write", self)
+
+    def __call__(self, fd: int, data: bytes) -> int:
+        if self.emptied:
+            return self.real(fd, data)
+        if not self.left:
+            raise OSError(28, "No space left on device")
+        written, self.left = self.real(fd, data[: self.left]), 0
+        return written
+
+
+def append_all(journal: JournalWriter, documents: Any) -> int:
+    """Append as the callback does; returns how many the disk refused."""
+    refused = 0
+    for name, doc in documents:
+        try:
+            journal.append(name, doc)
+        except (OSError, MemoryError):
+            refused += 1
+    return refused
+
+
+@pytest.mark.parametrize("how", ["next document", "retry", "close"])
+def test_what_a_full_disk_did_not_take_comes_later_in_order(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    one, two = RunMaker("stream"), RunMaker("stream")
     journal = JournalWriter(tmp_path)
-    write(journal, run.open())
-    real = os.write
-    calls = iter([True, False])
+    write(journal, one.open())
+    disk = FullDisk(monkeypatch)
+    assert append_all(journal, [*one.point(1, 0, 0), *one.point(2, 0, 0), *one.close()]) == 6
+    assert append_all(journal, two.open()) == 2
+    assert journal.waiting > 0
+    assert not journal.retry()
+    disk.emptied = True
+    if how == "retry":
+        assert journal.retry()
+    elif how == "close":
+        journal.close()
+    else:
+        write(journal, two.point(1, 0, 0))
+        journal.retry()
+    assert (journal.waiting, journal.lost) == (0, 0)
+    said = ["start", "descriptor", "stream_resource", "stream_datum", "event", "stream_datum", "event", "stop"]
+    reader = JournalReader(journal_path(tmp_path, one.uid))
+    assert [entry.name for entry in reader.read()] == said
+    assert reader.corrupt == 0
+    names = [entry.name for entry in JournalReader(journal_path(tmp_path, two.uid)).read()]
+    assert names == (said[:5] if how == "next document" else said[:2])
 
-    def full(fd: int, data: bytes) -> int:
-        if next(calls):
-            return real(fd, data[:10])
-        raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(os, "write", full)
-    with pytest.raises(OSError, match="No space left"):
-        write(journal, run.point(1, 0, 0))
-    monkeypatch.undo()
-    write(journal, run.close())
-    reader = JournalReader(journal_path(tmp_path, run.uid))
-    assert [entry.name for entry in reader.read()] == ["start", "descriptor", "stop"]
-    assert reader.corrupt == 1
+def test_a_disk_full_for_too_long_is_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("bluesky_ptychonn.stream.journal._ROOM_BYTES", 2_000)
+    run, journal = RunMaker("stream"), JournalWriter(tmp_path)
+    FullDisk(monkeypatch)
+    documents = [*run.open(), *(document for n in range(1, 40) for document in run.point(n, 0, 0))]
+    assert append_all(journal, documents) == len(documents)
+    assert 0 < journal.waiting <= 2_000
+    assert journal.lost > 50
 
 
 def test_follow_while_another_thread_writes(tmp_path: Path) -> None:

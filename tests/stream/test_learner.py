@@ -322,7 +322,6 @@ def test_runs_are_listed_a_page_a_request(catalog_server: CatalogServer, scan: A
 
 
 @pytest.mark.system
-@pytest.mark.slow
 def test_killed_in_the_midst_of_training_it_goes_on(
     catalog_server: CatalogServer,
     registry: Registry,

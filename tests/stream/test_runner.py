@@ -18,7 +18,7 @@ from bluesky_ptychonn.stream.keys import Keys
 from bluesky_ptychonn.stream.pairing import BAD_POSITION, NO_FRAME
 from bluesky_ptychonn.stream.progress import Pace
 from bluesky_ptychonn.stream.refining import Refining
-from bluesky_ptychonn.stream.runner import RunReconstruction
+from bluesky_ptychonn.stream.runner import RAW_BEHIND, RunReconstruction
 from bluesky_ptychonn.stream.testing import (
     GEOMETRY,
     FakeReconstructor,
@@ -379,6 +379,111 @@ def test_catalog_that_stays_away_is_given_up_when_the_session_closes() -> None:
     bench.work(60.0)
     assert bench.job.progress.state == "failed"
     assert bench.job.given_up
+
+
+def test_frames_on_disk_are_not_called_done_and_the_run_waits_for_them() -> None:
+    bench = Bench(RunMaker(), 3)
+    bench.point(1)
+    bench.work(1.0)
+    bench.sink.spooled, bench.sink.spool_bytes, bench.sink.problem = {2, 3}, 2**21, "catalog c does not answer"
+    bench.sink.waits_since = 0.0
+    bench.point(2)
+    bench.point(3)
+    bench.feed(bench.run.close())
+    bench.work(60.0)
+    progress = bench.job.progress
+    assert (progress.state, progress.seen, progress.done, progress.spooled, progress.waiting) == ("live", 3, 1, 2, 0)
+    assert progress.problem == "catalog c does not answer"
+    assert progress.lag_s is not None
+    assert progress.lag_s > 1e9
+    assert "1/3 frames reconstructed, 2 on disk until the catalog takes them (2.0 MiB)" in str(progress)
+    bench.sink.spooled, bench.sink.spool_bytes, bench.sink.problem, bench.sink.waits_since = set(), 0, "", None
+    bench.work(10.0)
+    assert (progress.state, progress.done, progress.spooled, progress.problem) == ("complete", 3, 0, "")
+    told = bench.sink.metadata["progress"]
+    assert (told["seen"], told["done"], told["waiting"], told["spooled"], told["rejected"]) == (3, 3, 0, 0, {})
+
+
+def test_results_on_disk_are_left_to_the_next_session_when_this_one_closes() -> None:
+    bench = Bench(RunMaker(), 1, pace=Pace(outage_s=20.0))
+    bench.sink.spooled, bench.sink.problem = {1}, "catalog c does not answer"
+    bench.point(1)
+    bench.feed(bench.run.close())
+    bench.job.hurry()
+    bench.work(10.0)
+    assert not bench.job.progress.finished
+    bench.work(30.0)
+    assert bench.job.given_up
+
+
+def test_a_full_spool_stops_reading_not_the_run() -> None:
+    bench = Bench(RunMaker(), 2)
+    bench.sink.full = ConnectionError("the spool is full")
+    bench.point(1)
+    bench.point(2)
+    bench.work(30.0)
+    assert bench.source.reads == []
+    assert bench.job.progress.problem == "the spool is full"
+    bench.sink.full = None
+    bench.close()
+    assert bench.job.progress.state == "complete"
+
+
+def test_frames_are_not_missing_while_the_raw_run_is_not_whole_in_the_catalog() -> None:
+    bench = Bench(RunMaker(), 2, pace=Pace(patience_s=5.0))
+    bench.workshop.behind.add(bench.run.uid)
+    bench.point(1)
+    bench.point(2, there=False)
+    bench.close()
+    bench.work(600.0)
+    assert (bench.job.progress.state, bench.job.progress.waiting) == ("live", 1)
+    assert bench.job.progress.problem == RAW_BEHIND
+    bench.workshop.behind.clear()
+    bench.work(4.0)
+    assert bench.job.progress.state == "live"
+    bench.source.frames[1] = frame_of(2)
+    bench.work(2.0)
+    assert bench.job.progress.state == "complete"
+
+
+@pytest.mark.parametrize("age_s", [0.0, 400.0])
+def test_a_raw_run_that_never_comes_is_waited_for_so_long_and_no_longer(age_s: float) -> None:
+    bench = Bench(RunMaker(), 2, pace=Pace(patience_s=5.0, raw_s=600.0))
+    bench.workshop.behind.add(bench.run.uid)
+    bench.point(1)
+    bench.point(2, there=False)
+    for name, doc in bench.run.close():
+        bench.job.feed(name, doc, age_s)
+    bench.work(590.0 - age_s)
+    assert bench.job.progress.state == "live"
+    bench.work(20.0)
+    assert bench.job.progress.state == "partial"
+    assert bench.sink.table[2]["flag"] == NOT_THERE
+
+
+def test_a_session_that_closes_leaves_a_late_raw_run_to_the_next() -> None:
+    bench = Bench(RunMaker(), 1, pace=Pace(patience_s=5.0, outage_s=20.0))
+    bench.workshop.behind.add(bench.run.uid)
+    bench.point(1, there=False)
+    bench.feed(bench.run.close())
+    bench.work(100.0)
+    bench.job.hurry()
+    bench.work(15.0)
+    assert not bench.job.progress.finished
+    bench.work(10.0)
+    assert bench.job.given_up
+    assert bench.sink.status == "live"  # not partial: nobody knows yet
+
+
+def test_a_second_workers_mosaic_does_not_shrink() -> None:
+    bench = Bench(RunMaker(), 30, pace=Pace(flush_s=0.1, mosaic_s=0.1))
+    bench.sink.written = frozenset(range(1, 21))
+    for seq_num in range(1, 31):
+        bench.point(seq_num)
+        bench.work(0.2)
+    assert bench.sink.mosaics[0].coverage.sum() >= 20 * 64 - 1
+    bench.close()
+    assert bench.job.progress.state == "complete"
 
 
 def test_mistake_of_ours_is_tried_three_times_and_shown() -> None:

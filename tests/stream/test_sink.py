@@ -310,6 +310,10 @@ def test_blocks_wait_in_the_spool_while_the_server_is_away(tmp_path: Path) -> No
         sink.update(note="kept")
         assert time.monotonic() - began < 5
         assert sink.pending == 26
+        assert sink.spooled == set(range(11, 31))
+        assert sink.behind
+        assert not sink.deliver()
+        assert "does not answer" in sink.problem
         assert "26 frames pending" in repr(sink)
         with pytest.raises(CatalogUnavailableError, match="does not answer"):
             sink.finish("success", counts_of(30))
@@ -324,7 +328,7 @@ def test_blocks_wait_in_the_spool_while_the_server_is_away(tmp_path: Path) -> No
         after = ResultSink(client, start=start, metadata={}, patch_shape=SHAPE, spool=tmp_path / "spool", key=key)
         assert after.pending == 26
         assert sink.finish("success", counts_of(30)) == "complete"
-        assert sink.pending == 0
+        assert (sink.pending, sink.spool_bytes, sink.behind, sink.problem) == (0, 0, False, "")
         assert not list((tmp_path / "spool").glob("*/*"))
         found = result_of(server, sink)
         assert found.frames["seq_num"].tolist() == list(range(1, 31))
@@ -353,6 +357,8 @@ def test_a_full_spool_says_so(catalog_server: CatalogServer, monkeypatch: pytest
         sink.write_block(*block_of(range(1, 21)))
         with pytest.raises(CatalogUnavailableError, match="its limit is 10000"):
             sink.write_block(*block_of(range(21, 41)))
+        with pytest.raises(CatalogUnavailableError, match=r"its limit is 10000 for all runs, .* \(gone\)"):
+            sink.make_room()
     assert sink.pending == 20
     sink._retry_at = 0.0
     sink.write_block(*block_of(range(21, 41)))
@@ -426,24 +432,84 @@ def test_canvases_hold_what_they_grew_for() -> None:
 def test_spool_keeps_order_over_a_restart(tmp_path: Path) -> None:
     blocks = []
     spool = Spool(tmp_path / "run", 10**9)
-    for first in (1, 11):
-        wave = patches_of(range(first, first + 10))
-        numbers = np.arange(first, first + 10)
-        ones = np.ones(10)
-        flag = np.array(["", "µm"] * 5)
+    for first in (1, 41):
+        wave = patches_of(range(first, first + 40))
+        numbers = np.arange(first, first + 40)
+        ones = np.ones(40)
+        flag = np.array(["", "µm"] * 20)
         blocks.append(
             Block(numbers, np.abs(wave), np.angle(wave), ones, ones, ones.astype("f4"), ones > 0, flag, ones, ones)
         )
         spool.put(blocks[-1])
     (tmp_path / "run" / "00000002.draft").write_bytes(b"half")  # of a process that died while it wrote
     again = Spool(tmp_path / "run", 10**9)
-    assert (len(again), again.frames) == (2, 20)
-    assert again.first().flag.tolist() == ["", "µm"] * 5
+    assert (len(again), again.frames) == (2, 80)
+    assert again.first().flag.tolist() == ["", "µm"] * 20
     again.drop()
     np.testing.assert_array_equal(again.first().amplitude, blocks[1].amplitude)
     again.put(blocks[0])
     again.drop()
     np.testing.assert_array_equal(again.first().seq_num, blocks[0].seq_num)
+
+
+def block(seq_nums: Any, take: int = 0) -> Block:
+    return Block.of(SHAPE, *block_of(seq_nums, take), np.zeros(len(list(seq_nums))))
+
+
+def test_small_blocks_of_a_spool_are_sent_together_and_the_last_measurement_wins(tmp_path: Path) -> None:
+    spool = Spool(tmp_path / "run", 10**9)
+    for numbers, take in ((range(1, 4), 0), (range(2, 40), 1), (range(60, 100), 0)):
+        spool.put(block(numbers, take))
+    assert (spool.frames, spool.seq_nums) == (81, {*range(1, 40), *range(60, 100)})
+    first = spool.first()
+    assert first.seq_num.tolist() == list(range(1, 40))
+    assert first.trust.tolist() == [0.25] + [0.5] * 38
+    spool.drop()
+    assert (len(spool), spool.seq_nums) == (1, set(range(60, 100)))
+    spool.drop()
+    assert (spool.seq_nums, spool.nbytes, spool.time_raw) == (set(), 0, None)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_disk_that_is_full_leaves_no_half_block(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    spool = Spool(tmp_path / "run", 10**9)
+    spool.put(block([1]))
+
+    def full(file: Any, **arrays: Any) -> None:
+        file.write(b"half")
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(np, "savez", full)
+        with pytest.raises(OSError, match="No space left"):
+            spool.put(block([2]))
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["00000000.npz"]
+    spool.put(block([2]))
+    assert spool.seq_nums == {1, 2}
+
+
+def test_a_spool_that_a_power_cut_spoilt_gives_what_is_whole(tmp_path: Path) -> None:
+    spool = Spool(tmp_path / "run", 10**9)
+    for number in (1, 2, 3):
+        spool.put(block([number]))
+    path = tmp_path / "run" / "00000001.npz"
+    path.write_bytes(path.read_bytes()[:200])
+    again = Spool(tmp_path / "run", 10**9)
+    assert again.seq_nums == {1, 3}
+    again.put(block([4]))
+    assert again.first().seq_num.tolist() == [1, 3, 4]
+
+
+def test_the_bound_of_a_spool_holds_for_all_runs_of_a_session(tmp_path: Path) -> None:
+    one, two = Spool(tmp_path / "one", 100_000), Spool(tmp_path / "two", 100_000)
+    one.put(block(range(1, 81)))  # about 47 kB
+    assert not one.full
+    assert two.fits(block(range(1, 81)))
+    one.put(block(range(81, 101)))
+    assert one.full
+    assert two.fits(block([1]))
+    assert not two.fits(block(range(1, 81)))
+    assert not two.full  # nothing of its own waits: it may ask
 
 
 def test_warm_up_imports_what_the_first_block_needs() -> None:

@@ -17,11 +17,17 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
+from bluesky_tiled_plugins import TiledWriter
+from tiled.client.container import Container
 
+from bluesky_ptychonn.optics.simulate import SimulatedExperiment
 from bluesky_ptychonn.stream.client import reconstructions
 from bluesky_ptychonn.stream.connecting import connect, disconnect
+from bluesky_ptychonn.stream.live import LiveReconstruction
+from bluesky_ptychonn.stream.progress import Pace
 from bluesky_ptychonn.stream.reconstruct import reconstruct
 from bluesky_ptychonn.stream.registry import Registry
+from bluesky_ptychonn.stream.testing import RunMaker
 from bluesky_ptychonn.stream.wire import CatalogRefusedError, Wire
 from tests.stream.results import block_of, counts_of, make_sink, picture, start_document
 
@@ -207,3 +213,82 @@ def test_a_key_to_read_with_writes_nothing(root: Any, result: Any) -> None:
     assert reader["processed"][key].metadata["status"] == "complete"
     with pytest.raises(CatalogRefusedError, match=r"answered 401.*Requires scopes \['write:metadata', 'create:node'\]"):
         make_sink(None, root=reader)  # type: ignore[arg-type]
+
+
+def documents_of_a_scan(points: int = 4) -> tuple[RunMaker, list[tuple[str, dict[str, Any]]]]:
+    """A run whose frames are in its events: to write one takes no more than a user may."""
+    geometry = SimulatedExperiment.demo().geometry
+    said = {"geometry": geometry.model_dump(mode="json"), "frame_key": "img", "x_key": "sx", "y_key": "sy"}
+    run, rng = RunMaker("event", md={"ptychography": said}), np.random.default_rng(1)
+    documents = [*run.open(points)]
+    documents[1][1]["data_keys"]["img"]["shape"] = list(geometry.frame_shape)
+    for seq_num in range(1, points + 1):
+        frame = rng.poisson(20.0, geometry.frame_shape).astype(np.uint16)
+        documents += run.point(seq_num, 0.0, 0.1 * seq_num, image=frame)
+    return run, [*documents, *run.close()]
+
+
+def test_a_second_user_neither_sees_nor_writes_a_live_reconstruction(
+    remote: Remote, root: Any, small_model: Path, tmp_path: Path
+) -> None:
+    """The whole road with an ordinary user's key of the documented scopes: a worker process, over TLS."""
+    alice, bob = root("alice"), root("bob")
+    version = Registry(alice).publish(small_model)
+    Registry(alice).promote("tiny", version, "the first")
+    run, documents = documents_of_a_scan()
+    writer = TiledWriter(alice["raw"], batch_size=1)
+    with LiveReconstruction("tiny", alice, journal_dir=tmp_path, pace=Pace(flush_s=0.1)) as live:
+        for name, doc in documents:
+            writer(name, dict(doc))
+            live(name, doc)
+        (ended,) = live.wait(run.uid, 120)
+        assert (ended.state, ended.done) == ("complete", 4), live.status
+        result = live.result(run.uid)
+    assert result.raw.metadata["start"]["uid"] == run.uid
+    assert len(result.frames) == 4
+    key = result.path_parts[-1]
+    for path in (("raw", run.uid), ("raw", run.uid, "primary"), ("processed", key), ("models", "tiny")):
+        with pytest.raises(KeyError):
+            Container.__getitem__(bob, path)
+        assert Wire(bob, path).attributes() is None
+        with pytest.raises(CatalogRefusedError, match="answered 404"):
+            Wire(bob, path).update({"mine": True})
+        assert Wire(alice, path).attributes() is not None
+    for node in ("phase", "phase_patches"):
+        with pytest.raises(CatalogRefusedError, match="answered 404"):
+            Wire(bob, ("processed", key)).put_array(node, np.zeros((4, 4), np.float32))
+    assert not {run.uid, key, "tiny"} & {*bob["raw"], *bob["processed"], *bob["models"]}
+    with LiveReconstruction(small_model, bob, journal_dir=tmp_path, pace=Pace(patience_s=0.5, outage_s=1.0)) as theirs:
+        for name, doc in documents:  # of a run that bob may not see: no frame of it reaches what he makes
+            theirs(name, doc)
+        theirs.close()
+        (ended,) = theirs.status.runs.values()
+    assert ended.done == 0, ended
+    assert ended.key is None or not Wire(bob, ("processed", ended.key)).attributes()["metadata"]["counts"].get(  # type: ignore[index]
+        "reconstructed"
+    )
+
+
+@pytest.mark.parametrize(
+    ("scopes", "words"),
+    [
+        (("read:metadata", "read:data"), "this key lacks the scopes 'write:metadata', 'create:node'"),
+        (("read:metadata", "create:node", "write:metadata", "write:data"), "this key lacks the scope 'read:data'"),
+    ],
+)
+def test_a_live_reconstruction_says_which_scope_its_key_lacks(
+    root: Any, small_model: Path, tmp_path: Path, scopes: tuple[str, ...], words: str
+) -> None:
+    _, documents = documents_of_a_scan(1)
+    writer = TiledWriter(root("alice")["raw"], batch_size=1)
+    pace = Pace(flush_s=0.1, patience_s=0.5, outage_s=0.5)
+    key = root("alice", scopes)
+    with LiveReconstruction(small_model, key, worker="thread", journal_dir=tmp_path, pace=pace) as live:
+        live.wait_ready(60)
+        for name, doc in documents:
+            writer(name, dict(doc))
+            live(name, doc)
+        end = time.monotonic() + 30
+        while words not in repr(live) and time.monotonic() < end:
+            time.sleep(0.1)
+        assert words in repr(live)

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from bluesky_ptychonn.recon.stitch import MosaicImage
 from bluesky_ptychonn.stream.client import PtychoReconstruction
 from bluesky_ptychonn.stream.server import CatalogServer
 from bluesky_ptychonn.stream.testing import RunMaker
@@ -20,13 +21,13 @@ def of(level: str, *reasons: str) -> dict[str, Any]:
 def test_the_catalog_hears_when_a_run_turns_bad_and_not_at_every_mosaic(monkeypatch: pytest.MonkeyPatch) -> None:
     bench = Bench(RunMaker(), points=6)
     told: list[dict[str, Any]] = []
-    keep = bench.sink.update
+    keep = bench.sink.write_mosaic
 
-    def update(**metadata: Any) -> None:
+    def write_mosaic(image: MosaicImage, **metadata: Any) -> None:
         told.extend([metadata["verdict"]] if "verdict" in metadata else [])
-        keep(**metadata)
+        keep(image, **metadata)
 
-    monkeypatch.setattr(bench.sink, "update", update)
+    monkeypatch.setattr(bench.sink, "write_mosaic", write_mosaic)
     for seq_num, verdict in enumerate(
         (
             of("ok"),
