@@ -5,8 +5,11 @@ BIN := $(VENV)/bin
 DEMO_OUTPUT ?= demo-output
 SESSION := build/session
 
+# Where it is set, each of the many processes that demo and tests start compiles what it imports anew: 8 s instead of 3.
+unexport PYTHONDONTWRITEBYTECODE
+
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow check audit docs bench session clean
+.PHONY: help demo test check static audit docs bench session clean
 
 help: ## print this help
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -14,19 +17,19 @@ help: ## print this help
 demo: $(VENV)/.ready ## scan a simulated sample sparsely, reconstruct it live, query it, draw it (demo-output/)
 	$(BIN)/ptychonn demo --out $(DEMO_OUTPUT)
 
-test: check ## lint, types, layers, then the tests
-	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow"
+test: static ## lint, types, layers, then the tests
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
-test-slow: $(VENV)/.ready ## the few tests that `make test` leaves out for their time
-	$(BIN)/python -m pytest -m slow
+check: static audit ## lint, formatting, types, layer contracts, and known vulnerabilities of what is installed
 
-check: $(VENV)/.ready ## lint, formatting, types and layer contracts
+# Tests do not hang on what was published of other packages yesterday: the audit is in check alone.
+static: $(VENV)/.ready ## lint, formatting, types, layer contracts: what test begins with
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-audit: $(VENV)/.audit ## look the installed packages up among known vulnerabilities (needs the network)
+audit: $(VENV)/.audit ## look the installed packages up among known vulnerabilities (needs the network; says so without)
 	$(BIN)/python .ci/audit.py
 
 docs: $(VENV)/.docs ## build the documentation (docs/_build/html), warnings are errors
@@ -40,6 +43,9 @@ bench: $(VENV)/.peer ## run the benchmarks and rewrite benchmarks/results
 	$(BIN)/python -m benchmarks.callback_cost
 	$(BIN)/python -m benchmarks.training
 	$(BIN)/python -m benchmarks.learning
+	$(BIN)/python -m benchmarks.fuzz
+	$(BIN)/python -m benchmarks.faults
+	$(BIN)/python -m benchmarks.soak
 
 session: $(VENV)/.ready ## open IPython on the simulated beamline with profile_startup/
 	@mkdir -p $(SESSION)/profile_default

@@ -7,4 +7,6 @@ from bluesky_ptychonn.config import Config
 config = Config.load()
 catalog = config.catalog.open()
 RE = RunEngine({})
-RE.subscribe(config.catalog.raw_writer(catalog))
+# Raw runs: on disk at once, in the catalog as soon as it takes them. `writer` says how that stands.
+writer = config.catalog.raw_writer(catalog)
+RE.subscribe(writer)
