@@ -14,6 +14,7 @@ from bluesky_ptychonn.stream.run_folder import RunFolder
 from bluesky_ptychonn.stream.wire import CatalogUnavailableError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
 log = logging.getLogger(__name__)
@@ -128,7 +129,7 @@ class Delivery:
         except OSError as error:
             self._said.say("disk", f"{self._files.folder}: {error}; documents wait in memory")
         else:
-            self._said.over("disk")
+            self._said.over("disk", unless=lambda: self._files.held > 0)
 
     def _reach(self) -> bool:
         """Whether the catalog answers, as far as is known; asks one that was away now and then."""
@@ -269,25 +270,29 @@ class _Job:
 
 
 class Said:
-    """Problems of now: each is logged once when it comes and once when it is over."""
+    """Problems of now, from several threads: each is logged once when it comes and once when it is over."""
 
     def __init__(self) -> None:
         self._now: dict[str, str] = {}
+        self._mutex = threading.Lock()
 
     @property
     def words(self) -> str:
         """All of them."""
-        return "; ".join(list(self._now.values()))
+        with self._mutex:
+            return "; ".join(self._now.values())
 
     def say(self, kind: str, words: str) -> None:
         """Say that something is wrong."""
-        new = kind not in self._now
-        self._now[kind] = words
+        with self._mutex:
+            new = kind not in self._now
+            self._now[kind] = words
         if new:
             log.warning("raw runs: %s", words)
 
-    def over(self, kind: str) -> None:
-        """Say that it is so no more."""
-        words = self._now.pop(kind, None)
+    def over(self, kind: str, unless: Callable[[], bool] = lambda: False) -> None:
+        """Say that it is so no more, `unless` it is again: asked where nobody else can say something meanwhile."""
+        with self._mutex:
+            words = None if kind not in self._now or unless() else self._now.pop(kind)
         if words is not None:
             log.info("raw runs: over: %s", words)

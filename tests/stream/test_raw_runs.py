@@ -291,6 +291,68 @@ def test_a_disk_that_is_full_for_a_while_loses_nothing(
     assert events(catalog_server, run.uid) == [1, 2, 3, 4, 5, 6]
 
 
+def test_a_disk_that_fills_while_the_thread_looks_at_it_is_said_once(
+    catalog_server: CatalogServer, make: Make, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The thread has just seen that nothing waits in memory when the next document does."""
+    write, sync, full = os.write, run_file.RunFile.sync, threading.Event()
+    writer, run = make(catalog_server), RunMaker("event")
+    first, *rest = whole(run)
+
+    def maybe(fd: int, data: Any) -> int:
+        if full.is_set():
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return write(fd, data)
+
+    def filling(file: run_file.RunFile) -> None:
+        if not full.is_set() and rest:
+            full.set()
+            feed(writer, [rest.pop(0)])
+        sync(file)
+
+    monkeypatch.setattr(run_file.os, "write", maybe)
+    monkeypatch.setattr(run_file.RunFile, "sync", filling)
+    with caplog.at_level(logging.INFO, logger=raw_delivery.__name__):
+        feed(writer, [first])
+        until(lambda: writer.errors, writer)
+        time.sleep(0.5)  # five more looks
+        assert [record.getMessage().partition(": ")[0] for record in caplog.records] == ["raw runs"]
+        assert "documents wait in memory" in writer.problem
+        monkeypatch.setattr(run_file.RunFile, "sync", sync)
+        full.clear()
+        feed(writer, rest)
+        until(lambda: not writer.pending, writer)
+    assert (writer.problem, writer.lost) == ("", 0)
+    assert events(catalog_server, run.uid) == [1, 2, 3]
+
+
+def test_what_two_threads_find_at_once_is_said_once(caplog: pytest.LogCaptureFixture) -> None:
+    said, together = raw_delivery.Said(), threading.Barrier(2)
+
+    class Slow(dict[str, str]):
+        def __contains__(self, kind: object) -> bool:
+            known = super().__contains__(kind)
+            time.sleep(0.05)  # the other thread looks now
+            return known
+
+    said._now = Slow()
+
+    def say() -> None:
+        together.wait()
+        said.say("disk", "full")
+
+    threads = [threading.Thread(target=say) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert [record.getMessage() for record in caplog.records] == ["raw runs: full"]
+    said.over("disk", unless=lambda: True)
+    assert said.words == "full"
+    said.over("disk")
+    assert said.words == ""
+
+
 def test_points_that_are_repeated_after_a_pause_are_delivered(
     catalog_server: CatalogServer, make: Make, tmp_path: Path
 ) -> None:
