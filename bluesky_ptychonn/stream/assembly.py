@@ -158,7 +158,7 @@ class Assembly:
         )
         # The first block makes the result's nodes: much at once, and never again.
         took = self.sink.asked_s - before if self._committed else 0.0
-        self._lag_s = float(np.median(time.time() - time_raw))
+        self._lag_s = max(0.0, time.time() - float(np.median([ref.heard for ref in refs])))
         for ref, is_valid, flag in zip(refs, valid.tolist(), made.flag, strict=True):
             self._forget(ref.seq_num)
             if is_valid:
@@ -290,5 +290,5 @@ class Assembly:
         progress.rejected = count_reasons(self._rejected.values())
         progress.waiting = pairing.ready + len(self.tried)
         since = self.sink.waits_since
-        progress.lag_s = self._lag_s if since is None else time.time() - since
+        progress.lag_s = self._lag_s if since is None else max(0.0, time.time() - since)
         progress.problem = self.sink.problem or self._problem

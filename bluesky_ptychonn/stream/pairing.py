@@ -7,6 +7,7 @@ and resumed plan emits sequence numbers again; the last one wins.
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, cast
@@ -38,7 +39,9 @@ class FrameRef:
     y_m, x_m : float
         Position in object coordinates, m: signed readbacks.
     time_raw : float
-        When the frame was taken, seconds since the epoch.
+        When the frame was taken, seconds since the epoch, by the clock of whatever took it.
+    heard : float
+        When its event was heard of, by the clock of the session's machine: the others may be an hour off.
     """
 
     seq_num: int
@@ -46,6 +49,7 @@ class FrameRef:
     y_m: float
     x_m: float
     time_raw: float
+    heard: float = field(default=math.nan, repr=False)
 
 
 @dataclass(slots=True)
@@ -56,6 +60,7 @@ class _Point:
     uid: str | None = None  # of the last event
     position: tuple[float, float] | None = None  # y, x
     time_raw: float = 0.0
+    heard: float = math.nan
     datum_id: str | None = None
     row: int | None = None
     fresh: bool = False  # the row came after the last event
@@ -137,14 +142,15 @@ class RunPairing:
         self._replaced: set[int] = set()
         self._rows = _Rows()
         self._in_event = 0
+        self._heard = math.nan
         self._datums: dict[str, tuple[str, Mapping[str, Any]]] = {}  # until their event comes
         self._waiting: dict[str, int] = {}  # datum_id -> seq_num of an event that came before its datum
         self._stream_keys: dict[str, str] = {}  # stream resource -> data key
 
     # -- documents in
 
-    def feed(self, name: str, doc: Mapping[str, Any]) -> None:
-        """Take one document.
+    def feed(self, name: str, doc: Mapping[str, Any], heard: float = math.nan) -> None:
+        """Take one document, heard of at the time `heard`, s since the epoch.
 
         Raises
         ------
@@ -156,6 +162,7 @@ class RunPairing:
         handler = getattr(self, f"_on_{name}", None)
         if handler is None:
             return
+        self._heard = heard
         try:
             handler(doc)
         except RunError:
@@ -182,6 +189,7 @@ class RunPairing:
             again, point.event = point.event, True
             point.position = None if y_m is None or x_m is None else (y_m, x_m)
             point.time_raw = float((doc.get("timestamps") or {}).get(layout.frame_key) or doc["time"])
+            point.heard = self._heard
             if again and not point.fresh:
                 point.row = None  # measured again: the frame it had belongs to the first time
             point.fresh = False
@@ -256,7 +264,7 @@ class RunPairing:
         self._ready.pop(seq_num, None)
         if point.event and point.position is not None and point.row is not None:
             y_m, x_m = point.position
-            point.ref = self._ready[seq_num] = FrameRef(seq_num, point.row, y_m, x_m, point.time_raw)
+            point.ref = self._ready[seq_num] = FrameRef(seq_num, point.row, y_m, x_m, point.time_raw, point.heard)
 
     # -- frames out
 

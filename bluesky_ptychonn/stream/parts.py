@@ -103,7 +103,7 @@ class Sink(Protocol):
 
     @property
     def waits_since(self) -> float | None:
-        """When the oldest frame that waits there was taken, POSIX seconds; None where none waits."""
+        """Since when the oldest frame waits there, POSIX seconds; None where none does."""
 
     @property
     def behind(self) -> bool:

@@ -71,8 +71,8 @@ class Progress:
     rejected : dict of str to int
         Frames without a reconstruction, by reason.
     lag_s : float or None
-        From exposure to reconstruction readable in the catalog, median of the last block, s; while frames wait on disk,
-        the age of the oldest.
+        From a frame's event to its reconstruction readable in the catalog, median of the last block, s; while frames
+        wait on disk, how long the first has. By the clock of the session's machine, whatever those of detectors say.
     problem : str
         The last thing that went wrong, in words.
     model : str

@@ -104,7 +104,7 @@ class RunReconstruction:
         self._age_s = max(0.0, age_s)
         if self._pairing is not None and self._error is None:
             try:
-                self._pairing.feed(name, doc)
+                self._pairing.feed(name, doc, time.time() - self._age_s)
             except RunError as error:
                 self._error = error
             except DocumentError as error:

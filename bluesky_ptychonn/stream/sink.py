@@ -137,8 +137,8 @@ class ResultSink:
 
     @property
     def waits_since(self) -> float | None:
-        """When the oldest frame in the spool was taken, POSIX seconds; None where none waits."""
-        return None if self._spool is None else self._spool.time_raw
+        """Since when the oldest frame waits in the spool, POSIX seconds; None where none does."""
+        return None if self._spool is None else self._spool.since
 
     @property
     def behind(self) -> bool:

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
 from bluesky_ptychonn.stream.block import Block
 
@@ -26,7 +25,7 @@ class _File:
     path: Path
     seq_nums: tuple[int, ...]
     nbytes: int
-    time_raw: float  # of its oldest frame, POSIX seconds; infinite where none says when it was taken
+    written: float  # POSIX seconds
 
 
 class Spool:
@@ -65,15 +64,17 @@ class Spool:
     def _find(self, path: Path) -> None:
         try:
             with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
-                numbers, times = stored["seq_num"].tolist(), stored["time_raw"]
+                numbers = stored["seq_num"].tolist()
         except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
             # A power cut. Its frames come again: whoever opens a spool begins the run anew.
             log.warning("%s cannot be read and is left out: %s", path, error)
             path.unlink(missing_ok=True)
             return
-        self._take(_File(path, tuple(numbers), path.stat().st_size, _oldest(times)))
+        self._take(path, numbers)
 
-    def _take(self, file: _File) -> None:
+    def _take(self, path: Path, seq_nums: list[int]) -> None:
+        about = path.stat()
+        file = _File(path, tuple(seq_nums), about.st_size, about.st_mtime)
         self._files.append(file)
         self._numbers.update(file.seq_nums)
         self._largest = max(self._largest, file.nbytes)
@@ -97,10 +98,9 @@ class Spool:
         return sum(file.nbytes for file in self._files)
 
     @property
-    def time_raw(self) -> float | None:
-        """When the oldest frame that waits was taken, POSIX seconds."""
-        oldest = min((file.time_raw for file in self._files), default=np.inf)
-        return None if np.isinf(oldest) else oldest
+    def since(self) -> float | None:
+        """Since when the first block waits, POSIX seconds."""
+        return self._files[0].written if self._files else None
 
     @property
     def full(self) -> bool:
@@ -133,7 +133,7 @@ class Spool:
         path = self.folder / f"{self._next:08d}.npz"
         block.save(path)
         self._next += 1
-        self._take(_File(path, tuple(block.seq_num.tolist()), path.stat().st_size, _oldest(block.time_raw)))
+        self._take(path, block.seq_num.tolist())
 
     def first(self) -> Block:
         """Return the block that waits longest, joined with what came after where they are small.
@@ -161,7 +161,3 @@ class Spool:
         if not self._files:
             with contextlib.suppress(OSError):  # something of somebody else's lies in it
                 self.folder.rmdir()
-
-
-def _oldest(times: NDArray[np.float64]) -> float:
-    return float(np.min(times[np.isfinite(times)], initial=np.inf))

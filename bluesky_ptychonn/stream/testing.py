@@ -162,7 +162,10 @@ class FakeSink:
         self.blocks.append(list(seq_nums))
         for i, seq_num in enumerate(seq_nums):
             value = float(patches[i, 0, 0].real)
-            self.table[seq_num] = {"value": value, "y_m": y_m[i], "x_m": x_m[i], "valid": valid[i], "flag": flags[i]}
+            self.table[seq_num] = {
+                "value": value, "y_m": y_m[i], "x_m": x_m[i], "valid": valid[i], "flag": flags[i],
+                "time_raw": time_raw[i],
+            }  # fmt: skip
 
     def write_mosaic(self, image: MosaicImage, **metadata: Any) -> None:
         """Keep the mosaic, and the metadata."""

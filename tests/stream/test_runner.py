@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import time
 from typing import Any
 
 import numpy as np
@@ -379,6 +380,26 @@ def test_catalog_that_stays_away_is_given_up_when_the_session_closes() -> None:
     bench.work(60.0)
     assert bench.job.progress.state == "failed"
     assert bench.job.given_up
+
+
+@pytest.mark.parametrize("kind", ["event", "datum", "stream"])
+@pytest.mark.parametrize("skew_s", [-86400.0, 86400.0])
+def test_clocks_that_are_a_day_off_change_nothing(kind: Any, skew_s: float) -> None:
+    """Of the IOC, of the RunEngine's machine, or of this one, put right in the midst of a run."""
+    bench, due = Bench(RunMaker(kind), 6), time.time() + skew_s
+    for seq_num in range(1, 7):
+        for name, doc in bench.run.point(seq_num, 0.0, seq_num / 100):
+            if name == "event":
+                at = due + seq_num
+                doc = {**doc, "time": at, "timestamps": dict.fromkeys(doc["data"], at)}
+            bench.job.feed(name, doc, age_s=-3600.0 if seq_num > 3 else 0.0)
+        bench.source.frames[seq_num - 1] = frame_of(seq_num)
+        bench.work(1.0)
+        assert bench.job.progress.lag_s is not None
+        assert 0 <= bench.job.progress.lag_s < 5
+    bench.close()
+    assert (bench.job.progress.state, sorted(bench.sink.table)) == ("complete", [1, 2, 3, 4, 5, 6])
+    assert bench.sink.table[6]["time_raw"] == due + 6  # as the detector said it
 
 
 def test_frames_on_disk_are_not_called_done_and_the_run_waits_for_them() -> None:

@@ -467,7 +467,7 @@ def test_small_blocks_of_a_spool_are_sent_together_and_the_last_measurement_wins
     spool.drop()
     assert (len(spool), spool.seq_nums) == (1, set(range(60, 100)))
     spool.drop()
-    assert (spool.seq_nums, spool.nbytes, spool.time_raw) == (set(), 0, None)
+    assert (spool.seq_nums, spool.nbytes, spool.since) == (set(), 0, None)
     assert not (tmp_path / "run").exists()
 
 
