@@ -92,7 +92,8 @@ def soak(scene: Scene, seconds: float, seed: int) -> Log:
         _pass(scene, began, log, rng.uniform(*LASTS_S) if KINDS[fault].lasts_s[1] else 0.0)
         scene.mend()
         scene.session.wait_over(300)
-        about["stall_ms"] = round(1e3 * scan.stall_s, 1)
+        for name in ("stall", "stall_cpu", "stall_gc", "stall_stolen", "callback"):
+            about[f"{name}_ms"] = round(1e3 * getattr(scan, f"{name}_s"), 1)
         about["harmed"] = scan.error or ("" if scan.exit_status == "success" else scan.exit_status)
         unsettled.append((scan, about))
         while len(unsettled) > BEHIND or (unsettled and _finished(scene, unsettled[0][0])):
@@ -214,6 +215,7 @@ def main() -> None:
         **{f"frames_{what}": sum(scan[what] for scan in log.scans) for what in ("lost", "doubled", "wrong", "named")},
         "not_settled": sum(bool(scan["words"]) for scan in log.scans),
         "longest_stall_ms": max(scan["stall_ms"] for scan in log.scans),
+        "longest_callback_ms": max(scan["callback_ms"] for scan in log.scans),
         "worker_restarts": len({one["worker_pid"] for one in log.samples}) - 1,
         "growth": growth(log.samples),
         "worker_said": said.splitlines()[0],

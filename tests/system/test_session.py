@@ -54,6 +54,13 @@ def test_everything_is_attached(ask: Ask) -> None:
     assert "camera" in ask("camera.name")
 
 
+def test_the_garbage_collector_leaves_what_start_up_brought_alone(ask: Ask) -> None:
+    """A full collection stops a scan for as long as it takes."""
+    frozen, left = map(int, re.findall(r"\d+", ask("import gc; (gc.get_freeze_count(), len(gc.get_objects()))"))[-2:])
+    assert frozen > 100_000
+    assert left < frozen / 4
+
+
 def test_a_sparse_scan_is_reconstructed_and_found(ask: Ask) -> None:
     said = ask(
         "uid, = RE(sparse_ptycho_scan([camera], stage.x, stage.y, 1.2, 1.2, model='simulated-zp64', step_um=0.4))"

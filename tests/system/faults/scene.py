@@ -35,6 +35,9 @@ class Scan:
     exit_status: str = ""
     error: str = ""
     stall_s: float = 0.0
+    stall_cpu_s: float = 0.0  # of the longest stall: what the session's process worked in it, all threads,
+    stall_gc_s: float = 0.0  # collected garbage,
+    stall_stolen_s: float = 0.0  # and what the machine's other guests took
     gap_s: float = 0.0
     callback_s: float = 0.0
     over: bool = False
@@ -112,8 +115,8 @@ class Session:
         except RuntimeError:
             self.scan.error, self.scan.ended = "session died", time.monotonic()
         else:
-            self.scan.error, self.scan.stall_s = news["over"], news["stall_s"]
-            self.scan.gap_s, self.scan.callback_s = news["gap_s"], news["callback_s"]
+            self.scan.error = news.pop("over")
+            vars(self.scan).update(news)
         self.scan.over = True
         return self.scan
 

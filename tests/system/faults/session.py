@@ -6,6 +6,8 @@ What happens is printed, one JSON object a line: the parent knows every frame th
 
 from __future__ import annotations
 
+import gc
+import itertools
 import json
 import logging
 import os
@@ -15,7 +17,7 @@ import time
 import traceback
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 
 def say(**words: Any) -> None:
@@ -35,18 +37,49 @@ class Watch:
         self.longest_s = max(self.longest_s, time.perf_counter() - began)
 
 
+class Mark(NamedTuple):
+    """What clocks say when a frame was taken, s."""
+
+    wall: float
+    cpu: float  # of this process, all its threads
+    gc: float  # in which Python collected garbage and nobody else ran
+    stolen: float  # of the machine's processors, by its other guests
+
+
 class Report:
-    """Prints frames as they are taken, and keeps the time between them."""
+    """Prints frames as they are taken, and keeps what went on between them."""
 
     def __init__(self) -> None:
-        self.times: list[float] = []
+        self.marks: list[Mark] = []
+        self._gc_s, self._gc_began = 0.0, 0.0
+        gc.callbacks.append(self._on_gc)
+
+    def _on_gc(self, phase: str, _: Mapping[str, int]) -> None:
+        if phase == "start":
+            self._gc_began = time.perf_counter()
+        else:
+            self._gc_s += time.perf_counter() - self._gc_began
+
+    def _mark(self) -> Mark:
+        stolen = int(Path("/proc/stat").read_text(encoding="ascii").split(None, 9)[8])
+        return Mark(time.perf_counter(), time.process_time(), self._gc_s, stolen / os.sysconf("SC_CLK_TCK"))
+
+    def stall(self) -> dict[str, float]:
+        """Longest time between two frames beyond the median, that median, and what took it."""
+        pairs = sorted(itertools.pairwise(self.marks), key=lambda pair: pair[1].wall - pair[0].wall)
+        if not pairs:
+            return {"stall_s": 0.0, "gap_s": 0.0}
+        (before, after), (begin, end) = pairs[-1], pairs[len(pairs) // 2]
+        median = end.wall - begin.wall
+        took = {f"stall_{name}_s": getattr(after, name) - getattr(before, name) for name in ("cpu", "gc", "stolen")}
+        return {"stall_s": after.wall - before.wall - median, "gap_s": median, **took}
 
     def __call__(self, name: str, doc: Mapping[str, Any]) -> None:
         if name == "start":
-            self.times = []
+            self.marks = []
             say(start=doc["uid"])
         elif name == "event":
-            self.times.append(time.perf_counter())
+            self.marks.append(self._mark())
             say(event=doc["seq_num"], captured=int(doc["data"]["camera_hdf1_num_captured"]))
         elif name == "stop":
             say(stop=doc["exit_status"])
@@ -117,6 +150,8 @@ def main(settings: Mapping[str, Any]) -> None:
     for callback in (*watches, report):
         RE.subscribe(callback)
     live.wait_ready()
+    gc.collect()
+    gc.freeze()  # as profile_startup/90-steady.py does
     say(ready=str(live.folder))
     for line in sys.stdin:
         order = json.loads(line)
@@ -124,14 +159,7 @@ def main(settings: Mapping[str, Any]) -> None:
             for watch in watches:
                 watch.longest_s = 0.0
             error = scan(RE, camera, stage, order)
-            gaps = sorted(b - a for a, b in zip(report.times, report.times[1:], strict=False))
-            stall = gaps[-1] - gaps[len(gaps) // 2] if gaps else 0.0
-            say(
-                over=error,
-                stall_s=stall,
-                gap_s=gaps[len(gaps) // 2] if gaps else 0.0,
-                callback_s=max(w.longest_s for w in watches),
-            )
+            say(over=error, callback_s=max(w.longest_s for w in watches), **report.stall())
         elif order["do"] == "status":
             say(status=str(live.status), raw=repr(writer), error=live.status.problem)
         elif order["do"] == "close":
