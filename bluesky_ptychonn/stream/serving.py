@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import gc
 import json
 import logging
@@ -138,6 +139,18 @@ def _serve_what_is_known() -> None:
     array.force_reshape = reshape_what_is_known
 
 
+def _start_arrays_anew() -> None:
+    """Have Tiled make a new array where an old one lies that its catalog knows nothing of.
+
+    Its own way (0.2.20) is to fail, for ever: a server that was killed after it made an array and before the catalog
+    had it, or after the catalog forgot one and before its files were gone, will never take data under that name again.
+    When it makes the files the name is the new array's already, so whatever is there is nobody's.
+    """
+    from tiled.adapters import zarr
+
+    zarr.create_array = functools.partial(zarr.create_array, overwrite=True)
+
+
 def _serve(folder: Path, order: Mapping[str, Any], listener: socket.socket, answer: Any) -> None:
     (folder / "data").mkdir(exist_ok=True)  # before the imports: a folder that cannot be used is known at once
 
@@ -154,6 +167,7 @@ def _serve(folder: Path, order: Mapping[str, Any], listener: socket.socket, answ
 
     _keep_to_storage()
     _serve_what_is_known()
+    _start_arrays_anew()
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(name)s %(levelname)s %(message)s")
     database = folder / "catalog.db"
     # In this process, before its event loop starts: Tiled's own `init_if_not_exists` starts a second interpreter for

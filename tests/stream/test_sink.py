@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import shutil
 import threading
 import time
+import uuid
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,7 @@ from bluesky_ptychonn.stream.readback import ReadBack, verdict
 from bluesky_ptychonn.stream.server import CatalogServer, serve_catalog
 from bluesky_ptychonn.stream.sink import ResultSink, warm_up
 from bluesky_ptychonn.stream.spool import Spool
-from bluesky_ptychonn.stream.wire import CatalogRefusedError, CatalogUnavailableError
+from bluesky_ptychonn.stream.wire import CatalogRefusedError, CatalogUnavailableError, Wire
 from tests.stream.results import PIXEL_M, SHAPE, block_of, counts_of, make_sink, patches_of, picture, start_document
 
 
@@ -274,6 +276,27 @@ def test_a_second_process_goes_on_where_the_first_stopped(catalog_server: Catalo
     assert found.frames["seq_num"].tolist() == list(range(1, 31))
     assert found.amplitude.read().shape == (62, 62)
     assert set(found) == {"amplitude_patches", "phase_patches", "frames", *PICTURES}
+
+
+def test_arrays_that_a_killed_server_left_without_a_name_are_in_nobodys_way(catalog_server: CatalogServer) -> None:
+    """It was killed between making files and naming them, or between forgetting them and deleting them."""
+    start, key = start_document(), uuid.uuid4().hex
+    first = make_sink(catalog_server, start, key=key, frames_expected=9)
+    first.write_block(*block_of(range(1, 10)))
+    files = catalog_server.folder / "data" / "processed" / key
+    kept = files.with_name("kept")
+    shutil.copytree(files, kept)
+    Wire(catalog_server.client, ["processed"]).delete(key)
+    assert not list(files.rglob("zarr.json"))
+    shutil.rmtree(files, ignore_errors=True)
+    kept.rename(files)
+
+    again = make_sink(catalog_server, start, key=key, frames_expected=9)
+    again.write_block(*block_of([1, 3], take=1))
+    assert again.finish("success", counts_of(2)) == "complete"
+    found = result_of(catalog_server, again)
+    np.testing.assert_allclose(found.patches([1, 3]), patches_of([1, 3], take=1), rtol=1e-5)
+    assert not found["amplitude_patches"].read()[1].any()
 
 
 def test_a_mosaic_that_nobody_draws_again_still_gets_its_name(catalog_server: CatalogServer) -> None:
