@@ -78,7 +78,7 @@ class RunFolder:
         return file
 
     def _room(self, file: RunFile) -> int:
-        return HELD_BYTES - sum(other.held_bytes for other in self._files if other is not file)
+        return HELD_BYTES - sum(other.held_bytes for other in self._living() if other is not file)
 
     def _run(self, name: str, doc: Mapping[str, Any]) -> str | None:
         if name == "start":
@@ -124,10 +124,14 @@ class RunFolder:
         with self._mutex:
             return any(one is file for one in self._open.values())
 
+    def _living(self) -> list[RunFile]:
+        with self._mutex:  # a run that begins meanwhile would break the walk through the set
+            return list(self._files)
+
     @property
     def held(self) -> int:
         """Documents that are in memory only."""
-        return sum(file.held for file in list(self._files))
+        return sum(file.held for file in self._living())
 
     @property
     def waiting(self) -> list[str]:
@@ -135,5 +139,5 @@ class RunFolder:
         with self._mutex:
             runs = {file.path: run for run, file in self._open.items()}
         on_disk = run_files(self.folder)
-        in_memory = [file.path for file in list(self._files) if file.held and file.path not in runs]
+        in_memory = [file.path for file in self._living() if file.held and file.path not in runs]
         return [runs.get(path, path.stem) for path in dict.fromkeys([*on_disk, *in_memory, *runs])]

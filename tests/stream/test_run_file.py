@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import math
 import os
+import sys
 import threading
 from pathlib import Path
 from typing import Any
@@ -233,3 +234,29 @@ def test_writer_and_reader_work_at_once(tmp_path: Path) -> None:
     writer.join()
     assert seen == list(range(2000))
     file.remove()
+
+
+def test_runs_begin_while_another_thread_asks_what_waits(tmp_path: Path) -> None:
+    folder, over, wrong = RunFolder(tmp_path), threading.Event(), []
+
+    def ask() -> None:
+        try:
+            while not over.is_set():
+                _ = folder.held  # a line that is being written counts
+        except RuntimeError as error:
+            wrong.append(error)
+
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    asking = threading.Thread(target=ask)
+    asking.start()
+    try:
+        for number in range(300):
+            folder.append("start", {"uid": f"run-{number}", "time": 0.0})
+    finally:
+        over.set()
+        asking.join()
+        sys.setswitchinterval(before)
+        for _, file in folder.begun():
+            file.release()
+    assert not wrong
