@@ -32,13 +32,13 @@ from bluesky_ptychonn.optics.simulate import (
     make_sample,
     zone_plate_probe,
 )
-from bluesky_ptychonn.recon.any_probe import for_probe
-from bluesky_ptychonn.recon.checkpoint import Model, load_model
-from bluesky_ptychonn.recon.evaluate import raster, score_mosaic, stitching_weight
-from bluesky_ptychonn.recon.lift import lift
-from bluesky_ptychonn.recon.refine import refine
-from bluesky_ptychonn.recon.refinement import Refinement
-from bluesky_ptychonn.recon.stitch import Mosaic, MosaicImage
+from bluesky_ptychonn.recon.evaluation.simulated_scans import raster, score_mosaic, stitching_weight
+from bluesky_ptychonn.recon.models.any_probe import for_probe
+from bluesky_ptychonn.recon.models.checkpoint import Model, load_model
+from bluesky_ptychonn.recon.mosaic.refine import refine
+from bluesky_ptychonn.recon.mosaic.refine_config import Refinement
+from bluesky_ptychonn.recon.mosaic.stitch import Mosaic, MosaicImage
+from bluesky_ptychonn.recon.networks.lift import lift
 
 SHIPPED = "zone-plates"
 KINDS: tuple[SampleKind, ...] = ("etched", "cells")

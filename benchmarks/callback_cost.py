@@ -72,7 +72,7 @@ def cost(model: str, catalog: Any, writer: Any, beamline: Any, points: int, work
     import numpy as np
     from ophyd.sim import SynSignal, motor1, motor2
 
-    from bluesky_ptychonn.stream.live import LiveReconstruction
+    from bluesky_ptychonn.live.callback import LiveReconstruction
 
     image = np.zeros((64, 64), np.uint16)
     camera = SynSignal(name="camera", func=lambda: image)
@@ -106,8 +106,8 @@ def slowdown(
     """Scan time with the callback over without, in alternating pairs."""
     from bluesky_tiled_plugins import TiledWriter
 
-    from bluesky_ptychonn.stream.live import LiveReconstruction
-    from bluesky_ptychonn.stream.raw_runs import raw_writer
+    from bluesky_ptychonn.catalog.raw.writer import raw_writer
+    from bluesky_ptychonn.live.callback import LiveReconstruction
 
     writer = raw_writer(server, work / "backup") if threaded else TiledWriter(server.raw, batch_size=1)
     run = engine(writer)
@@ -161,7 +161,7 @@ def main() -> None:
     from bluesky_tiled_plugins import TiledWriter
 
     from bluesky_ptychonn.beamline.sim import SimulatedBeamline
-    from bluesky_ptychonn.stream.server import serve_catalog
+    from bluesky_ptychonn.catalog.connection.server import serve_catalog
 
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)

@@ -12,8 +12,8 @@ from scipy import fft, ndimage
 
 from bluesky_ptychonn.optics.geometry import Geometry
 from bluesky_ptychonn.optics.simulate import SimulatedExperiment, crop, make_sample
-from bluesky_ptychonn.recon.calibrate import refocused
-from bluesky_ptychonn.recon.verdict import ENERGY, INTENSITY, LOST, PROBE, SAMPLE, SHIFTED
+from bluesky_ptychonn.recon.evaluation.trust_calibration import refocused
+from bluesky_ptychonn.recon.quality.verdict import ENERGY, INTENSITY, LOST, PROBE, SAMPLE, SHIFTED
 
 Complex = NDArray[np.complex64]
 

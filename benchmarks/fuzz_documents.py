@@ -16,12 +16,12 @@ from benchmarks.mutations import spoil_bytes, spoil_json, spoil_tree
 
 def _work(folder: Path, workshop: Any) -> bool:
     """Let a worker finish the journals of a folder; whether every run is whole. Each frame must be there once."""
-    from bluesky_ptychonn.stream.progress import FINISHED, Pace
-    from bluesky_ptychonn.stream.session import Order
-    from bluesky_ptychonn.stream.worker import Worker
+    from bluesky_ptychonn.live.pipeline.progress import FINISHED, Timing
+    from bluesky_ptychonn.live.session import ReconstructionSettings
+    from bluesky_ptychonn.live.worker import Worker
 
-    pace = Pace(block=4, flush_s=0, mosaic_s=0, share=1, patience_s=0, outage_s=0)
-    order = Order(model="fake", catalog="http://nowhere", pace=pace)
+    pace = Timing(block=4, flush_s=0, mosaic_s=0, share=1, patience_s=0, outage_s=0)
+    order = ReconstructionSettings(model="fake", catalog="http://nowhere", pace=pace)
     closing = threading.Event()
     closing.set()
     worker = Worker(folder, order, lambda order: workshop, silence_s=0)
@@ -39,9 +39,9 @@ def _work(folder: Path, workshop: Any) -> bool:
 
 def _runs(rng: random.Random) -> tuple[list[tuple[str, dict[str, Any]]], Any]:
     """Documents of one to three interleaved runs, and a workshop with their frames."""
-    from bluesky_ptychonn.stream.testing import FakeSource, FakeWorkshop, RunMaker, frame_of
+    from bluesky_ptychonn.live.pipeline.testing import FakeComponentFactory, FakeSource, RunMaker, frame_of
 
-    workshop, parts = FakeWorkshop(), []
+    workshop, parts = FakeComponentFactory(), []
     for number in range(rng.choice((1, 1, 1, 2, 3))):
         uid, points = f"run-{number}", rng.randint(0, 6)
         run = RunMaker(rng.choice(("event", "datum", "stream")), uid)
@@ -67,7 +67,7 @@ def _plain(doc: dict[str, Any]) -> dict[str, Any]:
 
 def documents(folder: Path) -> Target:
     """Documents from RunEngine to result: journal, follower, pairing, assembly; fakes for network and catalog."""
-    from bluesky_ptychonn.stream.journal import JournalWriter
+    from bluesky_ptychonn.journal.writer import JournalWriter
 
     def attempt(rng: random.Random) -> bool:
         said, workshop = _runs(rng)
@@ -104,8 +104,8 @@ def documents(folder: Path) -> Target:
 
 
 def journal(folder: Path) -> Target:
-    """`stream.worker.Worker` on a journal that a disk, or somebody, spoilt."""
-    from bluesky_ptychonn.stream.journal import encode, journal_path, slim
+    """`live.worker.Worker` on a journal that a disk, or somebody, spoilt."""
+    from bluesky_ptychonn.journal.writer import encode, journal_path, slim
 
     def attempt(rng: random.Random) -> bool:
         said, workshop = _runs(rng)

@@ -66,8 +66,8 @@ def probe(folder: Path) -> Target:
 
 
 def model(folder: Path) -> Target:
-    """`recon.checkpoint.load_model`: the card, or weights whose digest the card was given."""
-    from bluesky_ptychonn.recon.checkpoint import load_model
+    """`recon.models.checkpoint.load_model`: the card, or weights whose digest the card was given."""
+    from bluesky_ptychonn.recon.models.checkpoint import load_model
 
     seeds = small_models(folder)
 
@@ -104,9 +104,9 @@ def card(folder: Path) -> Target:
 
 
 def archive(folder: Path) -> Target:
-    """`recon.archive.unpack`, what ``ptychonn models import`` does with a zip."""
+    """`recon.models.archive.unpack`, what ``ptychonn models import`` does with a zip."""
     from bluesky_ptychonn.card import ModelCard
-    from bluesky_ptychonn.recon.archive import pack, unpack
+    from bluesky_ptychonn.recon.models.archive import pack, unpack
 
     seeds = [pack(ModelCard(**card), data, folder / "seed.zip").read_bytes() for card, data in small_models(folder)]
     path = folder / "model.zip"
@@ -123,11 +123,11 @@ def archive(folder: Path) -> Target:
 
 
 def state_dict(folder: Path) -> Target:
-    """`recon.upstream.import_upstream`: somebody's .pth, its pickle and its tensors."""
+    """`recon.models.upstream.importer.import_upstream`: somebody's .pth, its pickle and its tensors."""
     import torch
 
-    from bluesky_ptychonn.recon.network import DirectConfig, build_network
-    from bluesky_ptychonn.recon.upstream import import_upstream
+    from bluesky_ptychonn.recon.models.upstream.importer import import_upstream
+    from bluesky_ptychonn.recon.networks.networks import DirectConfig, build_network
 
     torch.manual_seed(0)
     config = DirectConfig(encoder_channels=(1, 1, 2), decoder_channels=(2, 1, 1), batch_norm=True)
@@ -201,8 +201,8 @@ def config(folder: Path) -> Target:
 
 
 def labelled(folder: Path) -> Target:
-    """`recon.labelled.LabelledScan.load`."""
-    from bluesky_ptychonn.recon.labelled import LabelledScan
+    """`recon.data.scans.LabelledScan.load`."""
+    from bluesky_ptychonn.recon.data.scans import LabelledScan
 
     seed = small_scan().save(folder / "seed.npz").read_bytes()
     path = folder / "label.npz"

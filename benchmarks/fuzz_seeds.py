@@ -17,7 +17,7 @@ def small_scan() -> Any:
     """Make a small labelled scan, 12 frames of 16 px."""
     from bluesky_ptychonn.optics.geometry import Geometry
     from bluesky_ptychonn.optics.simulate import zone_plate_probe
-    from bluesky_ptychonn.recon.labelled import LabelledScan
+    from bluesky_ptychonn.recon.data.scans import LabelledScan
 
     rng = np.random.default_rng(0)
     geometry = Geometry(energy_ev=8800, distance_m=2.0, pixel_pitch_m=75e-6, frame_shape=(16, 16))
@@ -54,8 +54,8 @@ def small_models(folder: Path) -> list[tuple[dict[str, Any], bytes]]:
     import torch
 
     from bluesky_ptychonn.card import InputContract, ModelCard, ProbeReference
-    from bluesky_ptychonn.recon.checkpoint import save_model
-    from bluesky_ptychonn.recon.network import DirectConfig, LiftedConfig, build_network
+    from bluesky_ptychonn.recon.models.checkpoint import save_model
+    from bluesky_ptychonn.recon.networks.networks import DirectConfig, LiftedConfig, build_network
 
     torch.manual_seed(0)
     scan = small_scan()

@@ -27,16 +27,16 @@ from numpy.typing import NDArray
 
 from benchmarks.star import RESULTS, _cpu
 from bluesky_ptychonn.optics.simulate import SampleKind, SimulatedExperiment, make_sample
-from bluesky_ptychonn.recon.calibrate import refocused, synthetic_config
-from bluesky_ptychonn.recon.checkpoint import Model, load_model
-from bluesky_ptychonn.recon.engine import Reconstructor
-from bluesky_ptychonn.recon.evaluate import score_mosaic
-from bluesky_ptychonn.recon.labelled import MeasuredScan
-from bluesky_ptychonn.recon.learning import Learner, LearningConfig
-from bluesky_ptychonn.recon.network import ObjectNetwork, network_config
-from bluesky_ptychonn.recon.pseudo_label import stitched
-from bluesky_ptychonn.recon.stitch import MosaicImage
-from bluesky_ptychonn.recon.training import TrainingConfig, fit
+from bluesky_ptychonn.recon.data.scans import MeasuredScan
+from bluesky_ptychonn.recon.evaluation.simulated_scans import score_mosaic
+from bluesky_ptychonn.recon.evaluation.trust_calibration import refocused, synthetic_config
+from bluesky_ptychonn.recon.inference.reconstructor import Reconstructor
+from bluesky_ptychonn.recon.learning.learner import Learner, LearningConfig
+from bluesky_ptychonn.recon.learning.pseudo_label import stitched
+from bluesky_ptychonn.recon.models.checkpoint import Model, load_model
+from bluesky_ptychonn.recon.mosaic.stitch import MosaicImage
+from bluesky_ptychonn.recon.networks.networks import ObjectNetwork, network_config
+from bluesky_ptychonn.recon.training.fit import TrainingConfig, fit
 
 MODEL, SEED, RUNS = "simulated-zp64", 60_000_011, 30
 DRIFT_RAD, SAMPLING = 1.1, 0.4

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.callback_cost import machine
-from bluesky_ptychonn.stream.session import WorkerStatus
+from bluesky_ptychonn.live.session import WorkerStatus
 from tests.system.faults.kinds import KINDS
 from tests.system.faults.oracle import judge, wait_until_settled, warm_up
 from tests.system.faults.scene import Scan, Scene

@@ -25,13 +25,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bluesky_ptychonn.optics.cxi import CxiScan, read_cxi
-from bluesky_ptychonn.recon.iterative import (
+from bluesky_ptychonn.recon.evaluation.metrics import phase_correlation, phase_mae
+from bluesky_ptychonn.recon.solver.ptychi import (
     reconstruct_probe_and_object,
     reconstruct_with_probe,
     settled_epochs,
     solver_version,
 )
-from bluesky_ptychonn.recon.metrics import phase_correlation, phase_mae
 
 EVERY = (1, 2, 4, 6, 9, 12, 16, 25)
 CENTRE = 260  # px, side of the square that is scored
@@ -99,10 +99,10 @@ class Reference:
 
 def train(reference: Reference, scan: CxiScan, families: tuple[str, ...], frames: int) -> None:
     """Train families by simulation through the peer's probe."""
-    from bluesky_ptychonn.cli.train import _network
-    from bluesky_ptychonn.recon.produce import produce
-    from bluesky_ptychonn.recon.synthetic import SyntheticConfig
-    from bluesky_ptychonn.recon.training import TrainingConfig
+    from bluesky_ptychonn.cli.train.command import _network
+    from bluesky_ptychonn.recon.data.simulated import SyntheticConfig
+    from bluesky_ptychonn.recon.training.fit import TrainingConfig
+    from bluesky_ptychonn.recon.training.model import train_model
 
     photons = float((np.abs(reference.probe) ** 2).sum())
     # The direct family needs many small steps, and learns a narrower kind of sample better in the same time.
@@ -119,7 +119,7 @@ def train(reference: Reference, scan: CxiScan, families: tuple[str, ...], frames
         name = {"lifted": FAMILIES["network"]}.get(family, FAMILIES["direct"])
         network = _network(family, reference.probe.shape[0], None, None, photons)
         config = TrainingConfig(network=network, frames=frames, seed=1, **recipes[family])
-        produce(
+        train_model(
             reference.probe,
             scan.geometry,
             config,
@@ -165,9 +165,9 @@ def replay(scan: CxiScan, every: tuple[int, ...]) -> dict[tuple[int, str], Any]:
 
 def timed(reference: Reference, n: int, method: str, pixel_m: float) -> float:
     """Seconds of inference, stitching and refinement, warm; the best of three, as the machine is shared."""
-    from bluesky_ptychonn.recon.checkpoint import load_model
-    from bluesky_ptychonn.recon.engine import Reconstructor
-    from bluesky_ptychonn.recon.stitch import Mosaic
+    from bluesky_ptychonn.recon.inference.reconstructor import Reconstructor
+    from bluesky_ptychonn.recon.models.checkpoint import load_model
+    from bluesky_ptychonn.recon.mosaic.stitch import Mosaic
 
     engine = Reconstructor(load_model(MODELS / FAMILIES["direct" if method == "direct" else "network"]))
     engine.warm_up()

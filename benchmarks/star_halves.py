@@ -21,16 +21,16 @@ from numpy.typing import NDArray
 
 from benchmarks.star import FAMILIES, MODELS, RESULTS, Reference, _cpu, data_file
 from bluesky_ptychonn.optics.cxi import CxiScan, read_cxi
-from bluesky_ptychonn.recon.checkpoint import Model, load_model
-from bluesky_ptychonn.recon.evaluate import predict, stitching_weight
-from bluesky_ptychonn.recon.iterative import reconstruct_with_probe
-from bluesky_ptychonn.recon.labelled import MeasuredScan
-from bluesky_ptychonn.recon.labelling import solve
-from bluesky_ptychonn.recon.refine import refine
-from bluesky_ptychonn.recon.refinement import Refinement
-from bluesky_ptychonn.recon.stitch import Mosaic
-from bluesky_ptychonn.recon.supply import Mix
-from bluesky_ptychonn.recon.training import fine_tune
+from bluesky_ptychonn.recon.data.batches import Mix
+from bluesky_ptychonn.recon.data.scans import MeasuredScan
+from bluesky_ptychonn.recon.evaluation.simulated_scans import predict, stitching_weight
+from bluesky_ptychonn.recon.models.checkpoint import Model, load_model
+from bluesky_ptychonn.recon.mosaic.refine import refine
+from bluesky_ptychonn.recon.mosaic.refine_config import Refinement
+from bluesky_ptychonn.recon.mosaic.stitch import Mosaic
+from bluesky_ptychonn.recon.solver.labelling import solve
+from bluesky_ptychonn.recon.solver.ptychi import reconstruct_with_probe
+from bluesky_ptychonn.recon.training.fit import fine_tune
 
 EVERY = (1, 2, 4, 6, 9, 16)
 LABELS = {

@@ -1,9 +1,9 @@
 """How fast networks train: ``python -m benchmarks.training`` writes results/training.json.
 
-Frames/s of whole steps of `bluesky_ptychonn.recon.training.fit` (a simulated batch, the network, its update), median
-over the steps of a few seconds after two that warm up, for both families as `ptychonn train` makes them, at 64 and
-128 px, in float32 and bfloat16, with 1 and 2 threads of a CPU and on the first CUDA device where there is one. Beside
-them what the supply of batches alone would allow. A machine with neighbours shows in its load.
+Frames/s of whole steps of `bluesky_ptychonn.recon.training.fit.fit` (a simulated batch, the network, its update),
+median over the steps of a few seconds after two that warm up, for both families as `ptychonn train` makes them, at 64
+and 128 px, in float32 and bfloat16, with 1 and 2 threads of a CPU and on the first CUDA device where there is one.
+Beside them what the supply of batches alone would allow. A machine with neighbours shows in its load.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from typing import Any
 import torch
 
 from benchmarks.callback_cost import machine
-from bluesky_ptychonn.cli.train import _network
+from bluesky_ptychonn.cli.train.command import _network
 from bluesky_ptychonn.optics.simulate import zone_plate_probe
-from bluesky_ptychonn.recon.synthetic import SimulatedFrames, SyntheticConfig
-from bluesky_ptychonn.recon.training import TrainingConfig, fit
+from bluesky_ptychonn.recon.data.simulated import SimulatedFrames, SyntheticConfig
+from bluesky_ptychonn.recon.training.fit import TrainingConfig, fit
 
 RESULTS = Path(__file__).parent / "results" / "training.json"
 BATCH = 16

@@ -3,8 +3,9 @@
     python -m benchmarks.trust               # writes results/trust.{json,png}
     python -m benchmarks.trust --calibrate   # first measures the tables of the models' cards again
 
-Simulated frames are of fresh seeds, drawn like those of the calibration (`bluesky_ptychonn.recon.calibrate`). Frames of
-the measured star are compared with the peer's image from all frames, which `benchmarks.star` makes and keeps.
+Simulated frames are of fresh seeds, drawn like those of the calibration
+(`bluesky_ptychonn.recon.evaluation.trust_calibration`). Frames of the measured star are compared with the peer's image
+from all frames, which `benchmarks.star` makes and keeps.
 """
 
 from __future__ import annotations
@@ -24,11 +25,17 @@ from benchmarks.corruptions import CLEAN, CORRUPTIONS, Corruption, Scan, simulat
 from benchmarks.star import FAMILIES, MODELS, RESULTS, Reference, _cpu, data_file
 from bluesky_ptychonn.optics.cxi import read_cxi
 from bluesky_ptychonn.optics.simulate import SimulatedExperiment, crop
-from bluesky_ptychonn.recon.calibrate import disturbed_frames, recalibrate, refocused, scored, synthetic_config
-from bluesky_ptychonn.recon.checkpoint import Model, load_model
-from bluesky_ptychonn.recon.engine import Reconstructor
-from bluesky_ptychonn.recon.network import ObjectNetwork
-from bluesky_ptychonn.recon.trust import frame_trust, movement
+from bluesky_ptychonn.recon.evaluation.trust_calibration import (
+    disturbed_frames,
+    recalibrate,
+    refocused,
+    scored,
+    synthetic_config,
+)
+from bluesky_ptychonn.recon.inference.reconstructor import Reconstructor
+from bluesky_ptychonn.recon.models.checkpoint import Model, load_model
+from bluesky_ptychonn.recon.networks.networks import ObjectNetwork
+from bluesky_ptychonn.recon.quality.trust import frame_trust, movement
 
 SHIPPED = Path(__file__).parents[1] / "bluesky_ptychonn" / "models" / "simulated-zp64"
 STAR = MODELS / FAMILIES["network"]

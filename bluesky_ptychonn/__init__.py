@@ -16,14 +16,14 @@ if TYPE_CHECKING:
         rel_sparse_ptycho_scan,
         sparse_ptycho_scan,
     )
+    from bluesky_ptychonn.catalog.connection.server import connect, serve_catalog
+    from bluesky_ptychonn.catalog.results.client import reconstructions
+    from bluesky_ptychonn.live.batch.reconstruct import reconstruct
+    from bluesky_ptychonn.live.callback import LiveReconstruction
     from bluesky_ptychonn.optics.geometry import Geometry
-    from bluesky_ptychonn.recon.any_probe import for_probe
-    from bluesky_ptychonn.recon.checkpoint import load_model
-    from bluesky_ptychonn.recon.training import fine_tune
-    from bluesky_ptychonn.stream.client import reconstructions
-    from bluesky_ptychonn.stream.live import LiveReconstruction
-    from bluesky_ptychonn.stream.reconstruct import reconstruct
-    from bluesky_ptychonn.stream.server import connect, serve_catalog
+    from bluesky_ptychonn.recon.models.any_probe import for_probe
+    from bluesky_ptychonn.recon.models.checkpoint import load_model
+    from bluesky_ptychonn.recon.training.fit import fine_tune
 
 __version__ = "0.1.0"
 
@@ -46,17 +46,17 @@ __all__ = [
 
 _HOMES = {
     "Geometry": "optics.geometry",
-    "LiveReconstruction": "stream.live",
-    "connect": "stream.server",
-    "for_probe": "recon.any_probe",
-    "fine_tune": "recon.training",
-    "load_model": "recon.checkpoint",
+    "LiveReconstruction": "live.callback",
+    "connect": "catalog.connection.server",
+    "for_probe": "recon.models.any_probe",
+    "fine_tune": "recon.training.fit",
+    "load_model": "recon.models.checkpoint",
     "ptycho_scan": "beamline.plans",
-    "reconstruct": "stream.reconstruct",
-    "reconstructions": "stream.client",
+    "reconstruct": "live.batch.reconstruct",
+    "reconstructions": "catalog.results.client",
     "rel_ptycho_scan": "beamline.plans",
     "rel_sparse_ptycho_scan": "beamline.plans",
-    "serve_catalog": "stream.server",
+    "serve_catalog": "catalog.connection.server",
     "sparse_ptycho_scan": "beamline.plans",
 }
 

@@ -40,7 +40,8 @@ class TrustCalibration(BaseModel):
     quantile : float
         Part of the held-out frames of a score whose error is below `error_rad`.
     score : tuple of float
-        Knots, ascending; between them linear, beyond them constant. See `bluesky_ptychonn.recon.trust.frame_score`.
+        Knots, ascending; between them linear, beyond them constant. See
+        `bluesky_ptychonn.recon.quality.trust.frame_score`.
     right : tuple of float
         Probability at each knot, never rising.
     error_rad : tuple of float
@@ -52,7 +53,7 @@ class TrustCalibration(BaseModel):
     trained_trust : float
         Mean trust of the undisturbed half of these frames, which are as the model was trained on.
     runs : dict of str to RunNorm
-        Figures of a run, see `bluesky_ptychonn.recon.watch`.
+        Figures of a run, see `bluesky_ptychonn.recon.quality.run_statistics`.
 
     Examples
     --------

@@ -182,7 +182,7 @@ class ModelCard(_Frozen):
     family : {"lifted", "direct"}
         Whether it works through the known probe.
     network : dict
-        Configuration for ``recon.network.build_network``.
+        Configuration for ``recon.networks.networks.build_network``.
     input : InputContract
     probe : ProbeReference or None
     held_out : dict of str to float

@@ -1,6 +1,6 @@
 """One configuration file for a session or a beamline: which catalog, which model, how to reconstruct.
 
-It composes what the pieces are configured by anyway (`Geometry`, `Keys`, `Pace`); a key nobody knows is an error.
+It composes what the pieces are configured by anyway (`Geometry`, `DataKeys`, `Timing`); a key nobody knows is an error.
 """
 
 from __future__ import annotations
@@ -14,15 +14,15 @@ from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
+from bluesky_ptychonn.catalog.connection.server import connect, serve_catalog
+from bluesky_ptychonn.catalog.raw.writer import raw_writer
+from bluesky_ptychonn.catalog.runs.data_keys import DataKeys
+from bluesky_ptychonn.live.callback import LiveReconstruction
+from bluesky_ptychonn.live.learning.config import LearnerConfig
+from bluesky_ptychonn.live.pipeline.progress import Timing
+from bluesky_ptychonn.live.session import journal_root
 from bluesky_ptychonn.optics.geometry import Geometry
-from bluesky_ptychonn.recon.refinement import Refinement
-from bluesky_ptychonn.stream.keys import Keys
-from bluesky_ptychonn.stream.learner_config import LearnerConfig
-from bluesky_ptychonn.stream.live import LiveReconstruction
-from bluesky_ptychonn.stream.progress import Pace
-from bluesky_ptychonn.stream.raw_runs import raw_writer
-from bluesky_ptychonn.stream.server import connect, serve_catalog
-from bluesky_ptychonn.stream.session import journal_root
+from bluesky_ptychonn.recon.mosaic.refine_config import Refinement
 
 #: Names the configuration file when no path is given.
 CONFIG_VARIABLE = "PTYCHONN_CONFIG"
@@ -102,7 +102,7 @@ class CatalogConfig(_Section):
         return journal_root().parent / "raw-backup" if self.folder is None else self.folder / "raw-backup"
 
     def raw_writer(self, catalog: Any) -> Any:
-        """Make the callback that writes raw runs; subscribe it first. See `stream.raw_runs.raw_writer`."""
+        """Make the callback that writes raw runs; subscribe it first. See `catalog.raw.writer.raw_writer`."""
         return raw_writer(catalog, self.backup_folder)
 
     def open(self) -> Any:
@@ -135,9 +135,9 @@ class ReconstructionConfig(_Section):
         Relative to the configuration file.
     geometry : Geometry, optional
         Overrides the start documents'.
-    keys : Keys
+    keys : DataKeys
         Which data are frames and positions.
-    pace : Pace
+    pace : Timing
         How often things happen.
     refine : bool or Refinement
         Whether, or how, mosaics are refined by sweeps of the physics.
@@ -152,8 +152,8 @@ class ReconstructionConfig(_Section):
     threads: int | None = Field(default=None, ge=1)
     journal_dir: Path | None = None
     geometry: Geometry | None = None
-    keys: Keys = Keys()
-    pace: Pace = Pace()
+    keys: DataKeys = DataKeys()
+    pace: Timing = Timing()
     refine: bool | Refinement = False
     spool_mib: int = Field(default=1024, ge=1)
 
@@ -161,7 +161,7 @@ class ReconstructionConfig(_Section):
     @classmethod
     def _known(cls, value: Any, info: ValidationInfo) -> Any:
         """Refuse keys the dataclass does not have; pydantic drops them in silence."""
-        kind = {"keys": Keys, "pace": Pace}[str(info.field_name)]
+        kind = {"keys": DataKeys, "pace": Timing}[str(info.field_name)]
         if isinstance(value, Mapping):
             allowed = [item.name for item in dataclasses.fields(kind)]
             if unknown := sorted(set(value) - set(allowed)):

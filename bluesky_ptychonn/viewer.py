@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from bluesky_ptychonn.recon.stitch import MosaicImage
+    from bluesky_ptychonn.recon.mosaic.stitch import MosaicImage
 
 _UM = 1e6
 _LIVE_SIZE = (9.0, 8.0)  # inches
@@ -55,7 +55,7 @@ def reconstruction_figure(
     ValueError
         When truth and mosaic differ in shape.
     """
-    from bluesky_ptychonn.stream.plot import (
+    from bluesky_ptychonn.catalog.results.plot import (
         centred,
         draw_amplitude,
         draw_coverage,
@@ -251,7 +251,7 @@ class LiveView:
     def _latest(self) -> Any:
         if hasattr(self._source, "result"):
             return self._source.result()
-        from bluesky_ptychonn.stream.client import reconstructions
+        from bluesky_ptychonn.catalog.results.client import reconstructions
 
         found = reconstructions(self._source, limit=1)
         if not found:
@@ -269,7 +269,7 @@ class _Snapshot:
     title: str
 
     def draw(self, figure: Figure) -> None:
-        from bluesky_ptychonn.stream.plot import draw_all
+        from bluesky_ptychonn.catalog.results.plot import draw_all
 
         figure.clear()
         draw_all(figure.subplots(2, 2, sharex=True, sharey=True), self.image, self.frames)

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from bluesky_ptychonn.catalog.runs.data_keys import DataKeys
 from bluesky_ptychonn.config import CONFIG_VARIABLE, Config
-from bluesky_ptychonn.stream.keys import Keys
-from bluesky_ptychonn.stream.progress import Pace
+from bluesky_ptychonn.live.pipeline.progress import Timing
 
 FULL = """
 [catalog]
@@ -60,8 +60,8 @@ def test_every_section_arrives_as_the_pieces_own_configuration(write, tmp_path) 
     assert config.catalog.folder == tmp_path / "catalog"
     assert config.catalog.readable == (Path("/detector"), tmp_path / "frames/more")
     assert config.reconstruction.journal_dir == tmp_path / "journal"
-    assert config.reconstruction.keys == Keys(frame="eiger_image", x="px", y="py", y_sign=-1, position_unit="um")
-    assert config.reconstruction.pace == Pace(block=32, flush_s=0.1)
+    assert config.reconstruction.keys == DataKeys(frame="eiger_image", x="px", y="py", y_sign=-1, position_unit="um")
+    assert config.reconstruction.pace == Timing(block=32, flush_s=0.1)
     assert config.reconstruction.geometry is not None
     assert config.reconstruction.geometry.object_pixel_m == pytest.approx(28.2e-9, rel=1e-2)
 

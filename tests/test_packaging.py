@@ -50,7 +50,7 @@ def test_an_unknown_name_says_what_there_is() -> None:
         ("bluesky_ptychonn.optics.simulate", "torch tiled bluesky ophyd matplotlib h5py"),
         ("bluesky_ptychonn.beamline.plans", "torch tiled matplotlib h5py"),
         ("bluesky_ptychonn.beamline.sim", "torch tiled matplotlib"),
-        ("bluesky_ptychonn.stream.live", "torch matplotlib ophyd"),
+        ("bluesky_ptychonn.live.callback", "torch matplotlib ophyd"),
         ("bluesky_ptychonn.viewer", "torch tiled matplotlib"),
     ],
 )
@@ -66,7 +66,7 @@ def test_version_is_said_once_everywhere(project) -> None:
 
 def test_tiled_finds_our_client() -> None:
     (entry,) = entry_points(group="tiled.special_client", name="PtychoReconstruction")
-    from bluesky_ptychonn.stream.client import PtychoReconstruction
+    from bluesky_ptychonn.catalog.results.client import PtychoReconstruction
 
     assert entry.load() is PtychoReconstruction
 

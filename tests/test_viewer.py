@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from bluesky_ptychonn.recon.stitch import MosaicImage
+from bluesky_ptychonn.recon.mosaic.stitch import MosaicImage
 from bluesky_ptychonn.viewer import LiveView, reconstruction_figure
 
 

@@ -17,7 +17,7 @@ from ophyd.status import DeviceStatus
 
 from bluesky_ptychonn.beamline.assets import Asset, Documents, make_assets
 from bluesky_ptychonn.beamline.axis import SimStage
-from bluesky_ptychonn.beamline.frames import FrameFile, FrameSource
+from bluesky_ptychonn.beamline.frames import FrameFile, FrameProvider
 from bluesky_ptychonn.optics.geometry import Geometry
 
 _DATA_TYPES = {"uint8": "UInt8", "uint16": "UInt16", "int32": "Int32", "uint32": "UInt32", "float32": "Float32"}
@@ -113,7 +113,7 @@ class Faults:
 
 
 class SimCamera(Device):  # type: ignore[misc]
-    """A camera that looks at a `FrameSource` through a stage and writes what it sees.
+    """A camera that looks at a `FrameProvider` through a stage and writes what it sees.
 
     Parameters
     ----------
@@ -121,7 +121,7 @@ class SimCamera(Device):  # type: ignore[misc]
         Kept for the look of it.
     name : str
         The image's data key is ``<name>_image``.
-    source : FrameSource
+    source : FrameProvider
         What it looks at.
     stage : SimStage
         Whose readback says where the beam is.
@@ -148,7 +148,7 @@ class SimCamera(Device):  # type: ignore[misc]
         prefix: str = "",
         *,
         name: str = "camera",
-        source: FrameSource,
+        source: FrameProvider,
         stage: SimStage,
         folder: Path | str,
         documents: Documents = "stream",

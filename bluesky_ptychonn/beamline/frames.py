@@ -19,7 +19,7 @@ ATTRIBUTES = "/entry/instrument/NDAttributes"
 _GARBAGE = b"\x00\xff" * 16
 
 
-class FrameSource(Protocol):
+class FrameProvider(Protocol):
     """What a camera looks at: a simulated experiment or a recorded one."""
 
     @property

@@ -16,7 +16,7 @@ _ROUNDING = 1e-9  # so that 3.0 / 0.1 makes 30 steps, not 31
 
 
 @dataclass(frozen=True)
-class Field:
+class ScanField:
     """A rectangular field and how to step over it.
 
     Lengths are in one unit, whichever the caller uses.

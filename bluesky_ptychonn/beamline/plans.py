@@ -15,7 +15,7 @@ from bluesky.protocols import Movable, Readable
 from bluesky.utils import MsgGenerator, plan
 
 from bluesky_ptychonn.beamline.motors import check_limits, in_motor_units, read_position, read_unit
-from bluesky_ptychonn.beamline.patterns import Field, Pattern
+from bluesky_ptychonn.beamline.patterns import Pattern, ScanField
 from bluesky_ptychonn.beamline.start_document import UM, about_scan, extent_m, grid, hints, plan_args, spacing
 from bluesky_ptychonn.optics.geometry import to_metres
 
@@ -55,7 +55,7 @@ def ptycho_scan(
     center_x_um, center_y_um : float
         Middle of the field in motor coordinates, µm.
     pattern : {"jittered", "snake", "raster", "spiral"}
-        See `Field`.
+        See `ScanField`.
     jitter : float
         Displacement of jittered points, steps.
     seed : int
@@ -80,7 +80,7 @@ def ptycho_scan(
     ValueError
         Before anything moves: for a wrong parameter, a motor without a length unit, or a field outside its limits.
     """
-    field = Field(width_um * UM, height_um * UM, step_um * UM, pattern, jitter, seed)
+    field = ScanField(width_um * UM, height_um * UM, step_um * UM, pattern, jitter, seed)
     about = about_scan(detectors, x_motor, y_motor, field, geometry, probe_diameter_um, x_sign, y_sign, card=None)
     args = plan_args(locals())
     center_m = (center_x_um * UM, center_y_um * UM)
@@ -109,7 +109,7 @@ def rel_ptycho_scan(
 
     See `ptycho_scan` for the parameters.
     """
-    field = Field(width_um * UM, height_um * UM, step_um * UM, pattern, jitter, seed)
+    field = ScanField(width_um * UM, height_um * UM, step_um * UM, pattern, jitter, seed)
     about = about_scan(detectors, x_motor, y_motor, field, geometry, probe_diameter_um, x_sign, y_sign, card=None)
     args = plan_args(locals())
     return (yield from _scan("rel_ptycho_scan", detectors, x_motor, y_motor, field, None, about, args, md))
@@ -167,7 +167,7 @@ def sparse_ptycho_scan(
         a tolerance it cannot keep, or a spacing it was never measured at.
     """
     card, step_m = spacing(model, tolerated_error_rad, step_um, allow_unmeasured)
-    field = Field(width_um * UM, height_um * UM, step_m, pattern, jitter, seed)
+    field = ScanField(width_um * UM, height_um * UM, step_m, pattern, jitter, seed)
     about = about_scan(detectors, x_motor, y_motor, field, geometry, probe_diameter_um, x_sign, y_sign, card)
     about["tolerated_error_rad"] = None if step_um else tolerated_error_rad
     args = plan_args(locals())
@@ -201,7 +201,7 @@ def rel_sparse_ptycho_scan(
     See `sparse_ptycho_scan` for the parameters.
     """
     card, step_m = spacing(model, tolerated_error_rad, step_um, allow_unmeasured)
-    field = Field(width_um * UM, height_um * UM, step_m, pattern, jitter, seed)
+    field = ScanField(width_um * UM, height_um * UM, step_m, pattern, jitter, seed)
     about = about_scan(detectors, x_motor, y_motor, field, geometry, probe_diameter_um, x_sign, y_sign, card)
     about["tolerated_error_rad"] = None if step_um else tolerated_error_rad
     args = plan_args(locals())
@@ -213,7 +213,7 @@ def _scan(
     detectors: Sequence[Readable[Any]],
     x_motor: Any,
     y_motor: Any,
-    field: Field,
+    field: ScanField,
     center_m: tuple[float, float] | None,
     about: dict[str, Any],
     args: dict[str, Any],

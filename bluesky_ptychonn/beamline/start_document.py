@@ -9,7 +9,7 @@ from typing import Any
 from bluesky.protocols import Readable
 from cycler import Cycler
 
-from bluesky_ptychonn.beamline.patterns import Field
+from bluesky_ptychonn.beamline.patterns import ScanField
 from bluesky_ptychonn.card import DENSE_SAMPLING, ModelCard, load_card
 from bluesky_ptychonn.optics.geometry import Geometry
 
@@ -44,7 +44,7 @@ def about_scan(
     detectors: Sequence[Readable[Any]],
     x_motor: Any,
     y_motor: Any,
-    field: Field,
+    field: ScanField,
     geometry: Mapping[str, Any] | None,
     probe_diameter_um: float | None,
     x_sign: int,
@@ -138,7 +138,7 @@ def plan_args(arguments: Mapping[str, Any]) -> dict[str, Any]:
     return {**kept, "x_motor": arguments["x_motor"].name, "y_motor": arguments["y_motor"].name}
 
 
-def hints(field: Field, x_motor: Any, y_motor: Any) -> dict[str, Any]:
+def hints(field: ScanField, x_motor: Any, y_motor: Any) -> dict[str, Any]:
     """Name the scan's dimensions, slow first, for live tables and plots."""
     said: dict[str, Any] = {
         "dimensions": [([position_key(motor)], "primary") for motor in (y_motor, x_motor)],
@@ -148,7 +148,7 @@ def hints(field: Field, x_motor: Any, y_motor: Any) -> dict[str, Any]:
     return said
 
 
-def grid(field: Field, trajectory: Cycler[Any, Any], motors: tuple[Any, Any]) -> dict[str, Any]:
+def grid(field: ScanField, trajectory: Cycler[Any, Any], motors: tuple[Any, Any]) -> dict[str, Any]:
     """Write what Bluesky's own grid_scan does, so that its live tables and plots know the grid."""
     at = trajectory.by_key()
     x_motor, y_motor = motors

@@ -22,8 +22,8 @@ def backfill(
     check_model(model)
     since = None if days is None else time.time() - 86400 * days
     with open_catalog(catalog) as root:
-        from bluesky_ptychonn.stream.backfill import backfill as fill
-        from bluesky_ptychonn.stream.backfill import unfinished
+        from bluesky_ptychonn.live.batch.backfill import backfill as fill
+        from bluesky_ptychonn.live.batch.backfill import unfinished
 
         count = 0
         if list_only:

@@ -35,8 +35,8 @@ def open_catalog(catalog: str) -> Iterator[Any]:
     ValueError
         When there is no such catalog.
     """
-    from bluesky_ptychonn.cli.road import FRAMES
-    from bluesky_ptychonn.stream.server import connect, serve_catalog
+    from bluesky_ptychonn.catalog.connection.server import connect, serve_catalog
+    from bluesky_ptychonn.cli.local_session import FRAMES
 
     folder = Path(catalog).expanduser()
     if catalog.startswith(("http://", "https://")) or not folder.is_dir():
@@ -62,7 +62,7 @@ def check_model(model: str) -> None:
         For an unknown version or folder.
     """
     from bluesky_ptychonn.card import load_card
-    from bluesky_ptychonn.stream.champion import bare_name
+    from bluesky_ptychonn.catalog.registry.champion import bare_name
 
     if not bare_name(model):
         load_card(model)
@@ -90,7 +90,7 @@ def find_reconstruction(root: Any, which: str) -> Any:
     LookupError
         When there is none, or a shortened uid fits several runs.
     """
-    from bluesky_ptychonn.stream.client import reconstructions
+    from bluesky_ptychonn.catalog.results.client import reconstructions
 
     if which == "latest":
         found = reconstructions(root, limit=1)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 if TYPE_CHECKING:
-    from bluesky_ptychonn.cli.road import Road
+    from bluesky_ptychonn.cli.local_session import LocalSession
 
 REPORT, PICTURE = "report.json", "reconstruction.png"
 #: The model that comes with the package, made for the simulated beamline.
@@ -32,11 +32,11 @@ def demo(
     """Scan a simulated sample sparsely, reconstruct it while it is scanned, query it, and draw it."""
     from bluesky_ptychonn.beamline.plans import sparse_ptycho_scan
     from bluesky_ptychonn.beamline.sim import SimulatedBeamline
-    from bluesky_ptychonn.cli.road import CATALOG, open_road
+    from bluesky_ptychonn.cli.local_session import CATALOG, open_local_session
 
     started = time.perf_counter()
     typer.echo(f"starting the catalog in {out / CATALOG}, and a worker with the model {model} ...")
-    with open_road(out, model, device=device) as road:
+    with open_local_session(out, model, device=device) as road:
         beamline = SimulatedBeamline.demo(road.frames, sample, seed, exposure_s=exposure_s)
         stage, camera = beamline.stage, beamline.camera
 
@@ -66,10 +66,10 @@ def demo(
     _say(report, picture, out, time.perf_counter() - started)
 
 
-def _report(road: Road, result: Any, experiment: Any, slowdown: float, out: Path) -> dict[str, Any]:
+def _report(road: LocalSession, result: Any, experiment: Any, slowdown: float, out: Path) -> dict[str, Any]:
     """Judge the result against the truth, over the covered part of the scanned field, global phase removed."""
-    from bluesky_ptychonn.cli.road import frames_per_s, latency_ms
-    from bluesky_ptychonn.recon.evaluate import score_mosaic
+    from bluesky_ptychonn.cli.local_session import frames_per_s, latency_ms
+    from bluesky_ptychonn.recon.evaluation.simulated_scans import score_mosaic
 
     image, frames = result.mosaic(), result.frames
     scan = result.raw.metadata["start"]["ptychography"]

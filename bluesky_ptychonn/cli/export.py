@@ -15,7 +15,7 @@ from bluesky_ptychonn.cli.catalogs import CatalogOption, ReconstructionArgument,
 if TYPE_CHECKING:
     import pandas as pd
 
-    from bluesky_ptychonn.recon.stitch import MosaicImage
+    from bluesky_ptychonn.recon.mosaic.stitch import MosaicImage
 
 
 def export(

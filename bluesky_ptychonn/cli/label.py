@@ -23,11 +23,11 @@ def label(
     again: Annotated[bool, typer.Option(help="make it anew where it is there")] = False,
 ) -> None:
     """Let an iterative solver (pty-chi) reconstruct an overlapped run, and keep the label in the same catalog."""
-    from bluesky_ptychonn.recon.labelling import MOST_SAMPLING
-    from bluesky_ptychonn.stream.labels import label as make_label
-    from bluesky_ptychonn.stream.measured import Optic
+    from bluesky_ptychonn.catalog.runs.measured import ProbeSetup
+    from bluesky_ptychonn.live.batch.label import label as make_label
+    from bluesky_ptychonn.recon.solver.labelling import MOST_SAMPLING
 
-    Optic.of(model, probe)  # an unknown model or file is said before a server is started
+    ProbeSetup.of(model, probe)  # an unknown model or file is said before a server is started
     with open_catalog(catalog) as root:
         made = make_label(
             run_key(run),

@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from bluesky_ptychonn.cli.catalogs import CatalogOption, open_catalog
-from bluesky_ptychonn.cli.model_table import printable
+from bluesky_ptychonn.cli.models.table import printable
 
 if TYPE_CHECKING:
-    from bluesky_ptychonn.stream.learner_config import LearnerConfig
+    from bluesky_ptychonn.live.learning.config import LearnerConfig
 
 
 def learn(
@@ -46,8 +46,8 @@ def learn(
         if history:
             _tell(root, name)
             return
-        from bluesky_ptychonn.stream.learner import CatalogLearner
-        from bluesky_ptychonn.stream.session import log_to
+        from bluesky_ptychonn.live.learning.service import CatalogLearner
+        from bluesky_ptychonn.live.session import log_to
 
         learner = CatalogLearner(root, name, folder or place, settings, since=began)
         handler = log_to(learner.folder)
@@ -74,7 +74,7 @@ def _time(words: str) -> float:
 
 def _settings(config: Path | None) -> tuple[LearnerConfig, Path | None]:
     """[learning] of a configuration file, and the folder it names."""
-    from bluesky_ptychonn.stream.learner_config import LearnerConfig
+    from bluesky_ptychonn.live.learning.config import LearnerConfig
 
     if config is None:
         return LearnerConfig(), None
@@ -85,7 +85,7 @@ def _settings(config: Path | None) -> tuple[LearnerConfig, Path | None]:
 
 
 def _tell(root: Any, name: str) -> None:
-    from bluesky_ptychonn.stream.registry import Registry
+    from bluesky_ptychonn.catalog.registry.registry import Registry
 
     lessons = Registry(root).learning(name)
     for lesson in lessons:
@@ -100,9 +100,9 @@ def _stay_small(settings: LearnerConfig) -> None:
 
     import torch
 
-    from bluesky_ptychonn.recon.checkpoint import choose_device
-    from bluesky_ptychonn.stream.live import worker_threads
-    from bluesky_ptychonn.stream.worker import give_way
+    from bluesky_ptychonn.live.callback import worker_threads
+    from bluesky_ptychonn.live.worker import give_way
+    from bluesky_ptychonn.recon.models.checkpoint import choose_device
 
     give_way(settings.nice)
     torch.set_num_threads(worker_threads())
@@ -136,7 +136,7 @@ def _said_here() -> Iterator[None]:
 
     handler = logging.StreamHandler()
     handler.setFormatter(logging.Formatter("%(message)s"))
-    logger = logging.getLogger("bluesky_ptychonn.stream")
+    logger = logging.getLogger("bluesky_ptychonn")
     logger.addHandler(handler)
     try:
         yield

@@ -26,15 +26,15 @@ def reconstruct(
     """Reconstruct a run of the catalog with a model; the result goes into the same catalog."""
     from bluesky_ptychonn.card import load_card
     from bluesky_ptychonn.optics.geometry import Geometry
-    from bluesky_ptychonn.recon.refinement import Refinement
+    from bluesky_ptychonn.recon.mosaic.refine_config import Refinement
 
     check_model(model)
     given = {"energy_ev": energy_ev, "distance_m": distance_m, "pixel_pitch_m": pixel_pitch_m}
     with open_catalog(catalog) as root:
-        from bluesky_ptychonn.stream.champion import meant
-        from bluesky_ptychonn.stream.reconstruct import reconstruct as run_reconstruction
+        from bluesky_ptychonn.catalog.registry.champion import resolve_model
+        from bluesky_ptychonn.live.batch.reconstruct import reconstruct as run_reconstruction
 
-        made_by, geometry = meant(model, root), None
+        made_by, geometry = resolve_model(model, root), None
         if any(value is not None for value in given.values()):
             frame_shape = load_card(made_by).input.frame_shape
             geometry = Geometry.from_document({**given, "frame_shape": frame_shape}, "command line")

@@ -18,7 +18,7 @@ def recover(
     if not backup.expanduser().is_dir():
         raise ValueError(f"{backup}: no such folder; the configuration's catalog.backup names it")
     with open_catalog(catalog) as root:
-        from bluesky_ptychonn.stream.raw_runs import recover as recover_runs
+        from bluesky_ptychonn.catalog.raw.writer import recover as recover_runs
 
         found = recover_runs(root, backup)
     for one in found:

@@ -26,10 +26,10 @@ def replay(
     card, scan = load_card(model), read_cxi(file)
     card.check_geometry(scan.geometry)
     from bluesky_ptychonn.beamline.replay import ReplayBeamline, replay_scan
-    from bluesky_ptychonn.cli.road import CATALOG, frames_per_s, latency_ms, open_road
+    from bluesky_ptychonn.cli.local_session import CATALOG, frames_per_s, latency_ms, open_local_session
 
     typer.echo(f"starting the catalog in {out / CATALOG}, and a worker with the model {model} ...")
-    with open_road(out, model, device=device) as road:
+    with open_local_session(out, model, device=device) as road:
         beamline = ReplayBeamline.of(scan, road.frames, exposure_s=exposure_s)
         plan = replay_scan(beamline, every, first, md={"sample": file.stem, "purpose": "replay"})
         uid, took_s = road.scan(plan, words=f"replay, every {every}")

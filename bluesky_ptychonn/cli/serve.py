@@ -20,8 +20,8 @@ def serve(
     subscriptions: Annotated[bool, typer.Option("--subscriptions", help="offer Tiled subscriptions")] = False,
 ) -> None:
     """Serve a catalog until Ctrl-C: raw runs, reconstructions, models."""
-    from bluesky_ptychonn.cli.road import FRAMES
-    from bluesky_ptychonn.stream.server import serve_catalog
+    from bluesky_ptychonn.catalog.connection.server import serve_catalog
+    from bluesky_ptychonn.cli.local_session import FRAMES
 
     over = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):

@@ -26,8 +26,8 @@ def status(
 
     And which raw runs are not whole in the catalog yet.
     """
-    from bluesky_ptychonn.stream.progress import Status
-    from bluesky_ptychonn.stream.session import find_sessions, journal_root
+    from bluesky_ptychonn.live.pipeline.progress import Status
+    from bluesky_ptychonn.live.session import find_sessions, journal_root
 
     root = (journal or journal_root()).expanduser()
     found = find_sessions(root)
@@ -58,7 +58,7 @@ def status(
 
 def _tell_raw_runs(backup: Path | None) -> None:
     from bluesky_ptychonn.config import Config
-    from bluesky_ptychonn.stream.run_file import run_files
+    from bluesky_ptychonn.journal.append_file import run_files
 
     if backup is None:
         with contextlib.suppress(ValueError):  # no configuration: whoever has a backup folder names it

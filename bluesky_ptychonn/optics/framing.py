@@ -8,7 +8,7 @@ from bluesky_ptychonn.optics.geometry import Geometry
 
 
 class PreprocessConfig(BaseModel):
-    """Orientation, cut, size and bad pixels; `bluesky_ptychonn.recon.preprocess` carries it out in this order.
+    """Orientation, cut, size and bad pixels; `recon.inference.preprocess` carries it out in this order.
 
     Bad pixels are mended, the frame is transposed, flipped, cut to a window with the beam at pixel
     ``(N // 2, N // 2)``, binned or resized, and small counts are set to 0. The default leaves frames as they are.

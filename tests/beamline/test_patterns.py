@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.spatial import cKDTree
 
-from bluesky_ptychonn.beamline.patterns import Field
+from bluesky_ptychonn.beamline.patterns import ScanField
 
 lengths = st.floats(0.5, 12.0)
 steps = st.floats(0.3, 2.0)
@@ -18,7 +18,7 @@ grids = st.sampled_from(["raster", "snake", "jittered"])
 centres = st.tuples(st.floats(-50, 50), st.floats(-50, 50))
 
 
-def points(field: Field, centre: tuple[float, float] = (0.0, 0.0)) -> np.ndarray:
+def points(field: ScanField, centre: tuple[float, float] = (0.0, 0.0)) -> np.ndarray:
     at = field.points("x", "y", centre).by_key()
     return np.stack([at["x"], at["y"]], axis=1)
 
@@ -27,7 +27,7 @@ def points(field: Field, centre: tuple[float, float] = (0.0, 0.0)) -> np.ndarray
 def test_rasters_stay_in_the_field_reach_its_edges_and_are_never_coarser_than_asked(
     width, height, step, centre, pattern
 ) -> None:
-    field = Field(width, height, step, pattern, jitter=0.0)
+    field = ScanField(width, height, step, pattern, jitter=0.0)
     xy = points(field, centre) - centre
     assert len(xy) == field.count == math.prod(field.shape)
     np.testing.assert_allclose(np.abs(xy).max(axis=0), [width / 2, height / 2], rtol=1e-6, atol=1e-9)
@@ -41,8 +41,8 @@ def test_rasters_stay_in_the_field_reach_its_edges_and_are_never_coarser_than_as
 def test_jitter_moves_each_point_by_no_more_than_asked_and_not_out_of_the_field(
     width, height, step, jitter, seed
 ) -> None:
-    field = Field(width, height, step, "jittered", jitter, seed)
-    xy, plain = points(field), points(Field(width, height, step, "snake"))
+    field = ScanField(width, height, step, "jittered", jitter, seed)
+    xy, plain = points(field), points(ScanField(width, height, step, "snake"))
     assert len(xy) == len(plain)
     assert np.abs(xy - plain).max() <= jitter * step * (1 + 1e-9)
     assert (np.abs(xy) <= np.array([width, height]) / 2 + 1e-12).all()
@@ -51,7 +51,7 @@ def test_jitter_moves_each_point_by_no_more_than_asked_and_not_out_of_the_field(
 
 @given(width=st.floats(4, 12), height=st.floats(4, 12), step=st.floats(0.3, 1.0))
 def test_a_spiral_fills_the_field_as_densely_as_a_raster_of_that_step(width, height, step) -> None:
-    field = Field(width, height, step, "spiral")
+    field = ScanField(width, height, step, "spiral")
     xy = points(field)
     assert (np.abs(xy) <= np.array([width, height]) / 2 + 1e-9).all()
     # Along the edges a ring more or less fits: two steps of the circumference.
@@ -62,17 +62,17 @@ def test_a_spiral_fills_the_field_as_densely_as_a_raster_of_that_step(width, hei
 
 
 def test_a_line_and_a_point_lie_in_the_middle() -> None:
-    np.testing.assert_allclose(points(Field(2, 0, 1, "snake"), (5, 7)), [[4, 7], [5, 7], [6, 7]])
-    np.testing.assert_allclose(points(Field(0, 0, 1, "raster"), (5, 7)), [[5, 7]])
+    np.testing.assert_allclose(points(ScanField(2, 0, 1, "snake"), (5, 7)), [[4, 7], [5, 7], [6, 7]])
+    np.testing.assert_allclose(points(ScanField(0, 0, 1, "raster"), (5, 7)), [[5, 7]])
 
 
 def test_a_snake_turns_round_and_a_raster_does_not() -> None:
-    assert points(Field(1, 1, 1, "snake"))[:, 0].tolist() == [-0.5, 0.5, 0.5, -0.5]
-    assert points(Field(1, 1, 1, "raster"))[:, 0].tolist() == [-0.5, 0.5, -0.5, 0.5]
+    assert points(ScanField(1, 1, 1, "snake"))[:, 0].tolist() == [-0.5, 0.5, 0.5, -0.5]
+    assert points(ScanField(1, 1, 1, "raster"))[:, 0].tolist() == [-0.5, 0.5, -0.5, 0.5]
 
 
 def test_rounding_makes_no_extra_point() -> None:
-    assert Field(3.0, 0, 0.1).shape == (1, 31)
+    assert ScanField(3.0, 0, 0.1).shape == (1, 31)
 
 
 @pytest.mark.parametrize(
@@ -89,9 +89,9 @@ def test_rounding_makes_no_extra_point() -> None:
 )
 def test_wrong_fields_are_refused_in_words(values, words) -> None:
     with pytest.raises(ValueError, match=words):
-        Field(**{"width": 1.0, "height": 1.0, "step": 0.5, **values})
+        ScanField(**{"width": 1.0, "height": 1.0, "step": 0.5, **values})
 
 
 def test_a_spiral_needs_an_area() -> None:
     with pytest.raises(ValueError, match="a spiral needs a width and a height"):
-        Field(1.0, 0.0, 0.5, "spiral").points("x", "y")
+        ScanField(1.0, 0.0, 0.5, "spiral").points("x", "y")

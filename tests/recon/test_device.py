@@ -17,14 +17,14 @@ import torch
 
 from bluesky_ptychonn.card import ModelCard
 from bluesky_ptychonn.recon import device as devices
-from bluesky_ptychonn.recon import engine
-from bluesky_ptychonn.recon.checkpoint import Model, choose_device
 from bluesky_ptychonn.recon.device import Device
-from bluesky_ptychonn.recon.engine import Reconstructor
-from bluesky_ptychonn.recon.network import build_network
-from bluesky_ptychonn.recon.refinement import Refinement
-from bluesky_ptychonn.recon.stitch import Mosaic
-from tests.recon.test_engine import LIFTED, PHOTONS, PROBE, Echo, echo, frames_of, make_card
+from bluesky_ptychonn.recon.inference import reconstructor as engine
+from bluesky_ptychonn.recon.inference.reconstructor import Reconstructor
+from bluesky_ptychonn.recon.models.checkpoint import Model, choose_device
+from bluesky_ptychonn.recon.mosaic.refine_config import Refinement
+from bluesky_ptychonn.recon.mosaic.stitch import Mosaic
+from bluesky_ptychonn.recon.networks.networks import build_network
+from tests.recon.inference.test_reconstructor import LIFTED, PHOTONS, PROBE, Echo, echo, frames_of, make_card
 
 GPU = Device(torch.device("cpu"), "cuda", "Pretended")
 ASSERTION = "CUDA error: device-side assert triggered\nCUDA kernel errors might be asynchronously reported"

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from bluesky_ptychonn.card import load_card
-from bluesky_ptychonn.recon.library import WEIGHTS_FILE, place
-from bluesky_ptychonn.stream.server import CatalogServer, serve_catalog
+from bluesky_ptychonn.catalog.connection.server import CatalogServer, serve_catalog
+from bluesky_ptychonn.recon.models.library import WEIGHTS_FILE, place
 
 
 @pytest.fixture(scope="session")
@@ -59,8 +59,8 @@ def small_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     from bluesky_ptychonn.card import InputContract, ModelCard, ProbeReference
     from bluesky_ptychonn.optics.simulate import SimulatedExperiment
-    from bluesky_ptychonn.recon.checkpoint import save_model
-    from bluesky_ptychonn.recon.network import LiftedConfig, build_network
+    from bluesky_ptychonn.recon.models.checkpoint import save_model
+    from bluesky_ptychonn.recon.networks.networks import LiftedConfig, build_network
 
     experiment = SimulatedExperiment.demo()
     config = LiftedConfig(frame_size=64, patch_size=32, lift_steps=2, stage_steps=0, stages=1, width=8)

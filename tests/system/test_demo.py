@@ -97,7 +97,7 @@ def test_a_run_in_the_catalog_can_be_reconstructed_again(again, report) -> None:
 @pytest.fixture(scope="module")
 def catalog(folder: Path, again: str) -> Iterator[Path]:
     """The demo's catalog, served, as at a beamline."""
-    from bluesky_ptychonn.stream.server import serve_catalog
+    from bluesky_ptychonn.catalog.connection.server import serve_catalog
 
     path = folder / "demo-output/catalog"
     with serve_catalog(path, readable=[path / "frames"]):

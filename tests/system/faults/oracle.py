@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tiled.client.utils import ClientError
 
-from bluesky_ptychonn.stream.client import reconstructions
+from bluesky_ptychonn.catalog.results.client import reconstructions
 from tests.system.faults.scene import MODEL, Scan
 
 #: Largest RMS difference between two reconstructions of the same frame (rad-like units of a transmission near one).
@@ -44,8 +44,8 @@ class Finding:
 @lru_cache(maxsize=1)
 def _reconstructor() -> Any:
     from bluesky_ptychonn.optics.simulate import SimulatedExperiment
-    from bluesky_ptychonn.recon.checkpoint import load_model
-    from bluesky_ptychonn.recon.engine import Reconstructor
+    from bluesky_ptychonn.recon.inference.reconstructor import Reconstructor
+    from bluesky_ptychonn.recon.models.checkpoint import load_model
 
     return Reconstructor(load_model(MODEL, "cpu"), SimulatedExperiment.demo().geometry)
 

@@ -17,9 +17,9 @@ from types import TracebackType
 from typing import Any
 
 from bluesky_ptychonn.beamline.ioc_process import IocProcess
-from bluesky_ptychonn.stream.connecting import connect
-from bluesky_ptychonn.stream.server import CatalogServer, serve_catalog
-from bluesky_ptychonn.stream.session import WorkerStatus
+from bluesky_ptychonn.catalog.connection.connect import connect
+from bluesky_ptychonn.catalog.connection.server import CatalogServer, serve_catalog
+from bluesky_ptychonn.live.session import WorkerStatus
 from tests.system.faults.proxy import Proxy
 
 MODEL = "simulated-zp64"

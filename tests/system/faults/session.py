@@ -135,9 +135,9 @@ def scan(RE: Any, camera: Any, stage: Any, order: Mapping[str, Any]) -> str:
 def main(settings: Mapping[str, Any]) -> None:
     from bluesky import RunEngine
 
-    from bluesky_ptychonn.stream.connecting import connect
-    from bluesky_ptychonn.stream.live import LiveReconstruction
-    from bluesky_ptychonn.stream.raw_runs import raw_writer
+    from bluesky_ptychonn.catalog.connection.connect import connect
+    from bluesky_ptychonn.catalog.raw.writer import raw_writer
+    from bluesky_ptychonn.live.callback import LiveReconstruction
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     catalog = connect(settings["uri"], sys.stdin.readline().strip())

@@ -1,0 +1,68 @@
+"""Where a catalog is, however a user names it, so that another process can reach it too."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import parse_qs, urlsplit, urlunsplit
+
+
+@dataclass(frozen=True, repr=False)
+class Address:
+    """Where a catalog is; the key is kept out of every repr.
+
+    Parameters
+    ----------
+    uri : str
+        Of the root.
+    api_key : str or None
+        Its key.
+    given : object
+        What it was made of.
+    """
+
+    uri: str
+    api_key: str | None
+    given: Any
+
+    @classmethod
+    def of(cls, catalog: Any) -> Address:
+        """Address of a server handle, Tiled client, URI, folder or profile name.
+
+        Raises
+        ------
+        ValueError
+            When it is none of these.
+        """
+        from bluesky_ptychonn.catalog.connection.server import connect
+
+        if hasattr(catalog, "uri") and hasattr(catalog, "api_key"):
+            return cls(catalog.uri, catalog.api_key, catalog)
+        if isinstance(catalog, str) and catalog.startswith(("http://", "https://")):
+            # Not connected to here: a catalog that is away now may be back when the first scan begins.
+            parts = urlsplit(catalog)
+            found = parse_qs(parts.query).get("api_key", [os.environ.get("TILED_API_KEY")])[0]
+            return cls(urlunsplit(parts._replace(query="")), found, catalog)
+        client = connect(catalog)
+        return cls(str(client.context.api_uri), client.context.api_key, client)
+
+    @property
+    def client(self) -> Any:
+        """Tiled client of the root."""
+        from bluesky_ptychonn.catalog.connection.server import connect
+
+        if isinstance(self.given, str):
+            return connect(self.uri, api_key=self.api_key)
+        if not hasattr(self.given, "context"):
+            return self.given.client
+        if str(self.given.uri).rstrip("/").endswith(("/metadata", str(self.uri).rstrip("/"))):
+            return self.given
+        from tiled.client import from_context
+
+        return from_context(self.given.context)  # a client of some container was given: go to its root
+
+    @property
+    def in_process(self) -> bool:
+        """Whether the server is an app inside this process."""
+        return "local-tiled-app" in self.uri

@@ -1,0 +1,154 @@
+"""The line to a catalog: that it is dead is found out once, for all runs; that it is back, by nobody who works."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+from bluesky_ptychonn.catalog.connection.http import CatalogUnavailableError
+from bluesky_ptychonn.catalog.runs.frame_source import Fetched, FrameReader
+
+log = logging.getLogger(__name__)
+
+_CONNECT_S = 5.0
+_READ_S = (10.0, 60.0)  # for an answer: at first, and at most for a catalog that is alive and slow
+_SLOW_FOR_S = 300.0  # how long a catalog counts as slow
+_PROBE_S = 5.0  # for an answer that costs the catalog next to nothing
+_EVERY_S = 1.0
+_FORGOTTEN_S = 60.0  # nobody asked for so long: nobody waits
+
+
+class CircuitBreaker:
+    """Whether a catalog can be asked now.
+
+    After a request without an answer every other fails at once, until a thread of this object has had an answer: so a
+    catalog that takes a connection and says nothing holds a worker up for one time-out, however many runs it has.
+
+    Parameters
+    ----------
+    root : Tiled client
+        Any client of the catalog.
+    lull : callable, optional
+        Called before every request: `live.request_pacing.RequestPacer.wait`.
+    own : bool
+        Whether the client's time-outs are ours to set.
+    """
+
+    def __init__(self, root: Any, lull: Callable[[], None] | None = None, *, own: bool = False) -> None:
+        self._http = root.context.http_client
+        self._uri = str(root.context.api_uri)
+        self._lull = lull
+        self._own = own
+        self._mutex = threading.Lock()
+        self._problem = ""
+        self._timed_out = False
+        self._asked = 0.0
+        self._thread: threading.Thread | None = None
+        self._read_s, self._slow_since = _READ_S[0], 0.0
+        self._set_timeout()
+
+    @property
+    def away(self) -> bool:
+        """Whether the catalog did not answer, and has not since."""
+        return bool(self._problem)
+
+    def wait(self) -> None:
+        """Wait for the moment to ask.
+
+        Raises
+        ------
+        CatalogUnavailableError
+            At once, while the catalog does not answer.
+        """
+        self._asked = time.monotonic()
+        if problem := self._problem:
+            self._probe()
+            raise CatalogUnavailableError(problem)
+        if self._read_s > _READ_S[0] and self._asked - self._slow_since > _SLOW_FOR_S:
+            self._read_s = _READ_S[0]
+            self._set_timeout()
+        if self._lull is not None:
+            self._lull()
+
+    def lost(self, error: Exception) -> None:
+        """Hear that a request had no answer."""
+        if not self._problem:
+            self._timed_out = "timed out" in str(error) or "Timeout" in str(error)
+            self._problem = str(error)
+            self._asked = time.monotonic()
+            self._probe()
+
+    @contextlib.contextmanager
+    def watched(self) -> Iterator[None]:
+        """Hear of what is raised inside."""
+        try:
+            yield
+        except ConnectionError as error:
+            self.lost(error)
+            raise
+
+    def _probe(self) -> None:
+        """See to it that somebody finds out when the catalog answers again."""
+        with self._mutex:
+            if self._thread is None or not self._thread.is_alive():
+                self._thread = threading.Thread(target=self._ask_again, name="ptychonn line", daemon=True)
+                self._thread.start()
+
+    def _ask_again(self) -> None:
+        while time.monotonic() - self._asked < _FORGOTTEN_S:
+            if self._answers():
+                if self._timed_out:  # alive all the time, and slower than we waited for
+                    self._read_s, self._slow_since = min(2 * self._read_s, _READ_S[1]), time.monotonic()
+                    self._set_timeout()
+                self._problem = ""
+                return
+            self._timed_out = False
+            time.sleep(_EVERY_S)
+
+    def _answers(self) -> bool:
+        import httpx
+
+        if self._http.is_closed:
+            return True  # the next request says so, in words
+        try:
+            status = self._http.get(self._uri, timeout=_PROBE_S).status_code
+        except (httpx.HTTPError, RuntimeError):
+            return False
+        return bool(status < httpx.codes.INTERNAL_SERVER_ERROR)
+
+    def _set_timeout(self) -> None:
+        import httpx
+
+        if self._own:
+            self._http.timeout = httpx.Timeout(self._read_s, connect=_CONNECT_S)
+
+
+class WatchedFrames:
+    """A source whose failures the line hears of.
+
+    Parameters
+    ----------
+    source : FrameReader
+        Gives the frames.
+    line : CircuitBreaker
+        Hears.
+    """
+
+    def __init__(self, source: FrameReader, line: CircuitBreaker) -> None:
+        self._source = source
+        self._line = line
+
+    def read(self, rows: Sequence[int]) -> Fetched:
+        """See `FrameReader.read`."""
+        fetched = self._source.read(rows)
+        if fetched.unreachable:
+            self._line.lost(ConnectionError(fetched.problem))
+        return fetched
+
+    def close(self) -> None:
+        """See `FrameReader.close`."""
+        self._source.close()

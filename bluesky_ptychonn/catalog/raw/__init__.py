@@ -1,0 +1,1 @@
+"""Raw runs into the catalog, whatever that does; nothing measured is lost."""

@@ -1,0 +1,143 @@
+"""The container of raw runs, over a connection of the writer's own that gives up on a dead server soon."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import json
+import time
+from collections.abc import Iterator
+from typing import Any
+
+from bluesky_ptychonn.catalog.connection.http import CatalogUnavailableError
+
+_REQUEST_S = 15.0  # a catalog with 2 s of latency on every request still answers; a half-open one is noticed
+_CONNECT_S = 5.0
+_PROBE_S = 5.0
+_REPEATABLE = ("GET", "HEAD", "PUT", "DELETE")
+
+
+class RawCatalog:
+    """Where raw runs go, however a user names it; connects when it is asked to. For one thread.
+
+    Parameters
+    ----------
+    catalog : CatalogServer, Tiled client, address or profile name
+        See `bluesky_ptychonn.catalog.connection.connect.connect`.
+    raw : str
+        Container of the runs; empty where runs lie at the root.
+    """
+
+    def __init__(self, catalog: Any, raw: str) -> None:
+        self._catalog = catalog
+        self._raw = raw
+        self._named: Any = None  # the client that `connect` gave
+        self._root: Any = None
+        self._runs: Any = None
+        self._asked: float | None = None
+
+    @property
+    def silent_s(self) -> float:
+        """How long the request of this moment has been without an answer, s. For any thread."""
+        asked = self._asked
+        return 0.0 if asked is None else time.monotonic() - asked
+
+    @property
+    def runs(self) -> Any:
+        """Tiled client of the container of runs.
+
+        Raises
+        ------
+        ValueError
+            When `catalog` names none.
+        httpx.HTTPError, OSError
+            When it does not answer.
+        KeyError
+            When it has no container of that name.
+        """
+        if self._runs is None:
+            from bluesky_ptychonn.catalog.connection.connect import connect
+
+            with self._asking():
+                named = connect(self._catalog)
+            if named is not self._named:
+                self.close()
+                self._named, self._root = named, self._own(named)
+            self._runs = self._root[self._raw] if self._raw else self._root
+        return self._runs
+
+    def answers(self) -> bool:
+        """Whether the server answers a plain request now; where it was never reached, whether it can be."""
+        import httpx
+
+        try:
+            context = self.runs.context
+            return not context.http_client.get(str(context.api_uri), timeout=_PROBE_S).is_server_error
+        except httpx.HTTPStatusError as error:  # it answers, if only to refuse
+            return not error.response.is_server_error
+        except (httpx.HTTPError, OSError, json.JSONDecodeError):  # the last: some other server answers there
+            return False
+        except RuntimeError:  # the connection was closed under us
+            self.close()
+            return False
+
+    def forget(self) -> None:
+        """Look the catalog up anew at the next request: the server may be another process, at another port."""
+        self._runs = None
+
+    def close(self) -> None:
+        """Close the connection; the next request opens another."""
+        if self._root is not None and self._root is not self._named:
+            self._root.context.http_client.close()
+        self._named = self._root = self._runs = None
+
+    def _own(self, client: Any) -> Any:
+        """Return the same container over a connection of its own: others may close theirs, and wait longer than we."""
+        import httpx
+        from tiled.client.utils import client_for_item
+
+        try:
+            context = copy.copy(client.context)
+        except TypeError:  # a catalog inside this process has no connection to copy
+            return client
+        context.http_client.timeout = httpx.Timeout(_REQUEST_S, connect=_CONNECT_S, pool=_CONNECT_S)
+        self._try_once(context.http_client)
+        return client_for_item(context, client.structure_clients, client.item)
+
+    def _try_once(self, http: Any) -> None:
+        """Have every request fail at once where it fails, with an error that Tiled's client does not know.
+
+        It would repeat it for 45 s, and rows that a slow server took after all would be in the table twice.
+        """
+        import httpx
+
+        send = http.send
+
+        def send_once(request: httpx.Request, **options: Any) -> httpx.Response:
+            with self._asking():
+                try:
+                    try:
+                        response: httpx.Response = send(request, **options)
+                    except (httpx.ReadError, httpx.WriteError, httpx.RemoteProtocolError):
+                        if request.method not in _REPEATABLE:
+                            raise
+                        response = send(request, **options)  # the server had closed a kept connection
+                except httpx.TransportError as error:
+                    why = str(error) or type(error).__name__
+                    raise CatalogUnavailableError(f"catalog {request.url.host} does not answer: {why}") from error
+                status = response.status_code
+                if status >= httpx.codes.INTERNAL_SERVER_ERROR or status == httpx.codes.TOO_MANY_REQUESTS:
+                    response.close()
+                    words = f"{request.method} {request.url.path} answered {status}"
+                    raise CatalogUnavailableError(f"catalog {request.url.host}: {words}", status)
+                return response
+
+        http.send = send_once
+
+    @contextlib.contextmanager
+    def _asking(self) -> Iterator[None]:
+        self._asked = time.monotonic()
+        try:
+            yield
+        finally:
+            self._asked = None

@@ -1,0 +1,298 @@
+"""The thread that takes a folder's raw runs into the catalog, and goes on whatever that does."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from typing import TYPE_CHECKING, Any
+
+from bluesky_ptychonn.catalog.connection.http import CatalogUnavailableError
+from bluesky_ptychonn.catalog.raw.connection import RawCatalog
+from bluesky_ptychonn.catalog.raw.upload import NotARunError, RunUpload, describe
+from bluesky_ptychonn.journal.append_file import RunFile, run_files
+from bluesky_ptychonn.journal.router import RunFolder
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+log = logging.getLogger(__name__)
+
+RECOVERED = ".recovered"
+_IDLE_S = 1.0  # between looks at the folder when nothing happens
+_AWAY_S = (0.5, 5.0)  # first and longest wait before asking a catalog that is away again
+_REFUSED_S = (1.0, 600.0)  # the same for one run that the catalog refuses
+_SILENT_S = 6.0  # without an answer: whoever closes waits no longer
+_BESIDE = 256 << 10  # bytes of an old run taken in at a time while another one is being measured
+
+
+class Delivery:
+    """Takes runs in, those of this session as they grow, older ones beside them.
+
+    Parameters
+    ----------
+    files : RunFolder
+        Of this session.
+    catalog : RawCatalog
+        Where to.
+    said : ProblemLog
+        Hears of problems.
+
+    Attributes
+    ----------
+    wrong : Exception or None
+        Why the catalog's name is none, where that turned out at the first attempt.
+    """
+
+    def __init__(self, files: RunFolder, catalog: RawCatalog, said: ProblemLog) -> None:
+        self.wrong: Exception | None = None
+        self._files = files
+        self._catalog = catalog
+        self._said = said
+        self._jobs: dict[Path, _Job] = {}
+        self._retry_at, self._retry_s = 0.0, _AWAY_S[0]
+        self._looked = -_IDLE_S
+        self._news, self._first, self._closing = threading.Event(), threading.Event(), threading.Event()
+        self._thread = threading.Thread(target=self._work, name="raw-writer", daemon=True)
+        self._thread.start()
+
+    @property
+    def alive(self) -> bool:
+        """Whether the thread works on."""
+        return self._thread.is_alive()
+
+    def news(self) -> None:
+        """Tell the thread that something was appended."""
+        self._news.set()
+
+    def wait_first(self, timeout: float) -> None:
+        """Wait until the catalog was asked once, at most `timeout` s."""
+        self._first.wait(timeout)
+
+    def close(self, timeout: float) -> None:
+        """Take in what the catalog takes, at most `timeout` s, and end the thread; soon where there is no answer."""
+        self._closing.set()
+        self._news.set()
+        end = time.monotonic() + timeout
+        while self._thread.is_alive() and time.monotonic() < end and self._catalog.silent_s < _SILENT_S:
+            self._thread.join(0.1)
+
+    # -- in the thread
+
+    def _work(self) -> None:
+        while True:
+            closing = self._closing.is_set()  # before the turn: what was appended meanwhile has another one
+            try:
+                busy = self._turn()
+            except Exception as error:
+                self._said.say("writer", f"{type(error).__name__}: {error}")
+                log.debug("raw writer", exc_info=True)  # and goes on: this thread must outlive anything
+                busy = False
+            else:
+                self._said.over("writer")
+            self._first.set()
+            if busy:
+                continue
+            if closing:
+                break
+            self._news.wait(_IDLE_S if time.monotonic() >= self._retry_at else _AWAY_S[0])
+            self._news.clear()
+        self._take_begun()
+        for job in self._jobs.values():
+            self._put_down(job)  # a run that goes on keeps its lock: no other session is to end it
+        self._catalog.close()
+
+    def _turn(self) -> bool:
+        """Do a little of all there is to do; whether there may be more right now."""
+        self._take_begun()
+        self._look_after_disk()
+        if not self._reach():
+            return False
+        own = [job for job in self._jobs.values() if not job.old and job.due]
+        busy = False
+        for job in own:
+            busy |= self._advance(job)
+            if self._retry_at:
+                return False
+        return self._advance_old(beside=any(self._files.is_open(job.file) for job in own)) or busy
+
+    def _take_begun(self) -> None:
+        for uid, file in self._files.begun():
+            self._jobs[file.path] = _Job(file, uid, fresh=True)
+
+    def _look_after_disk(self) -> None:
+        try:
+            for job in list(self._jobs.values()):
+                job.file.flush()
+                job.file.sync()
+        except OSError as error:
+            self._said.say("disk", f"{self._files.folder}: {error}; documents wait in memory")
+        else:
+            self._said.over("disk", unless=lambda: self._files.held > 0)
+
+    def _reach(self) -> bool:
+        """Whether the catalog answers, as far as is known; asks one that was away now and then."""
+        if not self._retry_at and self._first.is_set():
+            return True
+        if time.monotonic() < self._retry_at and not self._closing.is_set():
+            return False
+        try:
+            there = self._catalog.answers()
+            why = "it does not answer"
+        except (ValueError, KeyError) as error:
+            if not self._first.is_set():
+                self.wrong = error
+                self._closing.set()
+            there, why = False, f"{type(error).__name__}: {error}"
+        if there:
+            self._retry_at, self._retry_s = 0.0, _AWAY_S[0]
+            self._said.over("catalog")
+        else:
+            self._away(why)
+        return there
+
+    def _away(self, why: str) -> None:
+        self._catalog.forget()
+        self._retry_at = time.monotonic() + self._retry_s
+        self._retry_s = min(2 * self._retry_s, _AWAY_S[1])
+        self._said.say("catalog", f"the catalog is away ({why}); raw runs wait in {self._files.folder}")
+        for job in list(self._jobs.values()):
+            job.feed = None
+            if self._put_down(job):
+                del self._jobs[job.file.path]
+
+    def _put_down(self, job: _Job) -> bool:
+        """Close a file that nothing will be added to: there may be many."""
+        if job.file.held or self._files.is_open(job.file):
+            return False
+        job.file.release()
+        return True
+
+    def _advance_old(self, *, beside: bool) -> bool:
+        """Take in a piece of the oldest run that waits; whether there was one."""
+        job = next((job for job in self._jobs.values() if job.old and job.due), None)
+        if job is None and (self._closing.is_set() or time.monotonic() - self._looked >= _IDLE_S):
+            self._looked = time.monotonic()
+            job = self._claim()
+        return job is not None and self._advance(job, _BESIDE if beside else None)
+
+    def _claim(self) -> _Job | None:
+        for path in run_files(self._files.folder):
+            if path in self._jobs:
+                continue
+            try:
+                file = RunFile.claim(path)
+                if not file.size:  # its writer was killed before the first document
+                    file.remove()
+                    continue
+            except (BlockingIOError, FileNotFoundError):
+                continue
+            except OSError as error:  # this one only: the others are not to wait for it
+                self._said.say(path.stem, describe(path, error))
+                continue
+            self._said.over(path.stem)
+            job = self._jobs[path] = _Job(file, path.stem, fresh=False)
+            return job
+        return None
+
+    def _advance(self, job: _Job, max_bytes: int | None = None) -> bool:
+        """Take in a piece of a run; whether there may be more of it."""
+        try:
+            if not self._files.is_open(job.file) and not job.file.held:
+                job.file.hold()
+        except (BlockingIOError, FileNotFoundError):  # another session took it over
+            del self._jobs[job.file.path]
+            return False
+        try:
+            busy = job.step(self._catalog.runs, max_bytes)
+            if job.done:
+                job.finish()
+        except Exception as error:  # noqa: BLE001  # said, and tried again
+            self._failed(job, error)
+            return False
+        if job.done:
+            del self._jobs[job.file.path]
+        if job.done or not busy:
+            self._said.over(job.uid)
+        return busy
+
+    def _failed(self, job: _Job, error: Exception) -> None:
+        log.debug("run %s", job.uid, exc_info=error)
+        job.feed = None
+        silent = isinstance(error, CatalogUnavailableError) and error.status is None
+        if silent or not (isinstance(error, NotARunError) or self._catalog.answers()):
+            self._away(f"{type(error).__name__}: {error}")
+            return
+        job.refused()
+        self._put_down(job)
+        self._said.say(job.uid, describe(job.file.path, error))
+
+
+class _Job:
+    """One file on its way, with when to try again."""
+
+    def __init__(self, file: RunFile, uid: str, *, fresh: bool) -> None:
+        self.file = file
+        self.uid = uid
+        self.old = not fresh
+        self.feed: RunUpload | None = None
+        self._tried, self._refusals = False, 0
+        self._retry_at, self._retry_s = 0.0, _REFUSED_S[0]
+
+    @property
+    def due(self) -> bool:
+        return time.monotonic() >= self._retry_at
+
+    @property
+    def done(self) -> bool:
+        return self.feed is not None and bool(self.feed.outcome)
+
+    def step(self, runs: Any, max_bytes: int | None) -> bool:
+        if self.feed is None:
+            fresh = not self.old and not self._tried
+            # Every other time arrays go as lists, which TiledWriter takes in some cases where it refuses arrays.
+            self.feed = RunUpload(self.file, fresh=fresh, growing=not self.old, plain=self._refusals % 2 == 1)
+            self._tried = True
+        return self.feed.step(runs, **({} if max_bytes is None else {"max_bytes": max_bytes}))
+
+    def refused(self) -> None:
+        self._refusals += 1
+        self._retry_at = time.monotonic() + self._retry_s
+        self._retry_s = min(2 * self._retry_s, _REFUSED_S[1])
+
+    def finish(self) -> None:
+        """Delete the file, or keep it where a line of it could not be read."""
+        if self.file.corrupt:
+            self.file.rename(RECOVERED)
+        else:
+            self.file.remove()
+
+
+class ProblemLog:
+    """Problems of now, from several threads: each is logged once when it comes and once when it is over."""
+
+    def __init__(self) -> None:
+        self._now: dict[str, str] = {}
+        self._mutex = threading.Lock()
+
+    @property
+    def words(self) -> str:
+        """All of them."""
+        with self._mutex:
+            return "; ".join(self._now.values())
+
+    def say(self, kind: str, words: str) -> None:
+        """Say that something is wrong."""
+        with self._mutex:
+            new = kind not in self._now
+            self._now[kind] = words
+        if new:
+            log.warning("raw runs: %s", words)
+
+    def over(self, kind: str, unless: Callable[[], bool] = lambda: False) -> None:
+        """Say that it is so no more, `unless` it is again: asked where nobody else can say something meanwhile."""
+        with self._mutex:
+            words = None if kind not in self._now or unless() else self._now.pop(kind)
+        if words is not None:
+            log.info("raw runs: over: %s", words)

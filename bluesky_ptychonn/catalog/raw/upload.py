@@ -1,0 +1,177 @@
+"""One run's file into a catalog, through TiledWriter: while it is being written, or again from its beginning."""
+
+from __future__ import annotations
+
+import logging
+import math
+import re
+import uuid
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bluesky_ptychonn.catalog.connection.http import TiledNode
+from bluesky_ptychonn.catalog.raw.event_count import EventCounter, read_back
+from bluesky_ptychonn.catalog.raw.tiled_writer import BatchedTiledWriter
+from bluesky_ptychonn.journal.append_file import RunFile
+from bluesky_ptychonn.journal.encoding import encode
+from bluesky_ptychonn.journal.writer import Entry
+
+log = logging.getLogger(__name__)
+
+_CHUNK = 4 << 20  # bytes of documents in one turn: some hundred images of 64 x 64, thousands of events without
+_KEY = r"(?!\.{1,2}$)[^/\\?#%\x00-\x1f]+"  # a uid that is one step of a path in the catalog
+
+ENDED = "the session that measured this run ended without a word; this stop document was added when it was recovered"
+
+
+class NotARunError(ValueError):
+    """What is in the file cannot be written as a run: in words."""
+
+
+class RunUpload:
+    """Takes one run's file into the catalog, a piece at each `step`.
+
+    What is in the file goes in at once and in as few requests as it can; what comes after, as it comes. After an
+    error begin again with a new feed: what the catalog has by then is replaced.
+
+    Parameters
+    ----------
+    file : RunFile
+        Held by the caller.
+    fresh : bool
+        Whether the catalog cannot know the run yet.
+    growing : bool
+        Whether the run is still being measured, by this very session.
+    plain : bool
+        Hand arrays over as lists, which Tiled takes in some cases where it refuses arrays.
+
+    Attributes
+    ----------
+    uid : str
+        Of the run, once its start document was read.
+    outcome : str
+        ``recovered`` or ``already there`` once it is whole in the catalog.
+    """
+
+    def __init__(self, file: RunFile, *, fresh: bool, growing: bool, plain: bool = False) -> None:
+        self.file = file
+        self.uid = ""
+        self.outcome = ""
+        self._plain = plain
+        self._fresh = fresh
+        self._growing = growing
+        self._offset = 0
+        self._tally = EventCounter()
+        self._pipe: BatchedTiledWriter | None = None
+
+    @property
+    def offset(self) -> int:
+        """Byte up to which the file is in the catalog."""
+        return self._offset
+
+    def step(self, runs: Any, max_bytes: int = _CHUNK) -> bool:
+        """Write what is new in the file, about `max_bytes` of it.
+
+        Parameters
+        ----------
+        runs : Tiled container client
+            Where to.
+
+        Returns
+        -------
+        bool
+            Whether there was anything to do. Once `outcome` is set there never is.
+
+        Raises
+        ------
+        NotARunError
+            When the file holds no run, or the catalog's own copy must not be touched.
+        Exception
+            Whatever the catalog's client, or TiledWriter, raises.
+        """
+        if self._pipe is None and self._begin(runs):
+            return True
+        entries, offset = self.file.read(self._offset, max_bytes)
+        if offset == self._offset or self._pipe is None or self.outcome:
+            return False
+        for entry in entries:
+            self._tally.add(entry.name, entry.doc)
+            self._pipe.put(entry.name, _listed(entry.doc) if self._plain else entry.doc)
+        self._pipe.flush()
+        self._offset = offset
+        if any(entry.name == "stop" for entry in entries):
+            wrong = self._tally.compare(read_back(runs, self.uid))
+            if wrong:
+                raise RuntimeError(wrong)
+            if self.file.corrupt:
+                log.warning("run %s: %d lines of its file could not be read", self.uid, self.file.corrupt)
+            self.outcome = "recovered"
+        return True
+
+    def _begin(self, runs: Any) -> bool:
+        """Look at file and catalog; whether that was all there is to do."""
+        head = next(iter(self.file.documents()), None)
+        if head is None and self._growing:
+            return False
+        if head is None:
+            raise NotARunError("not a backup of a run: there is no document in it")
+        if head.name != "start" or not head.doc.get("uid"):
+            raise NotARunError("not a backup of a run: it does not begin with a start document")
+        self.uid = str(head.doc["uid"])
+        if not re.fullmatch(_KEY, self.uid):
+            raise NotARunError(f"the run's uid {self.uid!r} can be no key of a catalog")
+        if not (self._fresh and self._growing) and self._replace(runs, self._survey()):
+            self.outcome = "already there"
+            return True
+        self.file.corrupt = 0  # counted again when they are taken in
+        self._pipe = BatchedTiledWriter(runs, self.uid)
+        return False
+
+    def _survey(self) -> EventCounter:
+        """Count the documents; the run of a session that died gets its stop document."""
+        self.file.flush()  # the stop document of an earlier try may wait for a disk that was full
+        tally = EventCounter()
+        last: Entry | None = None
+        for last in self.file.documents():
+            tally.add(last.name, last.doc)
+        if last is not None and last.name != "stop" and not self._growing:
+            if math.isnan(last.time) or not self.file.locked:
+                raise NotARunError("the run has no stop document; is it still being written?")
+            stop = {
+                "uid": str(uuid.uuid4()),
+                "run_start": self.uid,
+                "time": last.time,
+                "exit_status": "abort",
+                "reason": ENDED,
+                "num_events": tally.counts,
+            }
+            self.file.append(encode("stop", stop, last.time))
+        return tally
+
+    def _replace(self, runs: Any, tally: EventCounter) -> bool:
+        """Make room for the run; whether the catalog has it whole already."""
+        wire = TiledNode(runs)
+        run = wire.attributes(self.uid)
+        if run is None:
+            return False
+        found = read_back(runs, self.uid)
+        if run["metadata"].get("stop") and not tally.compare(found):
+            return True
+        if foreign := tally.foreign(found):
+            raise NotARunError(f"the catalog has {foreign} events of this run that the file has not; both are left")
+        log.info("run %s: a part of it is in the catalog and is written anew", self.uid)
+        wire.delete(self.uid)
+        return False
+
+
+def _listed(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _listed(item) for key, item in value.items()}
+    return value.tolist() if isinstance(value, np.ndarray) else value
+
+
+def describe(path: Path, error: BaseException) -> str:
+    """Say what went wrong with a file."""
+    return str(error) if isinstance(error, NotARunError) else f"{path.name}: {type(error).__name__}: {error}"

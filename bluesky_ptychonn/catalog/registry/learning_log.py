@@ -1,0 +1,162 @@
+"""What a learner decided and why, run by run and candidate by candidate: a table in the catalog, ``learning/<name>``.
+
+The history of champions (`decisions`) holds what changed the champion and nothing else; here is all that was
+considered.
+A row takes about a kilobyte, so the runs of years stay a few megabytes, read in one request.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+from bluesky_ptychonn.catalog.connection.connect import connect
+from bluesky_ptychonn.catalog.connection.http import CatalogUnavailableError, TiledNode
+from bluesky_ptychonn.catalog.registry.decisions import who
+from bluesky_ptychonn.recon.models.library import check_name
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+LEARNING = "learning"
+Kind = Literal["taken", "passed over", "promote", "keep"]
+_WORDS = ("key", "time", "kind", "champion", "version", "reason", "by", "numbers")
+_RACES = 5
+
+
+@dataclass(frozen=True)
+class LearningRecord:
+    """One decision of a learner.
+
+    Parameters
+    ----------
+    key : str
+        Uid of the run, or the round and the candidate's digest; no key is there twice.
+    kind : {"taken", "passed over", "promote", "keep"}
+        Of a run, whether it is learned from; of a candidate, whether it became champion.
+    champion : str
+        Version that was champion when it was decided.
+    reason : str
+        In words.
+    version : str
+        Of the candidate; empty where it was not published, and for a run.
+    numbers : dict
+        What it was decided on, JSON values.
+    time : str
+        ISO 8601, UTC.
+    by : str
+        Who decided.
+    """
+
+    key: str
+    kind: Kind
+    champion: str
+    reason: str
+    version: str = ""
+    numbers: dict[str, Any] = field(default_factory=dict)
+    time: str = field(default_factory=lambda: datetime.now(UTC).isoformat())
+    by: str = field(default_factory=who)
+
+    def __post_init__(self) -> None:
+        if self.kind not in get_args(Kind):
+            raise ValueError(f"learning: kind {self.kind!r}; allowed: {', '.join(get_args(Kind))}")
+        if not self.reason.strip():
+            raise ValueError(f"learning: {self.kind} of {self.key!r} needs a reason, in words")
+        object.__setattr__(self, "numbers", finite(self.numbers))
+
+    def __str__(self) -> str:
+        """One line for people."""
+        what = f"run {self.key[:8]}" if self.kind in ("taken", "passed over") else "candidate"
+        named = f" {self.version}" if self.version else ""
+        return f"{self.time[:19]} {what}{named}, champion {self.champion}: {self.kind}: {self.reason}"
+
+
+class LearningLog:
+    """The decisions of the learner of one model, in a catalog.
+
+    Parameters
+    ----------
+    catalog : anything `connect` takes
+    name : str
+        Of the model.
+    before_request : callable, optional
+        Called before every request.
+    """
+
+    def __init__(self, catalog: Any, name: str, before_request: Callable[[], None] | None = None) -> None:
+        self._name = check_name(name)
+        root = connect(catalog)
+        self._root = TiledNode(root, (), before_request)
+        self._wire = TiledNode(root, (LEARNING,), before_request)
+
+    def read(self) -> tuple[LearningRecord, ...]:
+        """All of them, oldest first; none where there is no table yet."""
+        if self._wire.attributes(self._name) is None:
+            return ()
+        rows = self._wire.read_rows(self._name, _schema()).to_pylist()
+        return tuple(_lesson(row) for row in sorted(rows, key=lambda row: row["number"]))
+
+    def add(self, lesson: LearningRecord) -> bool:
+        """Add a decision; False where its key is there already, from an attempt whose answer was lost.
+
+        Raises
+        ------
+        ConnectionError
+            When the catalog does not answer.
+        """
+        for attempt in range(_RACES):
+            there = self.read()
+            if any(one.key == lesson.key for one in there):
+                return False
+            if not there:
+                self._root.create(LEARNING)
+                self._wire.create_table(self._name, _schema(), "number")
+            try:
+                self._wire.append_rows(self._name, _row(len(there), lesson))
+            except CatalogUnavailableError:
+                # Tiled has no better answer to a number that somebody else took just now.
+                if attempt == _RACES - 1 or len(self.read()) == len(there):
+                    raise
+            else:
+                return True
+        return False
+
+
+def finite(value: Any) -> Any:
+    """Copy JSON values, with None for every number that JSON cannot say.
+
+    Examples
+    --------
+    >>> finite({"error_rad": float("nan"), "frames": (3, 4)})
+    {'error_rad': None, 'frames': [3, 4]}
+    """
+    if isinstance(value, Mapping):
+        return {str(key): finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(item) for item in value]
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    return value
+
+
+def _schema() -> pa.Schema:
+    import pyarrow as pa
+
+    return pa.schema([pa.field("number", pa.int64()), *(pa.field(name, pa.string()) for name in _WORDS)])
+
+
+def _row(number: int, lesson: LearningRecord) -> pa.Table:
+    import pyarrow as pa
+
+    values = {**vars(lesson), "numbers": json.dumps(lesson.numbers, allow_nan=False)}
+    return pa.table({"number": [number], **{name: [values[name]] for name in _WORDS}}, schema=_schema())
+
+
+def _lesson(row: Mapping[str, Any]) -> LearningRecord:
+    return LearningRecord(
+        **{name: row[name] for name in _WORDS if name != "numbers"}, numbers=json.loads(row["numbers"])
+    )

@@ -1,0 +1,1 @@
+"""Reconstructions and labels in the catalog: written, verified, read back, drawn."""

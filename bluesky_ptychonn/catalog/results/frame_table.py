@@ -1,0 +1,140 @@
+"""The table of frames in the catalog: one row a frame, whatever is sent how often."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from bluesky_ptychonn.catalog.connection.http import CatalogUnavailableError, TiledNode
+from bluesky_ptychonn.catalog.results.block import Block, frames_schema
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+NAME = "frames"
+_CORRECT_S = 2.0  # between corrections, at least
+
+
+class FrameTable:
+    """Rows keyed by sequence number. Rows can only be appended, so a changed row means a new table.
+
+    Parameters
+    ----------
+    wire : TiledNode
+        The reconstruction's container.
+
+    Attributes
+    ----------
+    node : str or None
+        Node in use, named in the container's metadata under ``nodes``.
+    written : set of int
+        Sequence numbers in the table.
+    """
+
+    def __init__(self, wire: TiledNode) -> None:
+        self._wire = wire
+        self.node: str | None = None
+        self.written: set[int] = set()
+        self._invalid: set[int] = set()
+        self._corrections: list[pa.Table] = []
+        self._corrected_at, self._correcting_s = 0.0, 0.0
+        self._generation = 0
+
+    @property
+    def valid(self) -> int:
+        """Frames with a reconstruction."""
+        return len(self.written) - len(self._invalid)
+
+    def make(self) -> None:
+        """Make the empty table: two requests."""
+        self._wire.create_table(NAME, frames_schema(), "seq_num")
+        self._wire.update({"nodes": {NAME: NAME}})
+        self.node = NAME
+
+    def resume(self, nodes: Mapping[str, Any]) -> None:
+        """Go on with the table that an earlier process made."""
+        self.node = nodes.get(NAME)
+        if self.node is not None:
+            self._generation = generation_of(self.node)
+            self._learn()
+
+    def _learn(self) -> None:
+        rows = self._read()
+        numbers, valid = rows["seq_num"].to_pylist(), rows["valid"].to_pylist()
+        self.written = set(numbers)
+        self._invalid = {number for number, fine in zip(numbers, valid, strict=True) if not fine}
+
+    def add(self, block: Block) -> None:
+        """Write the rows of a block: one request, a few more now and then where it holds frames again."""
+        rows = block.table()
+        new = np.array([number not in self.written for number in block.seq_num.tolist()])
+        if new.any():
+            new = self._append(rows, new)
+        if not new.all():
+            self._corrections.append(rows.filter(~new))
+        self.written.update(block.seq_num.tolist())
+        self._invalid.difference_update(block.seq_num.tolist())
+        self._invalid.update(block.seq_num[~block.valid].tolist())
+        # A table is rewritten as a whole: a run that is measured all over again does not pay that for every block.
+        if self._corrections and time.monotonic() > self._corrected_at + max(_CORRECT_S, 20 * self._correcting_s):
+            self.correct()
+
+    def _append(self, rows: pa.Table, new: Any) -> Any:
+        """Append the new rows; returns which of them were not there."""
+        try:
+            self._wire.append_rows(str(self.node), rows.filter(new))
+        except CatalogUnavailableError:
+            # Perhaps an earlier try arrived and its answer did not: then the server refuses to hold a frame twice.
+            self._learn()
+            still = np.array([number not in self.written for number in rows["seq_num"].to_pylist()])
+            if np.array_equal(still, new):
+                raise
+            if still.any():
+                self._wire.append_rows(str(self.node), rows.filter(still))
+            return still
+        return new
+
+    def correct(self) -> None:
+        """Replace rows that were measured again: readers see the old table, then the new one. Six requests, or none."""
+        import pyarrow as pa
+
+        if not self._corrections:
+            return
+        began = time.monotonic()
+        rows = pa.concat_tables([self._read(), *self._corrections])
+        numbers = rows["seq_num"].to_numpy()
+        _, back = np.unique(numbers[::-1], return_index=True)
+        self._replace(rows.take(len(numbers) - 1 - back))
+        self._corrections.clear()
+        self._corrected_at = time.monotonic()
+        self._correcting_s = self._corrected_at - began
+
+    def finish(self) -> None:
+        """Correct what is left, and take the name of the schema again."""
+        self.correct()
+        if self.node not in (None, NAME):
+            self._replace(self._read())
+
+    def _read(self) -> pa.Table:
+        return self._wire.read_rows(str(self.node), frames_schema())
+
+    def _replace(self, rows: pa.Table) -> None:
+        old = str(self.node)
+        self._generation += 1
+        new = NAME if old != NAME else f"{NAME}_{self._generation}"
+        if not self._wire.create_table(new, frames_schema(), "seq_num"):
+            self._wire.delete(new)  # left by a process that died while it wrote
+            self._wire.create_table(new, frames_schema(), "seq_num")
+        self._wire.append_rows(new, rows)
+        self._wire.update({"nodes": {NAME: new}})
+        self.node = new
+        self._wire.delete(old)
+
+
+def generation_of(node: str) -> int:
+    """Return the number at the end of a node's name, 0 where there is none."""
+    number = node.rpartition("_")[2]
+    return int(number) if number.isdigit() else 0

@@ -1,0 +1,450 @@
+"""Results into the catalog: patches and their table in blocks, mosaics as whole pictures, a status that was checked.
+
+A block costs three requests whatever its size: amplitudes, phases, table rows. Everything is keyed by sequence number,
+so a block that is sent again, after a pause of the plan, a lost answer or a restart, overwrites and never doubles.
+"""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Callable, Mapping, Sequence, Set
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from bluesky_ptychonn.catalog.connection.connect import PROCESSED
+from bluesky_ptychonn.catalog.connection.http import CatalogRefusedError, CatalogUnavailableError, TiledNode
+from bluesky_ptychonn.catalog.results.block import Block, chunk_frames, stretches
+from bluesky_ptychonn.catalog.results.frame_table import FrameTable
+from bluesky_ptychonn.catalog.results.mosaics import Mosaics
+from bluesky_ptychonn.catalog.results.provenance import first_metadata
+from bluesky_ptychonn.catalog.results.spool import Spool
+from bluesky_ptychonn.catalog.results.verification import decide_status, differences
+
+if TYPE_CHECKING:
+    from bluesky_ptychonn.recon.mosaic.stitch import MosaicImage
+
+SPEC = {"name": "PtychoReconstruction", "version": "1.0"}
+PATCHES = ("amplitude_patches", "phase_patches")
+_RETRY_S = (0.5, 2.0)  # first and longest wait for a catalog that does not answer
+_SLICE_S = 0.5  # of sending what waits, before others have their turn
+
+
+class ResultSink:
+    """One reconstruction in the catalog, being written.
+
+    Not for several threads at once.
+
+    Parameters
+    ----------
+    root : Tiled container client
+        Root of the catalog, as `catalog.connection.server.connect` returns it.
+    start : mapping
+        The raw run's start document; run uid, scan id, plan and sample are taken from it and from nowhere else.
+    metadata : mapping
+        Provenance: model, geometry, device, software, ...
+    patch_shape : tuple of int or None
+        Rows and columns of a patch, px; None for a run that failed before its first frame.
+    frames_expected : int, optional
+        Frames the plan announced; the arrays grow with what comes, whatever this says.
+    spool : path, optional
+        Folder for blocks that the catalog cannot take now; without one, `write_block` raises `CatalogUnavailableError`
+        instead.
+    key : str, optional
+        Uid of a reconstruction begun before, to go on with it; by default a new one.
+    spool_limit_bytes : int
+        Most to keep in the spool. Beyond it `write_block` waits for the catalog.
+    patience_s : float
+        How long to wait for a catalog that does not answer, where waiting is all that is left, s.
+    before_request : callable, optional
+        Called before every request of a run under way: `catalog.connection.circuit_breaker.CircuitBreaker.wait`.
+    on_outage : callable, optional
+        Told of every request without an answer: `catalog.connection.circuit_breaker.CircuitBreaker.lost`.
+
+    Attributes
+    ----------
+    key : str
+        Uid of the reconstruction.
+    problem : str
+        Why what waits could not be sent, in words; empty when the last request was answered.
+
+    Raises
+    ------
+    CatalogUnavailableError
+        When the catalog does not answer.
+    ValueError
+        When a parameter cannot be used.
+    """
+
+    def __init__(
+        self,
+        root: Any,
+        *,
+        start: Mapping[str, Any],
+        metadata: Mapping[str, Any],
+        patch_shape: tuple[int, int] | None,
+        frames_expected: int | None = None,
+        spool: str | Path | None = None,
+        key: str | None = None,
+        spool_limit_bytes: int = 2**30,
+        patience_s: float = 60.0,
+        before_request: Callable[[], None] | None = None,
+        on_outage: Callable[[Exception], None] | None = None,
+    ) -> None:
+        if not start.get("uid"):
+            raise ValueError("ResultSink: the start document has no uid")
+        if patch_shape is not None and min(patch_shape) < 1:
+            raise ValueError(f"ResultSink: patch_shape {patch_shape} must be (rows, columns) in px, or None")
+        self.key = key or uuid.uuid4().hex
+        self.patch_shape = patch_shape
+        self._patience_s = patience_s
+        self._on_outage = on_outage
+        self._spool = None if spool is None else Spool(Path(spool) / self.key, spool_limit_bytes)
+        self._wire = TiledNode(root, [PROCESSED, self.key], before_request)
+        self._chunk = chunk_frames(patch_shape, frames_expected)
+        self._table = FrameTable(self._wire)
+        self._pictures = Mosaics(self._wire)
+        self._last: Block | None = None
+        self._image_due: MosaicImage | None = None
+        self._metadata_due: dict[str, Any] = {}
+        self._retry_at, self._retry_s = 0.0, _RETRY_S[0]
+        self.problem = ""
+        first = first_metadata(start, metadata, patch_shape, frames_expected)
+        parent = TiledNode(root, [PROCESSED], before_request)
+        if not parent.create(self.key, metadata=first, specs=[SPEC]):
+            self._resume()
+        self._others = parent.requests
+
+    # -- what a worker calls
+
+    @property
+    def pending(self) -> int:
+        """Frames that are in the local spool and not in the catalog yet."""
+        return 0 if self._spool is None else self._spool.frames
+
+    @property
+    def spooled(self) -> Set[int]:
+        """Sequence numbers in the local spool, each once."""
+        return frozenset() if self._spool is None else self._spool.seq_nums
+
+    @property
+    def spool_bytes(self) -> int:
+        """Bytes on disk that wait for the catalog."""
+        return 0 if self._spool is None else self._spool.nbytes
+
+    @property
+    def waits_since(self) -> float | None:
+        """Since when the oldest frame waits in the spool, POSIX seconds; None where none does."""
+        return None if self._spool is None else self._spool.since
+
+    @property
+    def behind(self) -> bool:
+        """Whether anything waits for the catalog: frames, a mosaic, metadata."""
+        return bool(self.pending or self._image_due is not None or self._metadata_due)
+
+    @property
+    def written(self) -> frozenset[int]:
+        """Sequence numbers in the catalog; after a restart, those that need not be done again."""
+        return frozenset(self._table.written)
+
+    @property
+    def requests(self) -> int:
+        """Requests made so far."""
+        return self._wire.requests + self._others
+
+    @property
+    def asked_s(self) -> float:
+        """Seconds that the catalog took to answer, so far."""
+        return self._wire.seconds
+
+    def write_block(
+        self,
+        seq_nums: ArrayLike,
+        patches: ArrayLike,
+        y_m: ArrayLike,
+        x_m: ArrayLike,
+        trust: ArrayLike,
+        valid: ArrayLike,
+        flags: Sequence[str],
+        time_raw: ArrayLike,
+        time_done: ArrayLike | None = None,
+    ) -> None:
+        """Write frames; of two with one sequence number the last wins.
+
+        With a spool this returns also when the catalog does not answer: see `pending`.
+
+        Parameters
+        ----------
+        seq_nums : (n,) int
+            Count from 1; row ``seq_num - 1`` of the patch arrays.
+        patches : (n, h, w) complex64
+            NaN where a frame has none.
+        y_m, x_m : (n,) float
+            Positions, m; NaN where unknown.
+        trust : (n,) float
+            0 to 1.
+        valid : (n,) bool
+            Whether the frame could be used.
+        flags : sequence of str
+            What is wrong with it, empty when nothing is.
+        time_raw : (n,) float
+            When the frame was taken, POSIX seconds.
+        time_done : (n,) float, optional
+            When it was reconstructed. The table says when the catalog had acknowledged amplitude and phase, so that any
+            reader could have them; never earlier than this.
+
+        Raises
+        ------
+        ValueError
+            When shapes disagree or a sequence number is below 1. Nothing is written then.
+        CatalogUnavailableError
+            Without a spool, or with a full one after waiting.
+        CatalogRefusedError
+            When the catalog will not take it.
+        """
+        done = np.zeros(np.shape(seq_nums)) if time_done is None else time_done
+        block = Block.of(self.patch_shape, seq_nums, patches, y_m, x_m, trust, valid, flags, time_raw, done)
+        if not len(block):
+            return
+        if self._spool is None:
+            self._send(block)
+            return
+        # In order: a block goes directly only where none waits before it.
+        if not self._drain(_SLICE_S) or not self._try(self._send, block):
+            self._keep(block)
+
+    def make_room(self) -> None:
+        """See to it that the next block can be taken, before frames are read and reconstructed for it.
+
+        Raises
+        ------
+        CatalogUnavailableError
+            When the spool is full and the catalog does not answer.
+        """
+        if self._spool is not None and self._spool.full and not self._drain(_SLICE_S) and self._spool.full:
+            raise CatalogUnavailableError(self._full(self._spool))
+
+    def deliver(self) -> bool:
+        """Send what waits, for half a second or so; whether nothing is left. Nothing before the next try is due."""
+        self._drain(_SLICE_S)
+        self._settle_or_keep()
+        return not self.behind
+
+    def write_mosaic(self, image: MosaicImage, **metadata: Any) -> None:
+        """Replace the mosaic by this snapshot: five requests, more when it outgrew its place.
+
+        When the catalog does not answer and there is a spool, the snapshot is kept and sent later; the latest wins.
+
+        Parameters
+        ----------
+        image : MosaicImage
+            The whole mosaic.
+        **metadata
+            Merged into the reconstruction's, in the same request.
+        """
+        self._image_due = image
+        self._metadata_due.update(metadata)
+        self._settle_or_keep()
+
+    def update(self, **metadata: Any) -> None:
+        """Merge into the reconstruction's metadata, e.g. ``status``, ``counts``; None removes a key."""
+        self._metadata_due.update(metadata)
+        self._settle_or_keep()
+
+    def finish(self, exit_status: str, counts: Mapping[str, Any]) -> str:
+        """Send what is left, read back, compare, and stamp what is true.
+
+        Parameters
+        ----------
+        exit_status : str
+            Of the run's stop document: ``success``, ``abort``, ``fail`` or ``unknown``.
+        counts : mapping
+            ``expected`` (int or None), ``seen``, ``reconstructed`` (int) and ``rejected`` (reason to int).
+
+        Returns
+        -------
+        str
+            ``complete``: the run succeeded and the catalog holds a reconstruction of every frame, as counted here, by
+            the plan, and by reading back. ``failed``: nothing was reconstructed, or the catalog does not hold what was
+            written. ``partial``: all else.
+
+        Raises
+        ------
+        CatalogUnavailableError
+            When the catalog does not answer for `patience_s`; what waits is still in the spool, and `finish` can be
+            called again.
+        """
+        deadline = time.monotonic() + self._patience_s
+        while True:
+            try:
+                self._drain(strict=True)
+                status = self._finish(exit_status, counts)
+                self.problem = ""
+                return status
+            except CatalogUnavailableError as error:
+                self._hear(error)
+                if time.monotonic() >= deadline:
+                    raise
+                time.sleep(_RETRY_S[0])
+
+    def __repr__(self) -> str:
+        pending = f", {self.pending} frames pending" if self.pending else ""
+        return f"<ResultSink {self.key[:8]}, {len(self._table.written)} frames written{pending}>"
+
+    # -- blocks
+
+    def _send(self, block: Block) -> None:
+        """Send both patch arrays and the table: three requests; more where a gap in the numbers holds other frames."""
+        if self._table.node is None:
+            self._make_nodes()
+        for first, last in stretches(block.seq_num, self._table.written, self._chunk):
+            span = slice(*np.searchsorted(block.seq_num, [first, last + 1]))
+            rows = block.seq_num[span] - first
+            for name, data in zip(PATCHES, (block.amplitude, block.phase), strict=True):
+                whole = np.zeros((last - first + 1, *data.shape[1:]), np.float32)
+                whole[rows] = data[span]
+                self._wire.patch_array(name, whole, first - 1)
+        block.time_done[:] = np.maximum(block.time_done, time.time())
+        self._table.add(block)
+        self._last = block
+
+    def _make_nodes(self) -> None:
+        if self.patch_shape is None:
+            raise ValueError("ResultSink: made without a patch_shape, it takes no blocks")
+        for name in PATCHES:
+            shape = (self._chunk, *self.patch_shape)
+            self._wire.create_array(name, shape, shape, ("frame", "y", "x"))
+        self._table.make()
+
+    # -- a catalog that does not answer
+
+    def _try(self, send: Callable[..., None], *what: Any) -> bool:
+        """Send unless the catalog did not answer a moment ago; whether it was sent."""
+        if time.monotonic() < self._retry_at:
+            return False
+        try:
+            send(*what)
+        except CatalogUnavailableError as error:
+            self._hear(error)
+            self._retry_at = time.monotonic() + self._retry_s
+            self._retry_s = min(2 * self._retry_s, _RETRY_S[1])
+            return False
+        self._retry_at, self._retry_s, self.problem = 0.0, _RETRY_S[0], ""
+        return True
+
+    def _hear(self, error: CatalogUnavailableError) -> None:
+        self.problem = str(error)
+        if self._on_outage is not None:
+            self._on_outage(error)
+
+    def _drain(self, for_s: float = float("inf"), *, strict: bool = False) -> bool:
+        """Send what the spool holds, oldest first; whether nothing is left."""
+        until = time.monotonic() + for_s
+        while self._spool is not None and len(self._spool):
+            if strict:
+                self._send(self._spool.first())
+            elif time.monotonic() > until or not self._try(self._send, self._spool.first()):
+                return False
+            self._spool.drop()
+        return True
+
+    def _keep(self, block: Block) -> None:
+        if self._spool is None:
+            raise CatalogUnavailableError("the catalog does not answer and there is no spool")
+        deadline = time.monotonic() + self._patience_s
+        while not self._spool.fits(block):
+            if time.monotonic() >= deadline:
+                raise CatalogUnavailableError(self._full(self._spool))
+            time.sleep(_RETRY_S[0])
+            self._drain(_SLICE_S)
+        self._spool.put(block)
+
+    def _full(self, spool: Spool) -> str:
+        return (
+            f"the spool {spool.folder} holds {spool.nbytes} bytes, its limit is {spool.limit_bytes} for all runs, and "
+            f"the catalog does not answer ({self.problem}); give a larger spool_limit_bytes"
+        )
+
+    def _settle_or_keep(self) -> None:
+        """Send mosaic and metadata that are due; with a spool, later where the catalog does not answer."""
+        if self._spool is None:
+            self._settle()
+        else:
+            self._try(self._settle)
+
+    # -- mosaics, metadata, the end
+
+    def _settle(self) -> None:
+        if self._image_due is not None:
+            counts = {"reconstructed": self._table.valid, **(self._metadata_due.get("counts") or {})}
+            self._pictures.draw(self._image_due, {**self._metadata_due, "counts": counts})
+            self._image_due, self._metadata_due = None, {}
+        if self._metadata_due:
+            self._wire.update(self._metadata_due)
+            self._metadata_due = {}
+
+    def _finish(self, exit_status: str, counts: Mapping[str, Any]) -> str:
+        self._settle()
+        self._table.finish()
+        self._pictures.finish()
+        written = self._table.written
+        if written:
+            for name in PATCHES:
+                self._wire.trim_array(name, max(written))
+        nodes = self._pictures.nodes | ({} if self._table.node is None else {"frames": self._table.node})
+        self._tidy(nodes)
+        found = differences(self._wire, nodes, written, self._last, self._pictures.image, self.patch_shape)
+        status, problems = decide_status(exit_status, counts, found)
+        self._wire.update(
+            {
+                "status": status,
+                "exit_status": exit_status,
+                "counts": self._counts(counts),
+                "problems": problems or None,
+                "time_finished": time.time(),
+            }
+        )
+        stands = self._metadata().get("status")
+        if stands != status:
+            raise CatalogUnavailableError(
+                f"{self._wire.path}: status {status!r} was written and {stands!r} is read back"
+            )
+        return status
+
+    def _metadata(self) -> dict[str, Any]:
+        return dict((self._wire.attributes() or {}).get("metadata", {}))
+
+    def _counts(self, counts: Mapping[str, Any]) -> dict[str, Any]:
+        """Make counts that leave nothing of older ones when merged: a run that goes on has fewer frames missing."""
+        old = self._metadata().get("counts") or {}
+        gone = dict.fromkeys(set(old.get("rejected") or {}) - set(counts.get("rejected") or {}))
+        rejected = {**gone, **(counts.get("rejected") or {})}
+        return {**dict.fromkeys(set(old) - set(counts)), **counts, "rejected": rejected}
+
+    def _tidy(self, nodes: Mapping[str, str]) -> None:
+        """Remove what an outage in the middle of a change left behind."""
+        for stray in set(self._wire.children()) - set(nodes.values()) - set(PATCHES):
+            self._wire.delete(stray)
+
+    def _resume(self) -> None:
+        """Go on with a reconstruction that an earlier process began."""
+        found = self._wire.attributes()
+        if found is None:
+            raise CatalogRefusedError(f"{self._wire.path} is there, and this key does not show it: another user's", 403)
+        if found["specs"][0]["name"] != SPEC["name"]:
+            raise CatalogRefusedError(f"{self._wire.path} is there and is not a reconstruction", 409)
+        metadata = found["metadata"]
+        self._pictures.resume(metadata)
+        self._table.resume(metadata.get("nodes") or {})
+        if metadata.get("status") != "live":
+            self._wire.update({"status": "live", "problems": None})
+
+
+def warm_up() -> None:
+    """Import what the first block would import (1.5 s), before it comes."""
+    import pyarrow as pa
+
+    pa.table({"seq_num": np.zeros(1, np.int64)}, schema=pa.schema([("seq_num", pa.int64())]))

@@ -1,0 +1,1 @@
+"""Runs as they lie in a catalog: which data are frames and positions, and how to read them."""

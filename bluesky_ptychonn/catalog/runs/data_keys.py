@@ -1,0 +1,207 @@
+"""Which data of a run are the diffraction patterns and which the positions, and the run's geometry."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from bluesky_ptychonn.optics.geometry import LENGTH_UNITS, Geometry, to_metres
+
+_LARGEST_PX = 1 << 16  # on a side of a frame
+
+
+class RunError(ValueError):
+    """A run that cannot be reconstructed, said in words."""
+
+
+class DocumentError(ValueError):
+    """A document that is not what its kind is; the run goes on without it."""
+
+
+@dataclass(frozen=True)
+class DataKeys:
+    """Which data keys to use.
+
+    What is None is taken from ``md["ptychography"]`` of the start document, else found in the descriptor: the one
+    external image, the two motors of the hints.
+
+    Parameters
+    ----------
+    frame, x, y : str or None
+        Data keys.
+    x_sign, y_sign : int or None
+        1 or -1: object coordinate = sign × readback.
+    stream : str
+        Name of the stream with the frames.
+    position_unit : str or None
+        Unit of the positions, for devices whose data keys name none.
+    """
+
+    frame: str | None = None
+    x: str | None = None
+    y: str | None = None
+    x_sign: int | None = None
+    y_sign: int | None = None
+    stream: str = "primary"
+    position_unit: str | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("frame", "x", "y", "stream", "position_unit"):
+            if not isinstance(getattr(self, name), str | None):
+                raise ValueError(f"{name}={getattr(self, name)!r}: a name in words is needed")
+        for name, sign in (("x_sign", self.x_sign), ("y_sign", self.y_sign)):
+            if sign not in (None, 1, -1):
+                raise ValueError(f"{name}={sign!r}: a sign is 1 or -1 (object coordinate = sign × motor readback)")
+        if self.position_unit is not None:
+            to_metres(1.0, self.position_unit, "position_unit")
+
+    def filled_from(self, start: Mapping[str, Any]) -> DataKeys:
+        """Return these keys, what is None taken from the start document where it says.
+
+        Raises
+        ------
+        RunError
+            When the start document's own values are not usable.
+        """
+        theirs = {"frame": "frame_key", "x": "x_key", "y": "y_key", "x_sign": "x_sign", "y_sign": "y_sign"}
+        theirs["position_unit"] = "position_unit"
+        said = _ptychography(start)
+        values = {ours: said[name] for ours, name in theirs.items() if getattr(self, ours) is None and name in said}
+        try:
+            return replace(self, **values)
+        except ValueError as error:
+            raise RunError(f"start document, md['ptychography']: {error}") from None
+
+
+def _ptychography(start: Mapping[str, Any]) -> Mapping[str, Any]:
+    md = start.get("ptychography")
+    return md if isinstance(md, Mapping) else {}
+
+
+def geometry_of(start: Mapping[str, Any], geometry: Geometry | None = None) -> Geometry:
+    """Geometry of a run: the one given, else the start document's.
+
+    Raises
+    ------
+    RunError
+        When neither gives a usable one; says what is missing and where to give it.
+    """
+    if geometry is not None:
+        return geometry
+    said = _ptychography(start).get("geometry")
+    try:
+        return Geometry.from_document(said if isinstance(said, Mapping) else None)
+    except ValueError as error:
+        raise RunError(str(error)) from None
+
+
+@dataclass(frozen=True)
+class Axis:
+    """One position: its data key, and object metres per unit of it, with sign."""
+
+    key: str
+    factor: float
+
+    def metres(self, data: Mapping[str, Any]) -> float | None:
+        """Position in m, or None when it is missing or not finite."""
+        try:
+            value = float(data[self.key]) * self.factor
+        except (KeyError, TypeError, ValueError):
+            return None
+        return value if math.isfinite(value) else None
+
+
+@dataclass(frozen=True)
+class RunLayout:
+    """The keys of a run, found in its descriptor.
+
+    Parameters
+    ----------
+    frame_key : str
+        Data key of the frames.
+    frame_shape : tuple of int
+        Rows and columns of a frame.
+    external : bool
+        Whether frames lie outside the events (files), rather than in them.
+    y, x : Axis
+        The positions.
+    """
+
+    frame_key: str
+    frame_shape: tuple[int, int]
+    external: bool
+    y: Axis
+    x: Axis
+
+    @classmethod
+    def find(cls, start: Mapping[str, Any], data_keys: Mapping[str, Any], keys: DataKeys) -> RunLayout:
+        """Find the keys among a descriptor's `data_keys`.
+
+        Raises
+        ------
+        RunError
+            No or several images, no motors, a position without a unit: in words, with what to set.
+        """
+        frame_key = keys.frame or _find_frame_key(data_keys)
+        y_key, x_key = (keys.y, keys.x) if keys.y and keys.x else _find_motors(start, data_keys)
+        where = f"stream {keys.stream!r}"
+        for what, key in (("frame_key", frame_key), ("y_key", y_key), ("x_key", x_key)):
+            if key not in data_keys:
+                raise RunError(f"{where} has no {what} {key!r}; it has {', '.join(data_keys)}")
+        shape = _image_shape(data_keys[frame_key])
+        if shape is None:
+            got = data_keys[frame_key].get("shape")
+            raise RunError(f"{where}: {frame_key!r} of shape {got} is not one image per event")
+        y, x = (
+            Axis(key, _factor(key, data_keys[key], keys.position_unit) * (sign or 1))
+            for key, sign in ((y_key, keys.y_sign), (x_key, keys.x_sign))
+        )
+        return cls(frame_key, shape, "external" in data_keys[frame_key], y, x)
+
+
+def _image_shape(data_key: Mapping[str, Any]) -> tuple[int, int] | None:
+    shape = [size for size in data_key.get("shape") or () if size is not None]
+    if len(shape) == 3 and shape[0] == 1:
+        shape = shape[1:]
+    return (int(shape[0]), int(shape[1])) if len(shape) == 2 and 1 < min(shape) <= max(shape) <= _LARGEST_PX else None
+
+
+def _find_frame_key(data_keys: Mapping[str, Any]) -> str:
+    images = [key for key, value in data_keys.items() if _image_shape(value) is not None]
+    found = [key for key in images if "external" in data_keys[key]] or images
+    if len(found) != 1:
+        got = f"several images ({', '.join(found)})" if found else f"no image, only {', '.join(data_keys) or 'nothing'}"
+        raise RunError(f"stream has {got}: say which is the diffraction pattern with frame_key=…")
+    return found[0]
+
+
+def _find_motors(start: Mapping[str, Any], data_keys: Mapping[str, Any]) -> tuple[str, str]:
+    dimensions = (start.get("hints") or {}).get("dimensions") or ()
+    motors = [key for fields, _stream in dimensions for key in fields if key in data_keys]
+    xs = [key for key in motors if key.lower().endswith("x")]
+    ys = [key for key in motors if key.lower().endswith("y")]
+    if len(motors) == 2 and len(xs) == 1 and len(ys) == 1:
+        return ys[0], xs[0]
+    raise RunError(
+        f"positions: the hints name {', '.join(motors) or 'no motor'}, not one ending in x and one ending in y; "
+        "say which are which with x_key=… and y_key=…"
+    )
+
+
+def _factor(key: str, data_key: Mapping[str, Any], position_unit: str | None) -> float:
+    if data_key.get("dtype") == "array" or "external" in data_key:
+        raise RunError(
+            f"position {key!r} is not one number per event but {data_key.get('dtype')}; set x_key=…, y_key=…"
+        )
+    unit = position_unit or data_key.get("units")
+    if not unit:
+        raise RunError(
+            f"{key}: its data key names no unit; allowed: {', '.join(LENGTH_UNITS)}. "
+            "Set the device's engineering units, or say position_unit=…"
+        )
+    try:
+        return to_metres(1.0, unit, key)
+    except ValueError as error:
+        raise RunError(str(error)) from None

@@ -1,0 +1,139 @@
+"""A run that lies in the catalog → the documents the journal would have held of it.
+
+So a live and a stored run take the same road. Not `run.documents()`: that numbers rows anew, and rewound points and
+missed frames would be paired with their neighbours' positions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bluesky_ptychonn.catalog.runs.data_keys import DataKeys, RunError, RunLayout
+from bluesky_ptychonn.catalog.runs.frame_readers import ask
+
+Document = tuple[str, dict[str, Any]]
+
+
+def find_run(root: Any, run: Any, raw: str = "raw") -> Any:
+    """Client of a run: itself, or looked up by its uid, the beginning of it, or its scan_id.
+
+    Raises
+    ------
+    ValueError
+        When there is none: with where it was looked for.
+    """
+    if hasattr(run, "metadata"):
+        return run
+    try:
+        return (root[raw] if raw else root)[run]
+    except (KeyError, ValueError) as error:
+        raise ValueError(f"no run {run!r} in {root.uri} under {raw!r}: {error}") from None
+
+
+def documents_of(run: Any, keys: DataKeys) -> Iterator[Document]:
+    """Start, descriptor, events with their frames, stop; each a few numbers long.
+
+    Parameters
+    ----------
+    run : BlueskyRun client
+        The run.
+    keys : DataKeys
+        Which data are frames and positions.
+
+    Raises
+    ------
+    RunError
+        When it has no such stream, frames or positions. In words.
+    """
+    start, stop = dict(run.metadata["start"]), run.metadata.get("stop")
+    yield "start", start
+    keys = keys.filled_from(start)
+    base = getattr(run, "base", run)
+    if keys.stream not in set(base):
+        raise RunError(f"run {start['uid'][:8]} has no stream {keys.stream!r}; it has {', '.join(base) or 'none'}")
+    stream = base[keys.stream]
+    metadata = stream.metadata
+    descriptor = {"uid": metadata["uid"], "name": keys.stream, "data_keys": dict(metadata["data_keys"])}
+    yield "descriptor", descriptor
+    layout = RunLayout.find(start, descriptor["data_keys"], keys)
+    stream = getattr(stream, "base", stream)
+    table = _table(stream, layout)
+    if layout.external:
+        resource = {"uid": "frames", "run_start": start["uid"], "data_key": layout.frame_key}
+        yield "stream_resource", resource
+        rows = _rows(stream, layout, table)
+    else:
+        rows = None
+    yield from _events(table, layout, descriptor["uid"], rows)
+    if stop is not None:
+        yield "stop", dict(stop)
+
+
+def _table(stream: Any, layout: RunLayout) -> Mapping[str, NDArray[Any]]:
+    """Columns of the events, in the order in which they were written."""
+    columns: dict[str, NDArray[Any]] = {}
+    wanted = {"seq_num", "time", layout.y.key, layout.x.key, f"ts_{layout.frame_key}"}
+    for part in stream:
+        if not part.startswith("internal"):
+            continue
+        node = stream[part]
+        here = [c for c in node.columns if c in wanted or c.endswith("num_captured")]
+        frame = node.read([c for c in here if c not in columns])
+        columns.update({c: frame[c].to_numpy() for c in frame.columns})
+    if "seq_num" not in columns:
+        return {"seq_num": np.zeros(0, int), "time": np.zeros(0)}
+    return columns
+
+
+def _rows(stream: Any, layout: RunLayout, table: Mapping[str, NDArray[Any]]) -> NDArray[np.int64]:
+    """Row of each event's frame in the array, -1 where the detector gave none."""
+    seq_nums = table["seq_num"]
+    try:
+        length = int(ask(lambda: stream[layout.frame_key]).shape[0])
+    except KeyError:
+        length = 0
+    # Which sequence number a streamed frame belongs to is not kept in Tiled. The file plugin's own counter tells,
+    # where it was read with the events; else every event has its frame, in order.
+    device = layout.frame_key.split("_")[0]
+    counters = [name for name in table if name.endswith("num_captured") and name.startswith(device)]
+    if len(counters) == 1:
+        captured = table[counters[0]].astype(np.int64)
+        before = np.concatenate([[0], captured[:-1]])
+        rows = np.where(captured != before, captured - 1, -1)
+    else:
+        unique = len(np.unique(seq_nums)) == len(seq_nums)
+        rows = seq_nums.astype(np.int64) - 1 if unique else np.arange(len(seq_nums))
+    return np.where(rows < length, rows, -1)
+
+
+def _events(
+    table: Mapping[str, NDArray[Any]], layout: RunLayout, descriptor: str, rows: NDArray[np.int64] | None
+) -> Iterator[Document]:
+    times = table.get(f"ts_{layout.frame_key}", table["time"])
+    for i, seq_num in enumerate(table["seq_num"].tolist()):
+        data = {key: float(table[key][i]) for key in (layout.y.key, layout.x.key) if key in table}
+        event = {
+            "descriptor": descriptor,
+            "seq_num": seq_num,
+            "time": float(table["time"][i]),
+            "timestamps": {layout.frame_key: float(times[i])},
+            "data": data,
+        }
+        if rows is None:
+            event["arrays"] = [layout.frame_key]
+        elif rows[i] >= 0:
+            index, seq = int(rows[i]), int(seq_num)
+            yield (
+                "stream_datum",
+                {
+                    "stream_resource": "frames",
+                    "descriptor": descriptor,
+                    "indices": {"start": index, "stop": index + 1},
+                    "seq_nums": {"start": seq, "stop": seq + 1},
+                },
+            )
+        yield "event", event

@@ -1,0 +1,216 @@
+"""The whole road on one machine, as `demo` and `replay` walk it: catalog, RunEngine, live reconstruction, progress."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from bluesky_ptychonn.catalog.connection.server import CatalogServer
+    from bluesky_ptychonn.catalog.results.client import PtychoReconstruction
+    from bluesky_ptychonn.live.callback import LiveReconstruction
+
+CATALOG, FRAMES, JOURNAL, BACKUP = "catalog", "frames", "journal", "raw-backup"
+
+
+@dataclass
+class LocalSession:
+    """A served catalog, a RunEngine that writes into it, and live reconstruction.
+
+    Parameters
+    ----------
+    server : CatalogServer
+    engine : RunEngine
+    live : LiveReconstruction
+        Subscribed by `scan` for the time of a scan.
+    frames : Path
+        Where the camera is to write, readable by the server.
+    """
+
+    server: CatalogServer
+    engine: Any
+    live: LiveReconstruction
+    frames: Path
+    backup: Path
+
+    def scan(self, plan: Any, *, reconstruct: bool = True, words: str = "scan") -> tuple[str, float]:
+        """Run a plan under a progress bar.
+
+        Parameters
+        ----------
+        plan : generator
+            Of one run.
+        reconstruct : bool
+            Whether live reconstruction listens.
+        words : str
+            What the progress bar says.
+
+        Returns
+        -------
+        tuple
+            Uid of the run, and the seconds it took.
+
+        Raises
+        ------
+        RuntimeError
+            When the plan failed or was interrupted.
+        """
+        from bluesky.utils import FailedStatus, RunEngineInterrupted
+
+        counter = _Counter()
+        tokens = [self.engine.subscribe(counter)]
+        if reconstruct:
+            tokens.append(self.engine.subscribe(self.live))
+        try:
+            with _bars(words, counter, self.live if reconstruct else None):
+                started = time.perf_counter()
+                self.engine(plan)
+                took = time.perf_counter() - started
+            self._settle(counter.uid)
+        except RunEngineInterrupted:
+            self.engine.abort("interrupted at the keyboard")
+            raise RuntimeError(f"{words}: interrupted; the run is in the catalog, marked as aborted") from None
+        except FailedStatus as error:
+            why = error.__cause__ or error
+            raise RuntimeError(f"{words}: a device failed: {why}") from error
+        finally:
+            for token in tokens:
+                self.engine.unsubscribe(token)
+        return counter.uid, took
+
+    def _settle(self, uid: str, timeout: float = 120.0) -> None:
+        """Wait until the raw run is whole in the catalog: its writer works behind the scan."""
+        deadline = time.monotonic() + timeout
+        while not (uid in self.server.raw and self.server.raw[uid].metadata.get("stop")):
+            if time.monotonic() > deadline:
+                raise RuntimeError(f"run {uid[:8]} is not whole in the catalog after {timeout:g} s; see {self.backup}")
+            time.sleep(0.2)
+
+    def finish(self, uid: str, timeout: float = 120.0) -> PtychoReconstruction:
+        """Wait for a run's reconstruction and return it.
+
+        Raises
+        ------
+        RuntimeError
+            When there is none, with the reason.
+        """
+        (progress,) = self.live.wait(uid, timeout)
+        if progress.key is None or progress.state == "failed":
+            raise RuntimeError(f"nothing was reconstructed: {progress}")
+        result: PtychoReconstruction = self.live.result(uid)
+        return result
+
+
+@contextlib.contextmanager
+def open_local_session(folder: Path, model: str, *, device: str = "auto") -> Iterator[LocalSession]:
+    """Serve the catalog of `folder`, make a RunEngine that writes into it, and start the worker of `model`.
+
+    Parameters
+    ----------
+    folder : Path
+        Gets ``catalog/`` with ``frames/`` in it, and ``journal/``; what is there already stays.
+    model : str
+        Name or folder.
+    device : str
+        ``auto``, ``cpu``, ``cuda``.
+    """
+    from bluesky_ptychonn.catalog.connection.server import serve_catalog
+    from bluesky_ptychonn.live.callback import LiveReconstruction
+    from bluesky_ptychonn.live.pipeline.progress import Timing
+
+    # Ten seconds of imports, done while the server is busy with its own.
+    imports = threading.Thread(target=importlib.import_module, args=("bluesky_tiled_plugins",), daemon=True)
+    imports.start()
+    frames = folder / CATALOG / FRAMES
+    frames.mkdir(parents=True, exist_ok=True)
+    with (
+        serve_catalog(folder / CATALOG, readable=[frames]) as server,
+        # No scan waits for the server here, so ours may ask more of it.
+        LiveReconstruction(model, server, device=device, journal_dir=folder / JOURNAL, pace=Timing(share=0.5)) as live,
+    ):
+        imports.join()
+        from bluesky import RunEngine
+
+        from bluesky_ptychonn.catalog.raw.writer import raw_writer
+
+        engine: Any = RunEngine({}, call_returns_result=False)
+        writer = raw_writer(server, folder / BACKUP)
+        engine.subscribe(writer)
+        live.wait_ready()
+        try:
+            yield LocalSession(server, engine, live, frames, folder / BACKUP)
+        finally:
+            writer.shutdown()
+
+
+def latency_ms(frames: Any) -> dict[str, float]:
+    """Median and 95th percentile, ms, from frame written to reconstruction readable, of a table of frames."""
+    lag = 1e3 * (frames["time_done"] - frames["time_raw"]).to_numpy()
+    lag = lag[np.isfinite(lag)]
+    if not lag.size:
+        return {"p50": float("nan"), "p95": float("nan")}
+    return {"p50": round(float(np.percentile(lag, 50)), 1), "p95": round(float(np.percentile(lag, 95)), 1)}
+
+
+def frames_per_s(frames: Any) -> float:
+    """Frames a second from the first frame written to the last reconstruction readable."""
+    took = float(frames["time_done"].max() - frames["time_raw"].min())
+    return round(len(frames) / took, 2) if took > 0 else float("nan")
+
+
+class _Counter:
+    """Count a run's events, for the progress bar."""
+
+    def __init__(self) -> None:
+        self.uid = ""
+        self.expected: int | None = None
+        self.events = 0
+
+    def __call__(self, name: str, doc: dict[str, Any]) -> None:
+        if name == "start":
+            self.uid, self.expected, self.events = doc["uid"], doc.get("num_points"), 0
+        elif name in ("event", "event_page"):
+            self.events += 1 if name == "event" else len(doc["seq_num"])
+
+
+@contextlib.contextmanager
+def _bars(words: str, counter: _Counter, live: LiveReconstruction | None) -> Iterator[None]:
+    """Show exposed and reconstructed frames, from a thread of its own: the scan must not wait for a terminal."""
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    columns = (TextColumn("{task.description:<24}"), BarColumn(), MofNCompleteColumn(), TextColumn("frames"))
+    progress = Progress(*columns, TimeElapsedColumn(), TextColumn("{task.fields[note]}"), refresh_per_second=2)
+    exposed = progress.add_task(words, total=None, note="")
+    done = progress.add_task("  reconstructed live", total=None, note="") if live is not None else None
+    over = threading.Event()
+
+    def show() -> None:
+        progress.update(exposed, completed=counter.events, total=counter.expected)
+        if live is None or done is None:
+            return
+        run = live.status.runs.get(counter.uid)
+        if run is not None:
+            note = f"{run.lag_s:.2f} s behind" if run.lag_s is not None and not run.finished else ""
+            progress.update(done, completed=run.done, total=counter.expected, note=note)
+
+    def follow() -> None:
+        while not over.wait(0.5):
+            show()
+
+    thread = threading.Thread(target=follow, name="progress", daemon=True)
+    with progress:
+        thread.start()
+        try:
+            yield
+        finally:
+            over.set()
+            thread.join()
+            show()

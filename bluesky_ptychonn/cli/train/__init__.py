@@ -1,0 +1,1 @@
+"""``ptychonn train``: a model for a probe, or for many."""

@@ -1,0 +1,1 @@
+"""The callback, its worker and their session: reconstruct while a scan runs."""

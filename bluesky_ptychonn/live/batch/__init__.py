@@ -1,0 +1,1 @@
+"""Runs that are in the catalog already: reconstructed, labelled, filled in."""

@@ -1,0 +1,1 @@
+"""Learning beside a beamline: watches finished runs, trains, promotes."""

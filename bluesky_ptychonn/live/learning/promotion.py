@@ -1,0 +1,106 @@
+"""What becomes of a candidate: promoted over the champion it was compared with, or kept out; and the record of it."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, Any
+
+from bluesky_ptychonn.catalog.registry.learning_log import Kind, LearningLog, LearningRecord, finite
+from bluesky_ptychonn.catalog.registry.registry import Registry
+
+if TYPE_CHECKING:
+    from bluesky_ptychonn.recon.learning.learner import Candidate
+
+log = logging.getLogger(__name__)
+
+#: Who decides.
+BY = "ptychonn learn"
+
+
+class Promotions:
+    """Decides on candidates of one learner and records it; everything may be repeated after an interruption.
+
+    Parameters
+    ----------
+    registry : Registry
+    lessons : LearningLog
+    name : str
+        Of the model.
+    learner : str
+        Which learner: rounds are counted by each for itself.
+    """
+
+    def __init__(self, registry: Registry, lessons: LearningLog, name: str, learner: str) -> None:
+        self._registry, self._lessons, self._name, self._learner = registry, lessons, name, learner
+
+    def promote(self, candidate: Candidate, champion: str, reason: str, numbers: dict[str, Any]) -> Kind:
+        """Make a candidate champion, unless somebody decided otherwise; returns what was recorded.
+
+        Parameters
+        ----------
+        candidate : Candidate
+        champion : str
+            Version that it was compared with.
+        reason : str
+        numbers : dict
+            JSON values.
+        """
+        if words := self._rolled_back(candidate.model.card.weights_sha256):
+            return self.record(candidate, "keep", champion, words, numbers)
+        version = self._registry.publish(candidate.folder, by=BY)
+        numbers = finite({**numbers, "learner": self._learner})
+        try:
+            self._registry.promote(self._name, version, reason, numbers, by=BY, over=champion)
+        except ValueError as error:
+            return self.record(candidate, "keep", champion, str(error), numbers, version)
+        return self.record(candidate, "promote", champion, reason, numbers, version)
+
+    def record(
+        self,
+        candidate: Candidate,
+        kind: Kind,
+        champion: str,
+        reason: str,
+        numbers: dict[str, Any],
+        version: str = "",
+    ) -> Kind:
+        """Record a decision on a candidate."""
+        key = f"round {candidate.record['round']} {candidate.model.card.weights_sha256[:12]}"
+        numbers = {**numbers, "learner": self._learner, "round": candidate.record["round"]}
+        self.keep(LearningRecord(key, kind, champion, reason, version, numbers, by=BY))
+        return kind
+
+    def keep(self, lesson: LearningRecord) -> None:
+        """Add a decision to the catalog's table, once."""
+        if self._lessons.add(lesson):
+            log.info("%s", lesson)
+
+    def make_good(self, rounds: int, champion: str) -> None:
+        """Record rounds that ended just before a kill: promoted ones from the history, others without their numbers.
+
+        Parameters
+        ----------
+        rounds : int
+            That have ended.
+        champion : str
+            Version of now.
+        """
+        ours = (lesson.numbers for lesson in self._lessons.read() if lesson.numbers.get("learner") == self._learner)
+        for number in sorted(set(range(1, rounds + 1)) - {numbers.get("round") for numbers in ours}):
+            about = {"round": number, "learner": self._learner}
+            key, words = f"round {number} {self._learner}", "kept; a kill just then lost the numbers"
+            lesson = LearningRecord(key, "keep", champion, words, "", about, by=BY)
+            for done in self._registry.history(self._name):
+                if about.items() <= done.numbers.items():
+                    lesson = LearningRecord(
+                        key, "promote", done.before or "", done.reason, done.version, done.numbers, done.time, BY
+                    )
+            self.keep(lesson)
+
+    def _rolled_back(self, digest: str) -> str:
+        """Say who undid the promotion of these very weights; empty where nobody did."""
+        for done in reversed(self._registry.history(self._name)):
+            before = done.before if done.kind == "rollback" else None
+            if before is not None and self._registry.card(self._name, before).weights_sha256 == digest:
+                return f"these weights were champion as {before}, until {done.by} rolled them back: {done.reason}"
+        return ""

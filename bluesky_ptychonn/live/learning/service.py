@@ -1,0 +1,352 @@
+"""Learns beside a beamline: watches a catalog for finished runs, and promotes what was measured to be better.
+
+Everything may be killed at any moment. What was decided about a run or a candidate is in the catalog (`lessons`), what
+was learned in the folder (`recon.learning.learner`), and whatever is in only one of them is made good by the next
+start.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import threading
+import time
+import uuid
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from bluesky_ptychonn.catalog.connection.connect import RAW, connect
+from bluesky_ptychonn.catalog.connection.errors import is_outage
+from bluesky_ptychonn.catalog.registry.champion import Champion
+from bluesky_ptychonn.catalog.registry.learning_log import LearningLog, LearningRecord
+from bluesky_ptychonn.catalog.registry.registry import Registry
+from bluesky_ptychonn.catalog.runs.run_list import EndedRuns, Listed, RunList
+from bluesky_ptychonn.live.learning.config import LearnerConfig
+from bluesky_ptychonn.live.learning.duty_cycle import DutyCycle
+from bluesky_ptychonn.live.learning.promotion import BY, Promotions
+from bluesky_ptychonn.live.learning.training_run import training_run, whole_reconstruction
+from bluesky_ptychonn.live.session import journal_root, lock, read_whole, write_whole
+from bluesky_ptychonn.recon.learning.config import LearningConfig
+from bluesky_ptychonn.recon.models.library import check_name
+
+if TYPE_CHECKING:
+    from bluesky_ptychonn.recon.learning.learner import Candidate, Considered, Judgement
+    from bluesky_ptychonn.recon.models.checkpoint import Model
+
+log = logging.getLogger(__name__)
+
+_MOST_ATTEMPTS = 3  # at one run: a learner that dies of it is not to die of it for ever
+_ATTEMPT, _IDENTITY = "attempt.json", "learner.json"
+
+
+class Learns(Protocol):
+    """What learns; `recon.learning.learner.Learner` is one."""
+
+    @property
+    def pending(self) -> tuple[str, ...]:
+        """Runs taken since the last judgement."""
+
+    @property
+    def rounds(self) -> int:
+        """Rounds that have ended."""
+
+    def consider(self, scan: Any, *, trust: Any, verdict_reasons: Sequence[str] = ()) -> Considered:
+        """Take a run or say why not; the same answer again for a run that was considered."""
+
+    def propose(self, stop: Callable[[], bool]) -> Candidate | None:
+        """Train a candidate, or go on with one; None when stopped, or when there is nothing to learn."""
+
+    def judge(self, candidate: Candidate) -> Judgement:
+        """Compare it with the champion; a no ends the round."""
+
+    def crown(self, model: Model) -> None:
+        """Take a model as champion; the candidate ends its round."""
+
+
+class CatalogLearner:
+    """Learns for the champion of one name in one catalog.
+
+    Parameters
+    ----------
+    catalog : anything `connect` takes
+    name : str
+        Of the model; it needs a champion to begin with.
+    folder : path, optional
+        The learner's own; by default ``learning/<name>`` beside the journals.
+    config : LearnerConfig, optional
+    since : float, optional
+        Runs that began earlier are left alone, POSIX s.
+    raw : str
+        Container of the runs.
+    make_learner : callable, optional
+        ``(folder, champion, LearningConfig, device) -> Learns``.
+
+    Raises
+    ------
+    ValueError
+        When another learner has the folder, or the catalog has no champion of this name.
+
+    Examples
+    --------
+    >>> registry = Registry(server)  # doctest: +SKIP
+    >>> registry.promote("my-probe", registry.publish("my-probe"), "what we begin with")  # doctest: +SKIP
+    >>> CatalogLearner(server, "my-probe").run(threading.Event(), once=True)  # doctest: +SKIP
+    >>> registry.learning("my-probe")  # doctest: +SKIP
+    """
+
+    def __init__(
+        self,
+        catalog: Any,
+        name: str,
+        folder: str | Path | None = None,
+        config: LearnerConfig | None = None,
+        *,
+        since: float | None = None,
+        raw: str = RAW,
+        make_learner: Callable[[Path, Model, LearningConfig, str], Learns] | None = None,
+    ) -> None:
+        self.name = check_name(name)
+        self.config = config or LearnerConfig()
+        self.folder = Path(folder).expanduser() if folder is not None else learning_root() / name
+        self.waiting_for = ""
+        self._root = connect(catalog)
+        self._since, self._raw = since, raw
+        self._make_learner = make_learner or _learner
+        self._registry = Registry(self._root)
+        self._lessons = LearningLog(self._root, name)
+        self._runs = RunList(self._root, raw)
+        self._ended: EndedRuns | None = None
+        self._champion = Champion(self._root, name, self.folder / "champions")
+        self._closing = threading.Event()
+        self._duty = DutyCycle(self.config.share, self._closing.wait)
+        self._learner: Learns | None = None
+        self._model: Model | None = None
+        self._looked = float("-inf")
+        self._crowned = ""
+        self._once = self._outdated = False
+        if self._registry.decided(name) is None:
+            raise ValueError(
+                f"learning: the catalog has no champion {name!r} to begin with; 'ptychonn models publish {name}' and "
+                f"'ptychonn models promote {name} VERSION' make one"
+            )
+        self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        owned = lock(self.folder)
+        if owned is None:
+            raise ValueError(f"learning: another learner is at work in {self.folder}")
+        self._owned: int | None = owned
+        self._rulings = Promotions(self._registry, self._lessons, name, _identity(self.folder))
+
+    def close(self) -> None:
+        """Leave the folder to another learner."""
+        if self._owned is not None:
+            os.close(self._owned)
+            self._owned = None
+
+    def run(self, closing: threading.Event, *, once: bool = False) -> None:
+        """Work until `closing` is set; with `once` until all that there is now is learned from.
+
+        Raises
+        ------
+        ConnectionError
+            With `once`, when the catalog does not answer; otherwise it is asked again until it does.
+        """
+        self._closing, self._once = closing, once
+        self._duty = DutyCycle(self.config.share, closing.wait)
+        said = ""
+        while not closing.is_set():
+            try:
+                did = self.turn()
+            except Exception as error:
+                if once or not is_outage(error):
+                    raise
+                did, self.waiting_for = False, f"{type(error).__name__}: {error}"
+            if self.waiting_for != said:
+                said = self.waiting_for
+                log.info("waiting: %s", said) if said else log.info("at work again")
+            if not did:
+                if once and not self.waiting_for:
+                    return
+                closing.wait(self.config.poll_s)
+
+    def turn(self) -> bool:
+        """Do the next thing: consider a run, or go on with a round. Returns whether there was anything to do."""
+        self._follow()
+        if self._ended is None:
+            self._ended = EndedRuns(self._runs, (lesson.key for lesson in self._lessons.read()), self._since)
+        self._looked = time.monotonic()
+        self.waiting_for = self._busy(self._ended.look())
+        if self.waiting_for:
+            return False
+        self._duty.begin()
+        try:
+            if self._round():  # before more runs are taken: so it is judged as it would have been at the time
+                return True
+            if self._left or (run := self._next(self._ended)) is None:
+                return False
+            self._consider(run)
+            self._ended.done(run.uid)
+            return True
+        finally:
+            self._duty.rest()
+
+    # -- the catalog as it is
+
+    def _follow(self) -> None:
+        """Work for the champion of now, whoever made it so."""
+        folder = self._champion.look()
+        if folder is None:
+            raise ValueError(f"learning: the catalog has no champion {self.name!r} any more")
+        from bluesky_ptychonn.recon.models.checkpoint import load_model
+
+        if self._model is None or self._model.card.version != folder.name:
+            before, self._model = self._model, load_model(folder, "cpu")
+            if self._learner is None:
+                self._learner = self._make_learner(self.folder, self._model, self.config.round, self.config.device)
+                self._crowned = self._model.card.weights_sha256
+            else:
+                self._crown(self._model)
+            log.info("champion %s is %s%s", self.name, self._version, "" if before is None else f", before {before}")
+            self._rulings.make_good(self._learner.rounds, self._version)
+
+    @property
+    def _version(self) -> str:
+        return "" if self._model is None else self._model.card.version
+
+    def _busy(self, runs: Sequence[Listed]) -> str:
+        """Why this is no moment to compute; empty when it is one."""
+        for run in runs:
+            if run.under_way(time.time(), self.config.longest_run_s):
+                return f"{run} is under way"
+        free = shutil.disk_usage(self.folder).free
+        if free < self.config.free_disk_bytes:
+            return (
+                f"{self.folder} has {free / 2**20:.0f} MiB left on its disk, {self.config.free_disk_bytes / 2**20:.0f} "
+                "are to stay free (free_disk_bytes)"
+            )
+        return ""
+
+    def _next(self, ended_runs: EndedRuns) -> Listed | None:
+        """Oldest run whose reconstruction is whole, or has had its time."""
+        for run in ended_runs.waiting:
+            ended = float((run.stop or {}).get("time", 0.0))
+            settled = self._once or time.time() - ended > self.config.settle_s
+            if settled or whole_reconstruction(self._root, run.uid, self.name) is not None:
+                return run
+        return None
+
+    @property
+    def _left(self) -> bool:
+        """Whether a round was left because it is no time to compute."""
+        return bool(self.waiting_for) or self._closing.is_set()
+
+    def _stop(self) -> bool:
+        """Whether to leave a round for later; rests as long as our share of the time asks for."""
+        self._duty.rest()
+        self._duty.begin()
+        if self._closing.is_set():
+            return True
+        if time.monotonic() - self._looked < self.config.poll_s:
+            return False
+        self._looked = time.monotonic()
+        try:
+            self.waiting_for = self._busy(self._runs.page(since=self._since, most=10))
+            self._outdated = self._registry.decided(self.name) != self._version
+        except Exception as error:
+            if not is_outage(error):
+                raise
+            self.waiting_for = f"the catalog does not answer: {error}"  # a scan may go on that we cannot see
+        return bool(self.waiting_for) or self._outdated  # somebody else decided: it starts from the wrong model
+
+    # -- runs
+
+    def _consider(self, run: Listed) -> None:
+        learner, model = self._at_work()
+        try:
+            self._count(run.uid)
+            found = training_run(self._root, run.uid, model, raw=self._raw, memory_bytes=self.config.memory_bytes)
+            considered = learner.consider(found.scan, trust=found.trust, verdict_reasons=found.reasons)
+            numbers = {**considered.numbers, "frames": considered.frames, "held_out": considered.held_out}
+            lesson = LearningRecord(
+                run.uid,
+                "taken" if considered.taken else "passed over",
+                self._version,
+                considered.reason.removeprefix("not ").removeprefix("taken: "),
+                numbers={**numbers, "reconstructed_by": found.made_by},
+                by=BY,
+            )
+        except Exception as error:
+            if is_outage(error):
+                (self.folder / _ATTEMPT).unlink(missing_ok=True)
+                raise
+            words = f"{type(error).__name__}: {error}" if not isinstance(error, ValueError) else str(error)
+            lesson = LearningRecord(run.uid, "passed over", self._version, words or type(error).__name__, by=BY)
+            log.debug("run %s", run.uid, exc_info=error)
+        self._rulings.keep(lesson)
+        (self.folder / _ATTEMPT).unlink(missing_ok=True)
+
+    def _count(self, uid: str) -> None:
+        """Note that a run is begun with; give up one that the learner died of time and again."""
+        before = read_whole(self.folder / _ATTEMPT) or {}
+        times = int(before.get("times", 0)) + 1 if before.get("uid") == uid else 1
+        if times > _MOST_ATTEMPTS:
+            raise ValueError(f"the learner ended in the midst of it {_MOST_ATTEMPTS} times, out of memory perhaps")
+        write_whole(self.folder / _ATTEMPT, {"uid": uid, "times": times})
+
+    # -- rounds
+
+    def _round(self) -> bool:
+        """Train, judge, decide; whether there is more to do at once."""
+        learner, champion = self._at_work()
+        self._outdated = False
+        candidate = learner.propose(self._stop)
+        if candidate is None:
+            return self._outdated
+        self._duty.rest()
+        self._duty.begin()
+        judgement = learner.judge(candidate)
+        numbers = {**judgement.numbers, **candidate.record}
+        if not judgement.promote:
+            self._rulings.record(candidate, "keep", self._version, judgement.reason, numbers)
+            return True
+        self._rulings.promote(candidate, self._version, judgement.reason, numbers)
+        # Whatever the catalog's champion is now: this round has ended, or it would be proposed for ever.
+        self._crown(candidate.model)
+        if self._registry.decided(self.name) == self._version:
+            self._crown(champion)
+        return True
+
+    def _crown(self, model: Model) -> None:
+        """Tell the learner of another champion; not twice of the same, after which it would forget what came before."""
+        learner, _ = self._at_work()
+        if model.card.weights_sha256 != self._crowned:
+            learner.crown(model)
+            self._crowned = model.card.weights_sha256
+
+    # -- what both need
+
+    def _at_work(self) -> tuple[Learns, Model]:
+        if self._learner is None or self._model is None:
+            raise RuntimeError("learning: no champion was looked up yet; call turn() or run()")
+        return self._learner, self._model
+
+
+def learning_root() -> Path:
+    """Folder of all learners of this user, beside the journals."""
+    return journal_root().parent / "learning"
+
+
+def _learner(folder: Path, champion: Model, config: LearningConfig, device: str) -> Learns:
+    from bluesky_ptychonn.recon.learning.learner import Learner
+    from bluesky_ptychonn.recon.models.checkpoint import choose_device
+
+    return Learner(folder / "learner", champion, config, device=choose_device(device))
+
+
+def _identity(folder: Path) -> str:
+    known = read_whole(folder / _IDENTITY)
+    if known is None:
+        known = {"learner": uuid.uuid4().hex[:12]}
+        write_whole(folder / _IDENTITY, known)
+    return str(known["learner"])

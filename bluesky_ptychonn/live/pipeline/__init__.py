@@ -1,0 +1,1 @@
+"""One run from documents to a finished reconstruction."""

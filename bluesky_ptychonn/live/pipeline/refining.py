@@ -1,0 +1,101 @@
+"""Mosaics of a run refined by its frames: a little while it runs, whole when it ends."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bluesky_ptychonn.live.pipeline.protocols import Reconstructs
+from bluesky_ptychonn.recon.mosaic.stitch import MosaicImage
+
+log = logging.getLogger(__name__)
+
+_LIVE_S = 0.5  # frames wait meanwhile
+_KEPT_BYTES = 2**28  # refining takes about six times as much for a moment
+
+
+@dataclasses.dataclass(frozen=True)
+class _Frame:
+    counts: NDArray[Any]
+    y_m: float
+    x_m: float
+
+
+class Refining:
+    """The frames of a run, kept for refinement where the reconstructor is asked for it.
+
+    Parameters
+    ----------
+    reconstructor : Reconstructs
+        Refines; keeps nothing and does nothing when its `refinement` is None.
+    limit_bytes : int
+        Most to keep of frames. A run with more is not refined, and its result says so.
+    """
+
+    def __init__(self, reconstructor: Reconstructs, limit_bytes: int = _KEPT_BYTES) -> None:
+        self._reconstructor = reconstructor
+        self._limit_bytes = limit_bytes
+        self._frames: dict[int, _Frame] = {}
+        self._bytes = 0
+        self._live = True
+        self._too_many = False
+
+    def keep(
+        self,
+        seq_nums: Sequence[int],
+        frames: NDArray[Any],
+        y_m: NDArray[np.float64],
+        x_m: NDArray[np.float64],
+        valid: NDArray[np.bool_],
+    ) -> None:
+        """Keep the valid ones of frames (n, H, W); of two with one sequence number the last."""
+        if self._reconstructor.refinement is None or self._too_many:
+            return
+        for i, seq_num in enumerate(seq_nums):
+            self.forget(seq_num)
+            if valid[i]:
+                self._frames[seq_num] = _Frame(np.array(frames[i]), float(y_m[i]), float(x_m[i]))
+                self._bytes += frames[i].nbytes
+        if self._bytes > self._limit_bytes:
+            self._frames.clear()
+            self._too_many = True
+
+    def forget(self, seq_num: int) -> None:
+        """Drop a frame that is measured again."""
+        gone = self._frames.pop(seq_num, None)
+        self._bytes -= 0 if gone is None else gone.counts.nbytes
+
+    def live(self, image: MosaicImage) -> MosaicImage:
+        """Refine a mosaic of a run that goes on for half a second; larger ones wait for the run's end."""
+        if not self._live or not self._frames:
+            return image
+        refined, record = self._refine(image, _LIVE_S)
+        if record.get("seconds", 0.0) > 2 * _LIVE_S:
+            self._live = False
+        return refined
+
+    def whole(self, image: MosaicImage) -> tuple[MosaicImage, dict[str, Any] | None]:
+        """Refine the last mosaic of a run; also what was done, or why nothing was, or None where nothing was asked."""
+        if self._reconstructor.refinement is None:
+            return image, None
+        if self._too_many:
+            words = f"the run's frames exceed {self._limit_bytes / 2**20:.0f} MiB; refine a part of them"
+            return image, {"skipped": words}
+        if not self._frames:
+            return image, {"skipped": "no frame"}
+        return self._refine(image, float("inf"))
+
+    def _refine(self, image: MosaicImage, within_s: float) -> tuple[MosaicImage, dict[str, Any]]:
+        kept = list(self._frames.values())
+        y_m, x_m = np.array([frame.y_m for frame in kept]), np.array([frame.x_m for frame in kept])
+        try:
+            return self._reconstructor.refine(image, np.stack([frame.counts for frame in kept]), y_m, x_m, within_s)
+        except (ValueError, RuntimeError, MemoryError) as error:  # no probe; memory that does not suffice
+            log.warning("not refined: %s", error)
+            self._live = False
+            return image, {"skipped": str(error)}

@@ -1,0 +1,88 @@
+"""When to ask things of a catalog that a scan writes to at the same time.
+
+Right after an event the scan moves and exposes and leaves the catalog alone. A request sent then meets nobody; sent at
+any other moment it stands before the scan's own in the server, and the RunEngine waits for both.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from bluesky_ptychonn.journal.reader import journaled_runs
+
+_LULL_S = 0.03  # after an event: shorter than most exposures, long enough to begin a request in
+_LONGEST_WAIT_S = 0.2
+_OVER_S = 1.0  # a journal silent for so long belongs to no scan that makes requests all the time
+_POLL_S = 0.002
+_LOOK_AGAIN_S = 0.5
+_TAIL = 16_384
+
+
+class RequestPacer:
+    """Waits until a scan that writes to the catalog leaves it alone; never for long.
+
+    The journals of the session tell: the callback's line for an event is appended when the writer before it is done.
+
+    Parameters
+    ----------
+    folder : Path
+        The session's folder.
+    clock : callable
+        POSIX seconds, as file times are.
+    sleep : callable
+        Waits a number of seconds.
+    """
+
+    def __init__(
+        self, folder: Path, clock: Callable[[], float] = time.time, sleep: Callable[[float], None] = time.sleep
+    ) -> None:
+        self._folder = folder
+        self._clock = clock
+        self._sleep = sleep
+        self._journals: list[Path] = []
+        self._look_again = float("-inf")
+
+    def wait(self) -> None:
+        """Return in a lull, after 0.2 s at the latest, and at once when no scan is under way."""
+        waited = 0.0  # counted, not read off the clock, which somebody may set back
+        while waited < _LONGEST_WAIT_S and not self._quiet():
+            self._sleep(_POLL_S)
+            waited += _POLL_S
+
+    def _quiet(self) -> bool:
+        newest, when = self._newest()
+        age = self._clock() - when
+        if newest is None or age > _OVER_S:
+            return True
+        name = _last_document(newest)
+        return name == "stop" or (name in ("event", "event_page") and age <= _LULL_S)
+
+    def _newest(self) -> tuple[Path | None, float]:
+        if time.monotonic() >= self._look_again:
+            self._journals = journaled_runs(self._folder)
+            self._look_again = time.monotonic() + _LOOK_AGAIN_S
+        newest: Path | None = None
+        when = 0.0
+        for path in self._journals:
+            with contextlib.suppress(OSError):  # tidied away
+                changed = path.stat().st_mtime
+                if changed > when:
+                    newest, when = path, changed
+        return newest, when
+
+
+def _last_document(path: Path) -> str:
+    """Kind of the last document of a journal; empty where it cannot be told."""
+    try:
+        with path.open("rb") as file:
+            file.seek(max(0, file.seek(0, os.SEEK_END) - _TAIL))
+            lines = file.read().splitlines()
+    except OSError:
+        return ""
+    line = lines[-1] if lines else b""
+    head = b'{"name":"'  # a line's beginning, as `journal.encode` writes it
+    return line[len(head) : line.find(b'"', len(head))].decode(errors="replace") if line.startswith(head) else ""

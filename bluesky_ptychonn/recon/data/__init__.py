@@ -1,0 +1,1 @@
+"""Frames to train on and judge by: measured, labelled, simulated."""

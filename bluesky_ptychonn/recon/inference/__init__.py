@@ -1,0 +1,1 @@
+"""Recorded frames to patches: preprocessing, flux, the network on its device."""

@@ -1,0 +1,134 @@
+"""The network on a device: batches that fit its memory, a precision, and on CUDA one recorded pass."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor, nn
+
+from bluesky_ptychonn.recon.device import Device
+from bluesky_ptychonn.recon.networks.networks import ObjectNetwork
+from bluesky_ptychonn.recon.quality.trust import movement
+
+Precision = Literal["fp32", "bf16", "fp16"]
+_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+class BatchedForward:
+    """The network on a device, a batch at a time.
+
+    Parameters
+    ----------
+    network : torch.nn.Module
+        On the device.
+    device : Device
+        Which that is.
+    batch_size : int
+        Frames a pass, 1 to 4096.
+    precision : {"fp32", "bf16", "fp16"}
+        Of the convolutions.
+    cuda_graph : bool
+        Record the pass, on CUDA.
+    frame_shape : tuple of int
+        Rows and columns of a frame.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        device: Device,
+        batch_size: int,
+        precision: Precision,
+        cuda_graph: bool,
+        frame_shape: tuple[int, int],
+    ) -> None:
+        if not 1 <= batch_size <= 4096:
+            raise ValueError(f"batch_size {batch_size} frames must be in 1 to 4096")
+        if precision not in get_args(Precision):
+            raise ValueError(f"precision {precision!r} is unknown; allowed: {', '.join(get_args(Precision))}")
+        if precision == "fp16" and device.where.type != "cuda":
+            raise ValueError(f"precision fp16 needs a CUDA device, the device is {device.where}; use fp32 or bf16")
+        self.network = network.eval()
+        self._device, self._frame_shape = device, frame_shape
+        self.batch_size, self.precision = batch_size, precision
+        self._graphs = cuda_graph and device.where.type == "cuda"
+        self._graph: tuple[torch.cuda.CUDAGraph, Tensor, Tensor | None, tuple[Tensor, Tensor]] | None = None
+        self.graph_state = "on, not recorded yet" if self._graphs else "off"
+
+    @torch.inference_mode()
+    def __call__(self, counts: Tensor, probe: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Patches (m, h, w) complex64 of the first m <= n of counts (n, N, N); m < n only when memory ran out.
+
+        And how far the last stage moved each, (m,) float32 rad, see `recon.quality.trust.movement`.
+        """
+        while True:
+            batch = counts[: self.batch_size]
+            try:
+                return self._forward(batch, probe)
+            except (RuntimeError, MemoryError) as error:
+                if self.batch_size == 1 or self._device.fault(error) != "memory":
+                    raise
+                self.batch_size = max(1, min(self.batch_size, len(batch)) // 2)
+            # Behind the handler: until there the failed pass's tensors are held by its traceback.
+            self._graph = None
+            self._device.give_memory_back()
+            words = f"memory ran out on {self._device}: batches of {self.batch_size} frames now"
+            warnings.warn(words, stacklevel=5)
+
+    def _forward(self, batch: Tensor, probe: Tensor | None) -> tuple[Tensor, Tensor]:
+        if not self._graphs:
+            return self._eager(batch, probe)
+        # One recorded shape serves all: the tail is filled up with empty frames.
+        n = len(batch)
+        if n < self.batch_size:
+            batch = torch.cat([batch, batch.new_zeros(self.batch_size - n, *self._frame_shape)])
+        if self._graph is None and not self._record(batch, probe):
+            patches, moved = self._eager(batch, probe)
+            return patches[:n], moved[:n]
+        assert self._graph is not None  # noqa: S101  _record says so
+        graph, counts_in, probe_in, out = self._graph
+        counts_in.copy_(batch)
+        if probe_in is not None and probe is not None:
+            probe_in.copy_(probe)
+        graph.replay()
+        return out[0][:n].clone(), out[1][:n].clone()  # the next replay writes over them
+
+    def _record(self, batch: Tensor, probe: Tensor | None) -> bool:
+        """Record one pass; on a network that cannot be recorded, say so and go on without."""
+        counts_in, probe_in = batch.clone(), None if probe is None else probe.clone()
+        try:
+            side = torch.cuda.Stream(self._device.where)  # type: ignore[no-untyped-call]
+            side.wait_stream(torch.cuda.current_stream(self._device.where))
+            with torch.cuda.stream(side):
+                for _ in range(3):  # plans and workspaces must exist before recording
+                    self._eager(counts_in, probe_in)
+            torch.cuda.current_stream(self._device.where).wait_stream(side)
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph):
+                out = self._eager(counts_in, probe_in)
+        except RuntimeError as error:
+            if self._device.fault(error) == "memory":
+                raise
+            self._graphs, self.graph_state = False, f"off: {error}"[:200]
+            warnings.warn(f"CUDA graph not recorded, going on without: {error}", stacklevel=6)
+            return False
+        self._graph, self.graph_state = (graph, counts_in, probe_in, out), "on"
+        return True
+
+    def _eager(self, batch: Tensor, probe: Tensor | None) -> tuple[Tensor, Tensor]:
+        if self.precision == "fp32":
+            stages = self._stages(batch, probe)
+        else:
+            # Cached casts would not outlive the recording of a CUDA graph.
+            with torch.autocast(self._device.where.type, _DTYPES[self.precision], cache_enabled=False):
+                stages = self._stages(batch, probe)
+        out = stages[-1].to(torch.complex64)
+        if len(stages) < 2 or probe is None:
+            return out, torch.zeros(len(out), device=out.device)
+        return out, movement(stages[-2].to(torch.complex64), out, probe)
+
+    def _stages(self, batch: Tensor, probe: Tensor | None) -> list[Tensor]:
+        network = self.network
+        return network.stages(batch, probe) if isinstance(network, ObjectNetwork) else [network(batch, probe)]

@@ -1,0 +1,151 @@
+"""A model on a device, and on the CPU once that fails: nothing that a run needs lies on the device alone."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from bluesky_ptychonn.recon.device import Device, Fault
+from bluesky_ptychonn.recon.inference.forward_pass import BatchedForward, Precision
+from bluesky_ptychonn.recon.inference.preprocess import Preprocess, PreprocessConfig
+from bluesky_ptychonn.recon.models.checkpoint import Model
+
+
+class Placement:
+    """Network, probe and preprocessing on one device, made anew on the CPU where the device fails.
+
+    Parameters
+    ----------
+    model : Model
+        Stays where it is; a copy is kept on the CPU.
+    config : PreprocessConfig
+        Of the frames.
+    mask : (H, W) bool ndarray, optional
+        See `Preprocess`.
+    device : Device
+        Wanted. On the CPU the precision is single whatever was asked for another device, and no graph is recorded.
+    batch_size, precision, cuda_graph
+        See `BatchedForward`.
+
+    Attributes
+    ----------
+    device : Device
+        Where things are now.
+    passes : BatchedForward
+    preprocess : Preprocess
+    probe : (N, N) complex64 Tensor or None
+        On the device.
+    events : list of str
+        What befell the device, in words; each move once.
+
+    Raises
+    ------
+    ValueError
+        In words: a setting out of range; a model whose own device is lost.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        config: PreprocessConfig,
+        mask: NDArray[np.bool_] | None,
+        device: Device,
+        batch_size: int,
+        precision: Precision,
+        cuda_graph: bool,
+    ) -> None:
+        self.events: list[str] = []
+        self._cpu = Device.of("cpu")
+        try:
+            self._model = model.on_cpu()
+        except RuntimeError as error:
+            raise ValueError(
+                f"model {model.card.name!r} cannot be copied to the CPU: {error}. Where its device was lost, "
+                "load it again in a new process"
+            ) from None
+        self._config, self._mask = config, mask
+        self._batch_size, self._precision, self._cuda_graph = batch_size, precision, cuda_graph
+        self._wanted = device
+        self._why = ""  # not on the device that is wanted
+        self._abandoned: object = None  # never let go: to free what lies on a lost device may end the process
+        if not self._to_wanted():
+            self._put(self._cpu)
+
+    def fault(self, error: Exception) -> Fault | None:
+        """See `Device.fault`."""
+        return self.device.fault(error)
+
+    def leave(self, fault: Fault, error: str) -> bool:
+        """Go to the CPU; False when things are there already.
+
+        Parameters
+        ----------
+        fault : {"memory", "lost"}
+            What is wrong with the device.
+        error : str
+            Its own words.
+        """
+        if self.device.kind == "cpu":
+            return False
+        if fault == "lost":
+            self._abandoned = (self.passes, self.preprocess, self.probe)
+        self._tell(self.device, fault, error)
+        self._put(self._cpu)
+        return True
+
+    def check(self) -> None:
+        """Leave a device that this process lost elsewhere."""
+        if self.device.lost:
+            self.leave("lost", self.device.lost)
+
+    def renew(self) -> str:
+        """Try a device again that had no memory, for another run; returns why it is not used, or an empty string."""
+        self.check()
+        if self.device != self._wanted and not self._wanted.lost and self._to_wanted():
+            self.events.append(f"{self._wanted} is used again")
+        return self._why
+
+    def _to_wanted(self) -> bool:
+        if self._wanted.lost:
+            self._tell(self._wanted, "lost", self._wanted.lost)
+            return False
+        try:
+            self._put(self._wanted)
+        except (RuntimeError, MemoryError) as error:
+            fault = self._wanted.fault(error)
+            if fault is None or self._wanted.kind == "cpu":
+                raise
+            self._tell(self._wanted, fault, str(error))
+            return False
+        self._why = ""
+        return True
+
+    def _put(self, device: Device) -> None:
+        network, fallen = self._model.network, device.kind != self._wanted.kind
+        # The model's own network serves on the CPU, and stays there: it is what is left when a device is lost.
+        moved = network if device.kind == "cpu" else copy.deepcopy(network).to(device.where)
+        # Half precision is slower on a CPU, and fp16 not to be had.
+        precision: Precision = "fp32" if fallen else self._precision
+        shape = self._model.card.input.frame_shape
+        probe: Tensor | None = None
+        if self._model.probe is not None:
+            probe = self._model.probe.to(device.where, torch.complex64)
+        preprocess = Preprocess(self._config, mask=self._mask, device=device.where)
+        self.passes = BatchedForward(moved, device, self._batch_size, precision, self._cuda_graph, shape)
+        self.device, self.preprocess, self.probe = device, preprocess, probe
+
+    def _tell(self, device: Device, fault: Fault, error: str) -> None:
+        first = (error.strip() or "no words").splitlines()[0][:200]
+        if fault == "lost":
+            device.note_lost(first)
+            self._why = f"{device} was lost ({first}): CPU"
+        else:
+            device.give_memory_back()
+            self._why = f"memory ran out on {device} ({first}): CPU"
+        self.events.append(self._why)
+        warnings.warn(self._why, stacklevel=3)

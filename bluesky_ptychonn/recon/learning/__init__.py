@@ -1,0 +1,1 @@
+"""Learning on from finished runs: intake, candidate, judgement."""

@@ -1,0 +1,194 @@
+"""One round of learning: what goes into it is settled first and kept, so that a killed round ends as it would have."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from pydantic import PrivateAttr
+from torch import Tensor
+
+from bluesky_ptychonn.card import ModelCard, ProbeReference, SamplingPoint
+from bluesky_ptychonn.optics.probe_family import ProbeFamily
+from bluesky_ptychonn.recon.data.batches import Mix
+from bluesky_ptychonn.recon.data.scans import LabelledScan
+from bluesky_ptychonn.recon.evaluation.simulated_scans import measure_sampling, patch_error, stitching_weight
+from bluesky_ptychonn.recon.evaluation.trust_calibration import _any_geometry, calibrated, synthetic_config
+from bluesky_ptychonn.recon.learning.config import LearningConfig
+from bluesky_ptychonn.recon.models.checkpoint import Model, load_model, save_model
+from bluesky_ptychonn.recon.networks.networks import ObjectNetwork, network_config
+from bluesky_ptychonn.recon.training.fit import TrainingConfig, fit
+
+PLAN, SCANS, STATE, RECORD = "plan.json", "scans", "training.pt", "record.json"
+#: A candidate's card is measured more coarsely than that of a training: a round takes a minute, not hours.
+_SAMPLINGS, _DIAMETERS, _TRUST_FRAMES, _TRUST_SCANS = (0.2, 0.4, 0.6, 0.9), 3.0, 512, 6
+
+
+class KnownProbes(ProbeFamily):
+    """Probes that runs were tuned to, drawn by their shares; the ranges of the family are not used."""
+
+    _probes: tuple[NDArray[np.complex64], ...] = PrivateAttr(default=())
+    _shares: tuple[float, ...] = PrivateAttr(default=())
+
+    @classmethod
+    def of(cls, probes: Sequence[NDArray[np.complex64]], shares: Sequence[float]) -> KnownProbes:
+        """Take probes (N, N) complex64 and how often each is drawn, any scale."""
+        made = cls()
+        made._probes = tuple(probes)
+        made._shares = tuple(np.asarray(shares, dtype=float) / np.sum(shares))
+        return made
+
+    def draw(self, size: int, rng: np.random.Generator) -> NDArray[np.complex64]:
+        """Draw one of them; see `ProbeFamily.draw`."""
+        return self._probes[int(rng.choice(len(self._probes), p=self._shares))]
+
+
+class Stopped(Exception):  # noqa: N818  not an error
+    """The round was asked to stop."""
+
+
+def freeze_inputs(folder: Path, files: Sequence[Path], plan: dict[str, Any]) -> None:
+    """Begin a round: keep what it trains on, whatever the buffer drops meanwhile, then its plan."""
+    shutil.rmtree(folder, ignore_errors=True)
+    (folder / SCANS).mkdir(parents=True)
+    for path in files:
+        try:
+            os.link(path, folder / SCANS / path.name)
+        except OSError:  # no hard links here
+            shutil.copyfile(path, folder / SCANS / path.name)
+    write_json(folder / PLAN, plan)
+
+
+def write_json(path: Path, values: Any) -> None:
+    """Write JSON; the file appears whole or not at all, and stays."""
+    draft = path.with_name(f".{path.name}.{os.getpid()}.part")
+    with draft.open("w", encoding="utf-8") as file:
+        json.dump(values, file, indent=1)
+        file.flush()
+        os.fsync(file.fileno())
+    draft.replace(path)
+
+
+def shares_of(scans: Sequence[LabelledScan], own: Tensor, config: LearningConfig) -> KnownProbes:
+    """Probes to simulate through: the newest runs' evenly, and for rehearsal the older ones' and the champion's own."""
+    probes = [scan.probe for scan in scans]
+    recent, older = probes[-config.probes :], [*probes[: -config.probes], own.detach().cpu().numpy()]
+    shares = [(1 - config.rehearsal) / len(recent)] * len(recent) + [config.rehearsal / len(older)] * len(older)
+    return KnownProbes.of([*recent, *older], shares)
+
+
+def train(
+    champion: Model,
+    network: ObjectNetwork,
+    scans: Sequence[LabelledScan],
+    folder: Path,
+    plan: dict[str, Any],
+    config: LearningConfig,
+    stop: Callable[[], bool],
+    device: torch.device | str,
+) -> tuple[ObjectNetwork, dict[str, Any]]:
+    """Fine-tune the champion's network on simulation through known probes and labelled frames.
+
+    Raises
+    ------
+    Stopped
+        When asked to; the last checkpoint holds what was done.
+    """
+    if champion.probe is None:
+        raise ValueError(f"learning: model {champion.card.name!r} has no probe")
+    probes = shares_of(scans, champion.probe, config)
+    training = TrainingConfig(
+        network=network_config({"family": champion.card.family, **champion.card.network}),
+        synthetic=synthetic_config(champion).model_copy(update={"probes": probes}),
+        mix=Mix(simulated=1 - config.mix, labelled=config.mix),
+        loss="complex" if champion.card.family == "lifted" else "amplitude_phase",
+        frames=config.frames,
+        batch_size=config.batch_size,
+        learning_rate=config.learning_rate,
+        seed=plan["seed"],
+        save_every_s=config.save_every_s,
+    )
+
+    def progress(done: int, total: int, loss: float) -> None:
+        if done < total and stop():
+            raise Stopped
+
+    return fit(
+        None,
+        training,
+        labelled=scans,
+        checkpoint=folder / STATE,
+        device=device,
+        progress=progress,
+        start=network.state_dict(),
+    )
+
+
+def write(
+    out: Path,
+    champion: Model,
+    network: ObjectNetwork,
+    probe: NDArray[np.complex64],
+    version: str,
+    training: dict[str, Any],
+    source: str,
+) -> ModelCard:
+    """Measure a candidate on held-out simulated scans and write its folder; its input stays that of the champion."""
+    photons = synthetic_config(champion).photons
+    scaled = np.asarray(probe / np.sqrt((np.abs(probe) ** 2).sum()) * np.sqrt(photons), dtype=np.complex64)
+    geometry = _any_geometry(champion.card)
+    weight = stitching_weight(scaled, network.config.patch_size)
+    reference = ProbeReference.of(scaled, geometry.object_pixel_m, source)
+    rows = measure_sampling(
+        network, scaled, geometry, weight, photons=photons, samplings=_SAMPLINGS, field_diameters=_DIAMETERS
+    )
+    card = ModelCard.model_validate(
+        {
+            **champion.card.model_dump(),
+            "version": version,
+            "probe": reference.model_dump(),
+            "held_out": {"patch_phase_mae_rad": patch_error(network, scaled, synthetic_config(champion), frames=256)},
+            "sampling": tuple(
+                SamplingPoint(
+                    sampling=sampling,
+                    step_m=sampling * reference.diameter_m,
+                    phase_mae_rad=score.phase_mae_rad,
+                    phase_correlation=float(
+                        np.nan_to_num(score.phase_correlation)
+                    ),  # of a constant phase there is none
+                    covered_fraction=score.covered_fraction,
+                    frames=score.frames,
+                ).model_dump()
+                for sampling, score in rows
+            ),
+            "training": {**champion.card.training, **training},
+            "trust": None,
+        }
+    )
+    model = Model(card, network.eval(), torch.from_numpy(scaled), torch.from_numpy(weight))
+    card = calibrated(model, frames=_TRUST_FRAMES, scans=_TRUST_SCANS).card
+    return save_model(out, network, card, scaled, weight)
+
+
+def written(folder: Path, number: int, champion: str) -> tuple[Model, dict[str, Any]] | None:
+    """Read the candidate of round `number` from a champion (digest), where it was written whole."""
+    try:
+        record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
+        ours = (record["round"], record["champion"]) == (number, champion)
+        return (load_model(folder, "cpu"), record) if ours else None
+    except (OSError, ValueError, KeyError):
+        return None
+
+
+def seed_of(seed: int, runs: Sequence[str], champion: str) -> int:
+    """Seed of a round: the same runs and champion give the same one."""
+    digest = hashlib.sha256(json.dumps([seed, list(runs), champion]).encode()).digest()
+    return int.from_bytes(digest[:4], "big")

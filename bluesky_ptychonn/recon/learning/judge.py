@@ -1,0 +1,202 @@
+"""Is a candidate better than the champion: on held-out frames of the newest runs, and no worse on the old ones.
+
+Three judges, all on frames that nobody trained on. The labels of the held-out halves, each scan told its own probe. The
+frames themselves, without a label: of the newest runs, the mosaic of every other patch has to foresee the frames
+between them at least as well as the champion's does; that stops a network which learned to please wrong labels, a flat
+answer included. And simulated frames through each scan's probe, whose truth is known.
+
+What they cannot see is what no frame tells, see `bluesky_ptychonn.recon.learning.pseudo_label`: where that deceives the
+label, it deceives the probe of the simulation too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from bluesky_ptychonn.recon.data.scans import LabelledScan
+from bluesky_ptychonn.recon.data.simulated import SyntheticConfig
+from bluesky_ptychonn.recon.evaluation.simulated_scans import patch_error, phase_error, predict
+from bluesky_ptychonn.recon.learning.config import LearningConfig
+from bluesky_ptychonn.recon.learning.pseudo_label import scaled_like, stitched, unforeseen
+from bluesky_ptychonn.recon.networks.networks import ObjectNetwork
+from bluesky_ptychonn.recon.quality.trust import patch_weight
+
+_SLACK = 0.1  # part of what the sample does: foreseeing is noisier than the error
+_FOLDS = 2
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """Whether a candidate is promoted.
+
+    Attributes
+    ----------
+    promote : bool
+    reason : str
+        In words with numbers.
+    numbers : dict
+        JSON values: errors of champion and candidate on the newest held-out scans and on each older one, rad, what was
+        asked of them, frames, seconds.
+    harmless : bool
+        Whether nothing was against it, but for a gain too small, if that.
+    """
+
+    promote: bool
+    reason: str
+    numbers: dict[str, Any]
+    harmless: bool = False
+
+
+def label_error(network: ObjectNetwork, scan: LabelledScan, probe: Tensor | None = None) -> float:
+    """Mean absolute phase error, rad, of patches against a scan's label, told its probe or another (N, N).
+
+    Weighted by the light and by how far the label is known; global phase removed frame by frame.
+    """
+    own = torch.as_tensor(scan.probe)
+    told = own if probe is None else scaled_like(probe.detach().cpu(), own)
+    size = network.config.patch_size
+    made = torch.as_tensor(predict(network, scan.counts, told))
+    everything = slice(None)
+    weight = patch_weight(own, (size, size)) * torch.as_tensor(scan.known(everything, size))
+    return float(phase_error(made, torch.as_tensor(scan.truth(everything, size)), weight))
+
+
+def unforeseen_by(network: ObjectNetwork, scan: LabelledScan, probe: Tensor) -> float | None:
+    """Part of the photons that a network's mosaic of every other frame leaves unexplained in the frames between."""
+    order = np.lexsort((scan.x_m, scan.y_m))  # frames lie in the order of their worth
+    told = scaled_like(probe.detach().cpu(), torch.as_tensor(scan.probe))
+    missed = []
+    for fold in range(_FOLDS):
+        asked, shown = scan.select(np.sort(order[fold::_FOLDS])), scan.select(np.sort(order[1 - fold :: _FOLDS]))
+        if not len(shown):
+            return None
+        image = stitched(network, shown.counts, shown.y_m, shown.x_m, told, scan.pixel_m)
+        found = unforeseen(image, asked, told)
+        missed += [] if found is None else [found[0]]
+    return float(np.mean(missed)) if missed else None
+
+
+def compare_models(
+    champion: tuple[ObjectNetwork, Tensor],
+    candidate: tuple[ObjectNetwork, Tensor],
+    newest: Sequence[LabelledScan],
+    older: Sequence[LabelledScan],
+    best: Mapping[str, float],
+    synthetic: SyntheticConfig,
+    config: LearningConfig,
+) -> Judgement:
+    """Judge a candidate.
+
+    Parameters
+    ----------
+    champion, candidate : (ObjectNetwork, (N, N) Tensor)
+        Network in evaluation mode on the CPU, and the probe it is used with.
+    newest, older : sequence of LabelledScan
+        Held-out scans of the runs since the last judgement, and of before.
+    best : mapping of str to float
+        Error of the best champion so far on each older scan, by source, rad.
+    synthetic : SyntheticConfig
+        Of the simulated frames.
+    config : LearningConfig
+    """
+    (old, old_probe), (new, _) = champion, candidate
+    if not newest:
+        return Judgement(False, "no held-out frames of the newest runs are left to judge by", {"new": {}, "old": {}})
+    now: dict[str, Any] = {}
+    before: dict[str, Any] = {}
+    against: list[str] = []
+    for scan in newest:
+        own = torch.as_tensor(scan.probe)
+        now[scan.source] = {
+            "champion_rad": label_error(old, scan, old_probe),
+            "champion_told_rad": label_error(old, scan),
+            "candidate_rad": label_error(new, scan),
+            "champion_unforeseen": unforeseen_by(old, scan, old_probe),
+            "candidate_unforeseen": unforeseen_by(new, scan, own),
+            "bare": (unforeseen(_bare(scan), scan, own) or (0.0, None))[1],
+            "frames": len(scan),
+            **_simulated(old, new, scan, synthetic, config),
+        }
+        against += _blind(scan.source, now[scan.source])
+    for scan in older:
+        reference = label_error(old, scan)
+        found = {
+            "champion_rad": reference,
+            "best_rad": min(best.get(scan.source, reference), reference),
+            "candidate_rad": label_error(new, scan),
+            "frames": len(scan),
+            **_simulated(old, new, scan, synthetic, config),
+        }
+        before[scan.source] = found
+        if found["candidate_rad"] > found["best_rad"] + config.margin_rad:
+            against.append(
+                f"on run {_short(scan.source)} it would lose {found['candidate_rad'] - found['best_rad']:.3f} rad, "
+                f"{config.margin_rad:g} are allowed"
+            )
+    for source, found in {**now, **before}.items():
+        lost = found["candidate_simulated_rad"] - found["champion_simulated_rad"]
+        if lost > config.margin_rad:
+            against.append(
+                f"on simulated frames through the probe of run {_short(source)} it would lose {lost:.3f} rad"
+            )
+    was = float(np.mean([found["champion_rad"] for found in now.values()]))
+    comes = float(np.mean([found["candidate_rad"] for found in now.values()]))
+    gained = 1 - comes / was if was > 0 else 0.0
+    harmless = not against
+    if gained < config.gain:
+        against.insert(0, f"it gains {gained:.1%} on the newest held-out frames, {config.gain:.1%} are asked")
+    numbers = {
+        "new": now,
+        "old": before,
+        "gain": gained,
+        "gain_asked": config.gain,
+        "margin_rad": config.margin_rad,
+        "champion_rad": was,
+        "candidate_rad": comes,
+        "frames": sum(found["frames"] for found in (*now.values(), *before.values())),
+    }
+    about = f"{was:.3f} to {comes:.3f} rad on {sum(f['frames'] for f in now.values())} newest held-out frames"
+    if against:
+        return Judgement(False, f"kept: {'; '.join(against)} ({about})", numbers, harmless)
+    worst = max((f["candidate_rad"] - f["best_rad"] for f in before.values()), default=0.0)
+    return Judgement(
+        True, f"promoted: {about}, {worst:+.3f} rad at worst on {len(before)} older scans", numbers, harmless
+    )
+
+
+def _simulated(
+    old: ObjectNetwork, new: ObjectNetwork, scan: LabelledScan, synthetic: SyntheticConfig, config: LearningConfig
+) -> dict[str, float]:
+    plain = synthetic.model_copy(update={"probes": None})
+    errors = [patch_error(network, scan.probe, plain, frames=config.simulated_frames) for network in (old, new)]
+    return dict(zip(("champion_simulated_rad", "candidate_simulated_rad"), errors, strict=True))
+
+
+def _blind(source: str, found: Mapping[str, Any]) -> list[str]:
+    """Ask the frames, label or not, what is to be said against the candidate."""
+    was, comes, bare = (found[name] for name in ("champion_unforeseen", "candidate_unforeseen", "bare"))
+    if was is None or comes is None or bare is None or comes <= min(was + _SLACK * bare, (1 - _SLACK) * bare):
+        return []
+    return [
+        (
+            f"its mosaic of run {_short(source)} leaves {comes:.2%} of the light unforeseen, the champion's {was:.2%}, "
+            f"a bare field {bare:.2%}"
+        )
+    ]
+
+
+def _bare(scan: LabelledScan) -> Any:
+    from bluesky_ptychonn.recon.mosaic.stitch import MosaicImage
+
+    one = np.ones(scan.object.shape, np.float32)
+    return MosaicImage(one, 0 * one, one, one, scan.origin_m, scan.pixel_m)
+
+
+def _short(source: str) -> str:
+    return source if len(source) <= 12 else source[:8]

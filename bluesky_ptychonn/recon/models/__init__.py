@@ -1,0 +1,1 @@
+"""Models as files: saved, loaded, told a probe, packed, kept in the user's library."""

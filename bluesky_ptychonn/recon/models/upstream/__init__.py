@@ -1,0 +1,1 @@
+"""Checkpoints that others published, read as what they are."""

@@ -1,0 +1,1 @@
+"""Patches to one image: stitching, refinement by physics, tuning of the probe."""

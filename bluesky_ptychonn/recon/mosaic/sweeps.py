@@ -1,0 +1,201 @@
+"""Sweeps of the physics over an object: frames move it towards what they measured, a few at a time.
+
+The update is the least-squares one of ePIE and rPIE (Maiden & Rodenburg, Ultramicroscopy 109, 1256, 2009; Maiden,
+Johnson & Li, Optica 4, 736, 2017). `recon.mosaic.refine` refines mosaics by it, `recon.mosaic.probe_tuning` tunes the
+probe between.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from bluesky_ptychonn.optics.forward import back_propagate, propagate, to_fft_order
+from bluesky_ptychonn.recon.mosaic.refine_config import Refinement
+from bluesky_ptychonn.recon.mosaic.stitch import Mosaic, MosaicImage
+from bluesky_ptychonn.recon.networks.networks import LiftedNetwork, fix_gauge
+
+_KEPT_BYTES = 256 * 2**20  # of shifted probes; more frames than that have theirs shifted again in each sweep
+
+
+class Sweeper:
+    """The object under way, with room around it for whole frames.
+
+    Parameters
+    ----------
+    image : MosaicImage
+        What to start from.
+    counts : (n, N, N) float32 Tensor
+        Beam at pixel ``N // 2``; on the device to work on.
+    positions : (n, 2) float64 ndarray
+        y and x, m.
+    probe : (N, N) complex64 Tensor
+        Square-root photons.
+    settings : Refinement
+        How; rounds are the caller's.
+    """
+
+    def __init__(
+        self, image: MosaicImage, counts: Tensor, positions: NDArray[np.float64], probe: Tensor, settings: Refinement
+    ) -> None:
+        self._settings = settings
+        self._n = n = probe.shape[-1]
+        self.device = device = counts.device
+        self._pixel_m = image.pixel_m
+        self._positions = positions
+        pixels = positions / image.pixel_m
+        whole = np.floor(pixels + 0.5).astype(int)
+        self._low = np.round(np.array(image.origin_m) / image.pixel_m).astype(int)
+        shape = np.array(image.phase.shape)
+        # The image lies at `_inner` of an object that holds every frame whole.
+        first = np.minimum(whole.min(0) - n // 2, self._low) if len(whole) else self._low
+        last = np.maximum(whole.max(0) - n // 2 + n, self._low + shape) if len(whole) else self._low + shape
+        top, left = self._low - first
+        self._inner = (slice(top, top + shape[0]), slice(left, left + shape[1]))
+        self._first = first
+        self._corners = torch.as_tensor(whole - n // 2 - first, device=device)
+        self._offsets = torch.as_tensor((pixels - whole).astype(np.float32), device=device)
+        self._modulus = to_fft_order(counts.clamp_min(0).sqrt())
+        self._counts = counts
+        self._frequency = torch.fft.fftfreq(n, device=device)
+        self._object = torch.ones(tuple(last - first), dtype=torch.complex64, device=device)
+        self._object[self._inner] = torch.as_tensor(image.complex, device=device)
+        known = torch.isfinite(self._object.real) & torch.isfinite(self._object.imag)
+        known_image = torch.zeros_like(known)
+        known_image[self._inner] = known[self._inner]
+        seen = self._object[known_image]
+        self._object[~known_image] = seen.mean() if len(seen) else 1.0  # what lies around counts as bare
+        self._began = self._object
+        self._generator = torch.Generator().manual_seed(settings.seed)
+        self.set_probe(probe)
+
+    def set_probe(self, probe: Tensor) -> None:
+        """Go on with another probe (N, N)."""
+        self._probe = probe
+        self._probe_far = torch.fft.fft2(probe)
+        self._peak = probe.abs().square().max()
+        self._kept: Tensor | None = None
+        if len(self._counts) * self._n**2 * 8 <= _KEPT_BYTES:
+            self._kept = self._probes(torch.arange(len(self._counts), device=self.device))
+        self._light = self._illumination()
+
+    def _ramp(self, offsets: Tensor, sign: int) -> Tensor:
+        """Phase ramps (b, N, N) that shift by `offsets`, px."""
+        y, x = (torch.exp(sign * 2j * torch.pi * offsets[:, axis, None] * self._frequency) for axis in (0, 1))
+        ramp: Tensor = y[:, :, None] * x[:, None, :]
+        return ramp
+
+    def _probes(self, chosen: Tensor) -> Tensor:
+        """Probe at the sub-pixel positions of frames (b, N, N)."""
+        if self._kept is not None:
+            return self._kept[chosen]
+        moved: Tensor = torch.fft.ifft2(self._probe_far * self._ramp(self._offsets[chosen], -1))
+        return moved
+
+    def _where(self, chosen: Tensor) -> Tensor:
+        """Flat indices (b, N, N) of frames' pixels in the object."""
+        span = torch.arange(self._n, device=self.device)
+        y, x = (self._corners[chosen][:, axis, None] + span for axis in (0, 1))
+        where: Tensor = y[:, :, None] * self._object.shape[1] + x[:, None, :]
+        return where
+
+    def _batches(self, order: Tensor, size: int) -> Sequence[Tensor]:
+        return torch.split(order.to(self.device), size)
+
+    def _illumination(self) -> Tensor:
+        light = torch.zeros(self._object.numel(), device=self.device)
+        for chosen in self._batches(torch.arange(len(self._counts)), 64):
+            power = self._probes(chosen).abs().square()
+            light.index_add_(0, self._where(chosen).reshape(-1), power.reshape(-1))
+        return light.reshape(self._object.shape)
+
+    def begin_round(self) -> None:
+        """Remember the object that sweeps are pulled back to."""
+        self._began = self._object.clone()
+
+    def sweep(self) -> None:
+        """Take all frames once, in random order."""
+        flat = self._object.reshape(-1).clone()
+        order = torch.randperm(len(self._counts), generator=self._generator)
+        for chosen in self._batches(order, self._settings.batch):
+            where, probes = self._where(chosen), self._probes(chosen)
+            exit_wave = probes * flat[where]
+            far = propagate(exit_wave)
+            change = back_propagate(far * (self._modulus[chosen] / far.abs().clamp_min(1e-6))) - exit_wave
+            move, light = torch.zeros_like(flat), torch.zeros_like(flat, dtype=torch.float32)
+            move.index_add_(0, where.reshape(-1), (probes.conj() * change).reshape(-1))
+            light.index_add_(0, where.reshape(-1), probes.abs().square().reshape(-1))
+            flat += move / (light + self._settings.caution * self._peak)
+        self._object = flat.reshape(self._object.shape)
+        pull = self._settings.pull * self._peak
+        if self._settings.pull:
+            self._object = self._object + pull / (self._light + pull) * (self._began - self._object)
+
+    def response(self, chosen: Tensor, phases: Tensor) -> tuple[Tensor, Tensor]:
+        """Tell what the frames' moduli lack, and how they would answer to pupil phases.
+
+        Parameters
+        ----------
+        chosen : (b,) int64 Tensor
+            Frames.
+        phases : (k, N, N) float32 Tensor
+            Phases of the probe's Fourier transform, rad, zero frequency first.
+
+        Returns
+        -------
+        lacking : (b, N, N) float32 Tensor
+            Measured modulus less the model's, square-root counts.
+        slopes : (b, k, N, N) float32 Tensor
+            Change of the model's modulus for each phase, per rad.
+        """
+        views = self._object.reshape(-1)[self._where(chosen)]
+        ramp = self._ramp(self._offsets[chosen], -1)
+        far = propagate(self._probes(chosen) * views)
+        modulus = far.abs().clamp_min(1e-3)
+        towards = far.conj() / modulus
+        slopes = [
+            (towards * propagate(torch.fft.ifft2(1j * phase * self._probe_far * ramp) * views)).real for phase in phases
+        ]
+        empty = modulus.new_zeros((len(chosen), 0, *modulus.shape[1:]))
+        return self._modulus[chosen] - modulus, torch.stack(slopes, 1) if slopes else empty
+
+    def look_again(self, network: LiftedNetwork, weight: NDArray[np.floating], anchor: float) -> None:
+        """Let the network's last stage see what frames have in common by now, and stitch what it says."""
+        mosaic = Mosaic(self._pixel_m, weight, anchor=anchor)
+        beam = self._probe.abs().square()
+        for chosen in self._batches(torch.arange(len(self._counts)), 16):
+            views = self._object.reshape(-1)[self._where(chosen)]
+            # The network wants the probe where it was measured: shift the object instead.
+            views = torch.fft.ifft2(torch.fft.fft2(views) * self._ramp(self._offsets[chosen], 1))
+            views = fix_gauge(views, beam)  # as the network was trained to see them
+            patches = network.again(self._counts[chosen], self._probe, views).cpu().numpy()
+            at = self._positions[chosen.cpu().numpy()]
+            mosaic.add(patches, at[:, 0], at[:, 1], np.ones(len(at)))
+        mosaic.synchronise()
+        said = mosaic.snapshot()
+        top, left = np.round(np.array(said.origin_m) / self._pixel_m).astype(int) - self._first
+        place = (slice(top, top + said.phase.shape[0]), slice(left, left + said.phase.shape[1]))
+        new = torch.as_tensor(said.complex, device=self.device)
+        old = self._object[place]
+        known = torch.isfinite(new.real) & torch.isfinite(new.imag)
+        turn = torch.exp(-1j * (old[known].conj() * new[known]).sum().angle())
+        self._object = self._object.clone()
+        self._object[place] = torch.where(known, new * turn, old)
+
+    def image(self, before: MosaicImage) -> MosaicImage:
+        """Give the object on the grid of the image it began as, where that has coverage."""
+        wave = self._object[self._inner].cpu().numpy()
+        seen = np.isfinite(before.phase)
+        phase = wave * np.exp(-1j * np.angle((wave * before.coverage)[seen].sum())) if seen.any() else wave
+        return MosaicImage(
+            amplitude=np.where(seen, np.abs(wave), np.nan).astype(np.float32),
+            phase=np.where(seen, np.angle(phase), np.nan).astype(np.float32),
+            coverage=before.coverage,
+            trust=before.trust,
+            origin_m=before.origin_m,
+            pixel_m=before.pixel_m,
+        )

@@ -1,0 +1,1 @@
+"""How far an image is to be believed: trust of a frame, verdict on a run."""

@@ -1,0 +1,1 @@
+"""An existing iterative solver, and the labels made by it."""

@@ -1,0 +1,236 @@
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from bluesky_ptychonn.catalog.connection.http import CatalogUnavailableError, TiledNode
+from bluesky_ptychonn.catalog.connection.server import CatalogServer
+from bluesky_ptychonn.catalog.results.canvas import PICTURES
+from bluesky_ptychonn.catalog.results.client import PtychoReconstruction, reconstructions
+from bluesky_ptychonn.recon.mosaic.stitch import Mosaic
+from tests.support.results import block_of, counts_of, make_sink, patches_of, picture, start_document
+
+
+@pytest.fixture(autouse=True)
+def close_figures(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setenv("MPLBACKEND", "Agg")
+    yield
+    if "matplotlib.pyplot" in sys.modules:
+        sys.modules["matplotlib.pyplot"].close("all")
+
+
+@pytest.fixture(scope="module")
+def finished(catalog_server: CatalogServer) -> PtychoReconstruction:
+    """A small finished reconstruction, one of its frames rejected."""
+    sink = make_sink(catalog_server, start_document(scan_id=17, sample_name="cells"), frames_expected=5)
+    sink.write_block(*block_of([1, 2, 3, 4, 5], flags={4: "all zero"}))
+    sink.write_mosaic(picture(30, 20, (3, 4)))
+    assert sink.finish("success", counts_of(4, expected=5, dark=1)) == "partial"
+    found: PtychoReconstruction = catalog_server.processed[sink.key]
+    return found
+
+
+def test_the_catalog_hands_out_reconstructions(catalog_server: CatalogServer, finished: PtychoReconstruction) -> None:
+    assert isinstance(finished, PtychoReconstruction)
+    found = catalog_server.client["processed"][finished.path_parts[-1]]
+    assert type(found) is PtychoReconstruction
+
+
+def test_pictures_and_arrays(finished: PtychoReconstruction) -> None:
+    image = picture(30, 20, (3, 4))
+    for name in PICTURES:
+        np.testing.assert_array_equal(getattr(finished, name).read(), getattr(image, name))
+    assert np.asarray(finished.phase).shape == (30, 20)
+    assert repr(finished.phase) == "<Picture phase 30 × 20 px>"
+    mosaic = finished.mosaic()
+    assert mosaic.origin_m == pytest.approx(image.origin_m)
+    assert mosaic.pixel_m == image.pixel_m == finished.pixel_m
+
+
+def test_a_picture_deleted_in_the_midst_of_reading_is_read_again(
+    finished: PtychoReconstruction, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Tiled answers 500 when a node goes between its finding it and its reading it."""
+    read, answers = TiledNode.read_array, iter([500, 503])
+
+    def sometimes(self: TiledNode, *arguments: Any) -> Any:
+        if (status := next(answers, None)) is not None:
+            raise CatalogUnavailableError("its log says why", status)
+        return read(self, *arguments)
+
+    monkeypatch.setattr(TiledNode, "read_array", sometimes)
+    np.testing.assert_array_equal(finished.mosaic().phase, picture(30, 20).phase)
+    monkeypatch.setattr(TiledNode, "read_array", lambda *_: (_ for _ in ()).throw(CatalogUnavailableError("no answer")))
+    with pytest.raises(CatalogUnavailableError, match="no answer"):
+        finished.mosaic()
+
+
+def test_patches_by_sequence_number(finished: PtychoReconstruction) -> None:
+    expected = patches_of([1, 2, 3, 4, 5])
+    found = finished.patches([5, 1])
+    assert found.dtype == np.complex64
+    np.testing.assert_allclose(found, expected[[4, 0]], rtol=1e-5)
+    assert np.isnan(finished.patches()[3]).all()
+    assert finished.patches([]).shape == (0, 8, 8)
+
+
+def test_repr_says_what_it_is(finished: PtychoReconstruction) -> None:
+    assert repr(finished) == (
+        f"<PtychoReconstruction {finished.path_parts[-1][:8]} scan 17, cells, partial, 4/5 frames, 1 rejected, "
+        f"model made-up 1, raw {finished.metadata['raw']['uid'][:8]}, 0.20 × 0.30 µm at 10.0 nm>"
+    )
+    assert finished.status == "partial"
+    assert finished.counts["rejected"] == {"dark": 1}
+    assert finished.problems == ["1 frames have no reconstruction; counts and flags say why"]
+
+
+def test_a_live_reconstruction_is_always_the_newest(catalog_server: CatalogServer) -> None:
+    sink = make_sink(catalog_server)
+    found = catalog_server.processed[sink.key]
+    assert found.status == "live"
+    assert found.frames.empty
+    assert repr(found.amplitude) == "<Picture amplitude not there yet>"
+    sink.write_block(*block_of([1, 2]))
+    sink.write_mosaic(picture(9, 9))
+    assert len(found.frames) == 2
+    assert found.amplitude.read().shape == (9, 9)
+    sink.write_mosaic(picture(12, 12, (-3, -3)))
+    assert found.amplitude.read().shape == (12, 12)
+    with pytest.raises(TimeoutError, match="still live after 0 s"):
+        found.wait(timeout=0)
+    thread = threading.Thread(target=lambda: (time.sleep(0.3), sink.finish("abort", counts_of(2))))
+    thread.start()
+    assert found.wait(timeout=60).status == "partial"
+    thread.join()
+    assert found.problems == ["the run ended with 'abort'"]
+
+
+def test_raw_is_the_run_it_was_made_from(catalog_server: CatalogServer, RE: Any, tiled_writer: Any) -> None:
+    from bluesky.plans import count
+    from ophyd.sim import det
+
+    (uid,) = RE(count([det], 1))
+    run = catalog_server.raw[uid]
+    sink = make_sink(catalog_server, dict(run.start))
+    found = catalog_server.processed[sink.key]
+    assert found.raw.start["uid"] == uid
+    assert [one.path_parts for one in reconstructions(catalog_server, raw=run)] == [found.path_parts]
+    orphan = catalog_server.processed[make_sink(catalog_server).key]
+    with pytest.raises(LookupError, match="is not in raw/ of this catalog"):
+        _ = orphan.raw
+
+
+def test_queries(catalog_server: CatalogServer) -> None:
+    sample = start_document()["uid"]
+    runs = [start_document(scan_id=9000 + i, sample_name=sample) for i in range(3)]
+    keys = []
+    for i, run in enumerate(runs):
+        sink = make_sink(catalog_server, run, metadata={"model": {"name": f"m{i % 2}-{sample}", "version": "2"}})
+        sink.write_block(*block_of([1]))
+        if i:
+            sink.finish("success", counts_of(i))
+        keys.append(sink.key)
+
+    def found(**conditions: Any) -> list[str]:
+        return [one.path_parts[-1] for one in reconstructions(catalog_server, sample=sample, **conditions)]
+
+    assert found() == keys[::-1]
+    assert found(limit=1) == keys[2:]
+    assert found(raw=runs[1]["uid"]) == [keys[1]]
+    assert found(raw=9002) == [keys[2]]
+    assert found(model=f"m0-{sample}") == [keys[2], keys[0]]
+    assert found(model=f"m0-{sample}", version="1") == []
+    assert found(status="live") == [keys[0]]
+    assert found(status="complete") == [keys[1]]
+    assert found(status="partial") == [keys[2]]
+    by_raw = reconstructions(catalog_server.raw, raw=runs[0]["uid"])
+    assert [one.path_parts[-1] for one in by_raw] == [keys[0]]
+    assert reconstructions(catalog_server.processed, raw="nothing") == []
+    with pytest.raises(ValueError, match=r"status 'done'; allowed: live, complete, partial, failed"):
+        reconstructions(catalog_server, status="done")
+    with pytest.raises(ValueError, match="no processed/ in"):
+        reconstructions(catalog_server.processed[keys[0]])
+
+
+def test_tileds_own_queries_find_them(catalog_server: CatalogServer, finished: PtychoReconstruction) -> None:
+    from tiled.queries import Eq, Key, SpecsQuery
+
+    node = catalog_server.processed.search(SpecsQuery(include=["PtychoReconstruction"], exclude=[]))
+    uid = finished.metadata["raw"]["uid"]
+    assert list(node.search(Key("raw.uid") == uid)) == [finished.path_parts[-1]]
+    assert list(node.search(Eq("counts.rejected.dark", 1)).search(Key("raw.scan_id") == 17)) == [
+        finished.path_parts[-1]
+    ]
+
+
+def test_databroker_hands_them_out_too(
+    catalog_server: CatalogServer, finished: PtychoReconstruction, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import tiled.profiles
+
+    monkeypatch.setattr(tiled.profiles, "paths", [tmp_path])
+    catalog_server.write_profile("ptychonn")
+    key = finished.path_parts[-1]
+    code = f"""
+import warnings, databroker
+from bluesky_ptychonn.catalog.results.client import reconstructions
+for catalog in (databroker.from_profile("ptychonn"), databroker.catalog["ptychonn"]):
+    found = catalog["processed"][{key!r}]
+    print(found, found.amplitude.read().shape, len(reconstructions(catalog, raw={finished.metadata["raw"]["uid"]!r})))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, "TILED_PROFILES": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        timeout=250,
+        check=False,
+    )
+    assert done.stdout.splitlines() == [f"{finished!r} (30, 20) 1"] * 2, done.stderr
+
+
+def test_plot_shows_four_panels_in_micrometres(finished: PtychoReconstruction, tmp_path: Path) -> None:
+    figure = finished.plot(tmp_path / "picture.png")
+    assert (tmp_path / "picture.png").stat().st_size > 10_000
+    panels = [axis for axis in figure.axes if axis.get_title()]
+    assert [axis.get_title() for axis in panels] == ["amplitude", "phase", "trust", "coverage"]
+    left, right, bottom, top = panels[0].images[0].get_extent()
+    assert (left, right) == pytest.approx((0.035, 0.235))
+    assert (top, bottom) == pytest.approx((0.025, 0.325))
+    for axis in panels:
+        assert axis.get_xlim() == pytest.approx((0.035, 0.235))
+    assert "scan 17, cells, partial" in figure.get_suptitle()
+    assert [text.get_text() for text in panels[3].get_legend().get_texts()] == ["4 frames", "1 rejected"]
+    points = panels[3].collections[0].get_offsets()
+    np.testing.assert_allclose(points[:, 1], [0.1, 0.2, 0.3, 0.5])
+
+
+def test_a_real_mosaic_goes_through_unchanged(catalog_server: CatalogServer) -> None:
+    rng = np.random.default_rng(3)
+    mosaic = Mosaic(1e-8, np.ones((8, 8), np.float32))
+    sink = make_sink(catalog_server)
+    place = rng.uniform(-4e-7, 4e-7, (24, 2))
+    for part in np.split(np.arange(24), 4):
+        wave = patches_of(part + 1)
+        trust = rng.uniform(0, 1, len(part)).astype(np.float32)
+        ones = np.ones(len(part))
+        sink.write_block(part + 1, wave, *place[part].T, trust, ones > 0, [""] * len(part), ones)
+        mosaic.add(wave, *place[part].T, trust)
+        sink.write_mosaic(mosaic.snapshot())
+    mosaic.synchronise()
+    image = mosaic.snapshot()
+    sink.write_mosaic(image)
+    assert sink.finish("success", counts_of(24)) == "complete"
+    found = catalog_server.processed[sink.key].mosaic()
+    for name in PICTURES:
+        np.testing.assert_array_equal(getattr(found, name), getattr(image, name))
+    assert found.origin_m == pytest.approx(image.origin_m)

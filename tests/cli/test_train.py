@@ -1,0 +1,73 @@
+"""``ptychonn train`` with measured scans: what a user gives, what lies in the folder afterwards, what is refused."""
+
+from __future__ import annotations
+
+import functools
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from bluesky_ptychonn.card import load_card
+from bluesky_ptychonn.cli import main
+from bluesky_ptychonn.cli.train.scans import mix_of, read_scans
+from bluesky_ptychonn.recon.data.batches import Mix
+from bluesky_ptychonn.recon.data.scans import MeasuredScan
+from bluesky_ptychonn.recon.training.metrics_table import read_rows
+from tests.support.scans import PROBE, labelled_scan
+
+
+def test_a_model_is_trained_on_scans_and_tells_how_it_went(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from bluesky_ptychonn.recon.training import model as produce
+
+    short = functools.partial(produce.measure_sampling, samplings=(0.4, 0.6), field_diameters=2.0, kinds=("etched",))
+    monkeypatch.setattr(produce, "measure_sampling", short)
+    monkeypatch.setattr(produce, "calibrated", functools.partial(produce.calibrated, frames=64, scans=2))
+    scan = labelled_scan(seed=5, frames=36)
+    scan.save(tmp_path / "label.npz")
+    MeasuredScan(scan.counts, scan.y_m, scan.x_m, scan.probe, scan.geometry, "run").save(tmp_path / "run.npz")
+    np.save(tmp_path / "probe.npy", PROBE * 300)
+    geometry = ("--energy-ev", 10000, "--distance-m", 1, "--pixel-pitch-m", 75e-6)
+    arguments: tuple[Any, ...] = ("--probe", tmp_path / "probe.npy", "--out", tmp_path / "mine", *geometry)
+    arguments += ("--frames", 192, "--width", 4, "--schedule", "cyclic", "--precision", "bfloat16")
+    arguments += ("--labels", tmp_path / "label.npz", "--measured", tmp_path / "run.npz", "--threads", 1)
+    monkeypatch.setattr(sys, "argv", ["ptychonn", "train", *map(str, arguments)])
+    with pytest.raises(SystemExit) as end:
+        main()
+    assert end.value.code == 0
+    assert "held-out scans" in capsys.readouterr().out
+    card = load_card(tmp_path / "mine")
+    assert card.training["scans"] == ["sample 5", "run"]
+    assert card.training["config"]["mix"] == {"simulated": 1.0, "labelled": 1.0, "label_free": 0.5}
+    rows = read_rows(tmp_path / "mine" / "metrics.csv")
+    assert {"loss_simulated", "loss_labelled", "loss_label_free"} < rows[-1].keys()
+    assert [row["frames"] for row in rows] == list(range(16, 193, 16))
+    assert (tmp_path / "mine" / "training.png").is_file()
+    assert not (tmp_path / "mine" / "training.pt").exists()
+
+
+def test_shares_are_read_and_refused_in_words() -> None:
+    assert mix_of("simulated=1, label-free=0.3", labelled=True, label_free=True) == Mix(label_free=0.3)
+    assert mix_of(None, labelled=True, label_free=False) == Mix(labelled=1)
+    for words in ("simulated", "guessed=1", "labelled=-1", "labelled=nan", "labelled=much"):
+        with pytest.raises(ValueError, match=f"--mix has '{words}'; allowed are simulated=NUMBER, labelled=NUMBER"):
+            mix_of(words, labelled=True, label_free=True)
+    with pytest.raises(ValueError, match="gives everything a share of 0"):
+        mix_of("simulated=0", labelled=True, label_free=True)
+
+
+def test_scans_need_a_catalog_or_a_file(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="ab12, cd34 would be in a catalog; say which with --catalog, or give .npz"):
+        read_scans(["ab12"], ["cd34"], None, PROBE)
+    with pytest.raises(ValueError, match=r"none.npz: cannot be read as a LabelledScan"):
+        read_scans([str(tmp_path / "none.npz")], [], None, PROBE)
+
+
+def test_the_package_runs_as_a_module_for_launchers() -> None:
+    done = subprocess.run([sys.executable, "-m", "bluesky_ptychonn", "--version"], capture_output=True, text=True)
+    assert (done.returncode, done.stdout[:9]) == (0, "ptychonn ")

@@ -1,0 +1,553 @@
+"""The worker and its keepers, with fakes for network and catalog: no server, no torch."""
+
+from __future__ import annotations
+
+import gc
+import os
+import signal
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bluesky_ptychonn.catalog.runs.data_keys import DataKeys
+from bluesky_ptychonn.journal.writer import JournalWriter, journal_path
+from bluesky_ptychonn.live.pipeline.progress import Progress, Timing
+from bluesky_ptychonn.live.pipeline.testing import (
+    GEOMETRY,
+    FakeComponentFactory,
+    FakeSink,
+    FakeSource,
+    RunMaker,
+    frame_of,
+)
+from bluesky_ptychonn.live.session import (
+    ReconstructionSettings,
+    WorkerStatus,
+    done,
+    left_behind,
+    lock,
+    mark_done,
+    new_session,
+    tidy,
+)
+from bluesky_ptychonn.live.worker import Worker
+from bluesky_ptychonn.optics.framing import PreprocessConfig
+
+ORDER = ReconstructionSettings(model="fake", catalog="http://nowhere", pace=Timing(flush_s=0.02, patience_s=0.3))
+
+
+class Session:
+    """A worker in a thread over a folder, and a journal to feed it."""
+
+    def __init__(self, folder: Path, workshop: FakeComponentFactory) -> None:
+        self.folder, self.workshop = folder, workshop
+        self.journal = JournalWriter(folder)
+        self.closing = threading.Event()
+        self.worker = Worker(folder, ORDER, lambda order: workshop)
+        self.thread = threading.Thread(target=self.worker.run, args=(self.closing,))
+        self.thread.start()
+
+    def send(self, documents: Any) -> None:
+        for name, doc in documents:
+            self.journal.append(name, doc)
+
+    def scan(self, run: RunMaker, points: int, **stop: Any) -> None:
+        frames = self.workshop.sources.setdefault(run.uid, FakeSource()).frames
+        self.send(run.open(points))
+        for seq_num in range(1, points + 1):
+            frames[seq_num - 1] = frame_of(seq_num)
+            self.send(run.point(seq_num, 0.0, 0.0))
+        self.send(run.close(**stop))
+
+    def close(self) -> WorkerStatus:
+        self.closing.set()
+        self.thread.join(20)
+        assert not self.thread.is_alive()
+        return WorkerStatus.load(self.folder)
+
+
+@pytest.fixture
+def workshop() -> FakeComponentFactory:
+    return FakeComponentFactory()
+
+
+@pytest.fixture
+def session(tmp_path: Path, workshop: FakeComponentFactory) -> Any:
+    made = Session(new_session(tmp_path), workshop)
+    yield made
+    made.closing.set()
+    made.thread.join(20)
+
+
+def test_several_runs_of_one_session(session: Session, workshop: FakeComponentFactory) -> None:
+    runs = [RunMaker("stream"), RunMaker("datum"), RunMaker("event")]
+    for run, points in zip(runs, (1, 3, 70), strict=True):
+        session.scan(run, points)
+    status = session.close()
+    assert status.state == "stopped"
+    assert [status.runs[run.uid].state for run in runs] == ["complete"] * 3
+    assert [len(workshop.sinks[run.uid].table) for run in runs] == [1, 3, 70]
+    assert status.runs[runs[0].uid].key == f"result of {runs[0].uid}"
+
+
+def test_interleaved_runs(session: Session, workshop: FakeComponentFactory) -> None:
+    one, two = RunMaker("stream"), RunMaker("datum")
+    for run in (one, two):
+        workshop.sources[run.uid] = FakeSource({i: frame_of(i + 1) for i in range(20)})
+        session.send(run.open(20))
+    for seq_num in range(1, 21):
+        session.send([*one.point(seq_num, 0.0, 1.0), *two.point(seq_num, 0.0, 2.0)])
+        time.sleep(0.005)
+    session.send([*one.close(), *two.close()])
+    status = session.close()
+    for run, x in ((one, 1e-6), (two, 2e-6)):
+        assert status.runs[run.uid].state == "complete"
+        table = workshop.sinks[run.uid].table
+        assert [row["value"] for _, row in sorted(table.items())] == list(range(1, 21))
+        assert all(row["x_m"] == pytest.approx(x) for row in table.values())
+
+
+def test_run_without_an_end_is_partial_when_the_session_closes(
+    session: Session, workshop: FakeComponentFactory
+) -> None:
+    run = RunMaker("stream")
+    workshop.sources[run.uid] = FakeSource({0: frame_of(1)})
+    session.send([*run.open(5), *run.point(1, 0.0, 0.0)])
+    status = session.close()
+    assert status.runs[run.uid].state == "partial"
+    assert workshop.sinks[run.uid].metadata["exit_reason"] == "the session ended without a stop document"
+
+
+def test_journal_that_holds_no_start_is_passed_over(session: Session) -> None:
+    path = journal_path(session.folder, "torn")
+    path.write_bytes(b'{"name":"start","doc":{"ui')
+    assert session.close().state == "stopped"
+    ended = done(path)
+    assert ended is not None
+    assert ended.state == "ignored"
+
+
+def test_next_worker_takes_up_unfinished_runs_only(tmp_path: Path, workshop: FakeComponentFactory) -> None:
+    folder = new_session(tmp_path)
+    first = Session(folder, workshop)
+    finished, broken_off = RunMaker("stream"), RunMaker("stream")
+    first.scan(finished, 2)
+    first.close()
+    journal = JournalWriter(folder)
+    workshop.sources[broken_off.uid] = FakeSource({i: frame_of(i + 1) for i in range(3)})
+    for document in [*broken_off.open(3), *broken_off.point(1, 0.0, 0.0), *broken_off.point(2, 0.0, 0.0)]:
+        journal.append(*document)
+    workshop.sinks[finished.uid].table.clear()
+
+    second = Session(folder, workshop)
+    second.journal = journal
+    second.send([*broken_off.point(3, 0.0, 0.0), *broken_off.close()])
+    status = second.close()
+    assert status.runs[finished.uid].state == "complete"  # told from its mark, not done again
+    assert workshop.sinks[finished.uid].table == {}
+    assert status.runs[broken_off.uid].state == "complete"
+    assert sorted(workshop.sinks[broken_off.uid].table) == [1, 2, 3]
+
+
+def test_model_that_cannot_be_loaded_is_said(tmp_path: Path) -> None:
+    folder = new_session(tmp_path)
+
+    def make(order: ReconstructionSettings) -> Any:
+        raise ValueError("model 'fake': its weights are missing")
+
+    with pytest.raises(ValueError, match="weights are missing"):
+        Worker(folder, ORDER, make).run(threading.Event())
+    status = WorkerStatus.load(folder)
+    assert status.state == "failed"
+    assert status.problem == "ValueError: model 'fake': its weights are missing"
+
+
+def test_catalog_that_is_away_when_the_worker_begins_is_waited_for(
+    tmp_path: Path, workshop: FakeComponentFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("bluesky_ptychonn.live.worker._AWAY_S", 0.05)
+    answers = iter([ConnectionError("refused"), ConnectionError("refused")])
+
+    def make(order: ReconstructionSettings) -> FakeComponentFactory:
+        error = next(answers, None)
+        if error is not None:
+            raise error
+        return workshop
+
+    folder, closing = new_session(tmp_path), threading.Event()
+    thread = threading.Thread(target=Worker(folder, ORDER, make).run, args=(closing,))
+    thread.start()
+    end = time.monotonic() + 10
+    while WorkerStatus.load(folder).state != "ready" and time.monotonic() < end:
+        time.sleep(0.01)
+    assert WorkerStatus.load(folder).state == "ready"
+    closing.set()
+    thread.join(10)
+
+
+def test_a_full_disk_in_the_sessions_folder_neither_kills_the_worker_nor_loses_a_run(
+    session: Session, workshop: FakeComponentFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("bluesky_ptychonn.live.worker._AGAIN_S", 0.05)
+    while WorkerStatus.load(session.folder).state != "ready":
+        time.sleep(0.01)
+    run, refused = RunMaker("stream"), []
+
+    def full(path: Path, values: Any) -> None:
+        refused.append(path.name)
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("bluesky_ptychonn.live.session.write_whole", full)
+        session.scan(run, 5)
+        end = time.monotonic() + 20
+        while not {"status.json", f"{run.uid}.done"} <= set(refused) and time.monotonic() < end:
+            time.sleep(0.01)
+        assert session.thread.is_alive()
+        assert WorkerStatus.load(session.folder).runs == {}
+    path, end = journal_path(session.folder, run.uid), time.monotonic() + 20
+    while done(path) is None and time.monotonic() < end:
+        time.sleep(0.01)
+    ended = done(path)
+    assert ended is not None
+    assert (ended.state, ended.done) == ("complete", 5)
+    assert session.close().runs[run.uid].state == "complete"
+    assert len(workshop.sinks[run.uid].blocks[0]) <= 5
+
+
+def test_a_run_that_cannot_begin_does_not_end_the_others(
+    session: Session, workshop: FakeComponentFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spoilt, good = RunMaker("stream"), RunMaker("stream")
+    for_run = FakeComponentFactory.for_run
+
+    def break_once(self: FakeComponentFactory, made_by: str = "") -> FakeComponentFactory:
+        monkeypatch.setattr(FakeComponentFactory, "for_run", for_run)
+        raise ZeroDivisionError("a mistake")
+
+    while WorkerStatus.load(session.folder).state != "ready":
+        time.sleep(0.01)
+    monkeypatch.setattr(FakeComponentFactory, "for_run", break_once)
+    session.scan(spoilt, 2)
+    while FakeComponentFactory.for_run is break_once:
+        time.sleep(0.01)
+    session.scan(good, 2)
+    status = session.close()
+    assert (status.state, status.runs[good.uid].state) == ("stopped", "complete")
+    assert (status.runs[spoilt.uid].state, status.runs[spoilt.uid].problem) == (
+        "failed",
+        "ZeroDivisionError: a mistake",
+    )
+    assert done(journal_path(session.folder, spoilt.uid)) == status.runs[spoilt.uid]
+
+
+def test_half_a_status_is_taken_off_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(values: Any, option: int) -> bytes:
+        raise OSError(28, "No space left on device")
+
+    WorkerStatus("ready").save(tmp_path)
+    monkeypatch.setattr("orjson.dumps", full)
+    with pytest.raises(OSError, match="No space left"):
+        WorkerStatus("stopped").save(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["status.json"]
+    assert WorkerStatus.load(tmp_path).state == "ready"
+
+
+def test_status_of_another_version_is_read(tmp_path: Path) -> None:
+    (tmp_path / "status.json").write_text(
+        '{"state": "ready", "new": 1, "runs": {"u": {"uid": "u", "state": "live", "done": 3, "newer": 2}}}'
+    )
+    said = WorkerStatus.load(tmp_path)
+    assert (said.state, said.runs["u"].done, said.runs["u"].spooled) == ("ready", 3, 0)
+
+
+def test_two_workers_do_not_share_a_session(session: Session) -> None:
+    while WorkerStatus.load(session.folder).state != "ready":
+        time.sleep(0.01)
+    with pytest.raises(RuntimeError, match="another worker has this session"):
+        Worker(session.folder, ORDER, lambda order: FakeComponentFactory()).run(threading.Event())
+
+
+# -- the session's folder
+
+
+def test_order_survives_the_folder_and_holds_no_key(tmp_path: Path) -> None:
+    cropped = PreprocessConfig(crop=192, bin=3)
+    order = ReconstructionSettings(
+        "m", "http://c", GEOMETRY, DataKeys("img", x_sign=-1), Timing(block=7), "cpu", 4, "runs", 2, 5, "bf16", cropped
+    )
+    folder = new_session(tmp_path)
+    order.save(folder)
+    assert ReconstructionSettings.load(folder) == order
+    assert (folder / "order.json").stat().st_mode & 0o077 == 0
+    assert folder.stat().st_mode & 0o077 == 0
+    with pytest.raises(ValueError, match=r"no session of LiveReconstruction \(order.json is missing\)"):
+        ReconstructionSettings.load(tmp_path)
+
+
+def test_status_is_empty_before_the_worker_begins(tmp_path: Path) -> None:
+    assert WorkerStatus.load(tmp_path) == WorkerStatus()
+
+
+def test_sessions_left_behind_are_found_and_old_ones_removed(tmp_path: Path) -> None:
+    (tmp_path / "model").mkdir()
+    order = ReconstructionSettings(str(tmp_path / "model"), "http://c")
+
+    def session(run: str, *, finished: bool, catalog: str = "http://c") -> Path:
+        folder = new_session(tmp_path)
+        ReconstructionSettings(order.model, catalog).save(folder)
+        journal_path(folder, run).touch()
+        if finished:
+            mark_done(journal_path(folder, run), Progress(run, state="complete"))
+        return folder
+
+    finished = [session(f"done{i}", finished=True) for i in range(52)]
+    orphan, owned, elsewhere = (session(name, finished=False) for name in ("a", "b", "c"))
+    ReconstructionSettings(order.model, "http://other").save(elsewhere)
+    fd = lock(owned)
+    assert fd is not None
+    assert left_behind(tmp_path, "http://c") == [orphan]
+    os.close(fd)
+    assert sum(folder.exists() for folder in finished) == 50
+    assert left_behind(tmp_path / "nowhere", "http://c") == []
+
+
+def test_journals_of_finished_runs_are_tidied_up(tmp_path: Path) -> None:
+    for i in range(5):
+        path = journal_path(tmp_path, f"run{i}")
+        path.touch()
+        mark_done(path, Progress(f"run{i}", state="complete"))
+        os.utime(path.with_suffix(".done"), (i, i))
+    journal_path(tmp_path, "open").touch()
+    tidy(tmp_path, keep=2)
+    assert sorted(path.stem for path in tmp_path.glob("*.jsonl")) == ["open", "run3", "run4"]
+
+
+def test_pace_refuses_what_makes_no_sense() -> None:
+    with pytest.raises(ValueError, match="block 0 must be at least 1 frame"):
+        Timing(block=0)
+    with pytest.raises(ValueError, match="flush_s -1 must not be below 0 s"):
+        Timing(flush_s=-1)
+
+
+# -- the callback
+
+
+@pytest.fixture
+def fake_live(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, small_model: Path) -> Any:
+    """LiveReconstruction with a thread of fakes behind it."""
+    from bluesky_ptychonn.live.callback import LiveReconstruction
+    from bluesky_ptychonn.live.pipeline import factory as real
+
+    made: list[Any] = []
+    workshop = FakeComponentFactory()
+    monkeypatch.setattr(real, "TiledWorkshop", lambda *arguments, **options: workshop)
+
+    class Handle:
+        uri, api_key, client = "http://nowhere/api/v1", "secret", None
+
+    def make(**options: Any) -> Any:
+        options = {"worker": "thread", "journal_dir": tmp_path / "journal", "pace": ORDER.pace, **options}
+        live = LiveReconstruction(small_model, Handle(), **options)
+        live.workshop = workshop
+        made.append(live)
+        return live
+
+    yield make
+    for live in made:
+        live.close()
+
+
+def feed(live: Any, run: RunMaker, points: int) -> None:
+    live.workshop.sources[run.uid] = FakeSource({i: frame_of(i + 1) for i in range(points)})
+    documents = [*run.open(points)]
+    for seq_num in range(1, points + 1):
+        documents += run.point(seq_num, 0.0, 0.0)
+    for document in [*documents, *run.close()]:
+        live(*document)
+
+
+def test_live_tells_where_it_stands(fake_live: Any) -> None:
+    live = fake_live()
+    live.wait_ready(20)
+    run = RunMaker("stream")
+    feed(live, run, 3)
+    (ended,) = live.wait(timeout=20)
+    assert (ended.uid, ended.state, ended.done) == (run.uid, "complete", 3)
+    status = live.status
+    assert (status.worker, status.seen, status.done, status.waiting, status.rejected) == ("ready", 3, 3, 0, {})
+    assert f"run {run.uid[:8]}, complete, 3/3 frames reconstructed" in repr(live)
+    assert "http://nowhere/api/v1" in repr(live)
+    assert "secret" not in repr(live)
+    assert "secret" not in repr(vars(live))
+
+
+def test_trouble_is_told_in_the_session_once_and_shown(
+    fake_live: Any, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("bluesky_ptychonn.live.notifier._EVERY_S", 0.02)
+    live = fake_live()
+    live.wait_ready(20)
+    run = RunMaker("stream")
+    sink = live.workshop.sinks.setdefault(run.uid, FakeSink())
+    sink.spooled, sink.spool_bytes, sink.problem = {2, 3}, 3 << 20, "catalog http://c does not answer: refused"
+    feed(live, run, 3)
+    end = time.monotonic() + 20
+    told: list[str] = []
+    while not told and time.monotonic() < end:
+        time.sleep(0.2)
+        told = [record.message for record in caplog.records if record.name.endswith("teller")]
+    words = "catalog http://c does not answer: refused; 2 frames wait on disk. The scan is not affected. See "
+    assert told == [f"{words}{live.log}"]
+    status = live.status
+    assert (status.done, status.spooled, status.spool_bytes) == (1, 2, 3 << 20)
+    assert "2 on disk until the catalog takes them (3.0 MiB)" in repr(live)
+    sink.spooled, sink.spool_bytes, sink.problem = set(), 0, ""
+    assert live.wait(timeout=20)[0].state == "complete"
+
+
+def test_wait_says_what_it_waited_for(fake_live: Any) -> None:
+    live = fake_live()
+    run = RunMaker("stream")
+    for document in run.open(3):
+        live(*document)
+    with pytest.raises(TimeoutError, match=r"not finished after 0.2 s: worker .*\nrun .*, 0 frames|0/3 frames"):
+        live.wait(timeout=0.2)
+    with pytest.raises(LookupError, match="no reconstruction"):
+        live.result(run.uid)
+
+
+def test_journal_that_breaks_never_reaches_the_scan(fake_live: Any, RE: Any) -> None:
+    import shutil
+
+    import bluesky.plans as bp
+    from ophyd.sim import det, motor
+
+    live = fake_live()
+    live.wait_ready(20)
+    RE.subscribe(live)
+    live.close()
+    shutil.rmtree(live.folder)
+    live.folder.write_text("a file where the folder was")
+    (uid,) = RE(bp.scan([det], motor, 0, 1, 3))
+    assert len(uid) == 36
+    assert live.status.journal_errors > 0
+    assert "NotADirectoryError" in live.status.problem
+
+
+@pytest.mark.parametrize("error", [SystemExit(1), KeyboardInterrupt(), MemoryError(), RecursionError()])
+def test_callback_lets_nothing_through(fake_live: Any, monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
+    live = fake_live()
+
+    def fail(name: str, doc: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(live._journal, "append", fail)
+    live("start", {"uid": "x"})
+    assert live.status.journal_errors == 1
+    assert type(error).__name__ in live.status.problem
+
+
+@pytest.mark.parametrize("bound", [False, True])
+def test_instance_lives_as_long_as_it_is_subscribed(fake_live: Any, RE: Any, bound: bool) -> None:
+    import bluesky.plans as bp
+    from ophyd.sim import det, motor
+
+    live = fake_live()
+    folder = live.folder
+    RE.subscribe(live.__call__ if bound else live)
+    del live
+    gc.collect()
+    (uid,) = RE(bp.scan([det], motor, 0, 1, 2))
+    assert journal_path(folder, uid).exists()
+
+
+def test_scans_without_ptychography_are_passed_over(fake_live: Any, RE: Any) -> None:
+    import bluesky.plans as bp
+    from ophyd.sim import det, motor
+
+    live = fake_live()
+    RE.subscribe(live)
+    RE(bp.scan([det], motor, 0, 1, 3))
+    (ended,) = live.wait(timeout=20)
+    assert ended.state == "ignored"
+    assert "no geometry" in ended.problem
+
+
+@pytest.mark.parametrize(
+    ("arguments", "options", "words"),
+    [
+        (("no-such-model", "http://nowhere"), {}, "model 'no-such-model' is unknown"),
+        (("{model}", "http://nowhere"), {"worker": "fork"}, "worker='fork' is unknown; allowed: 'process', 'thread'"),
+        (("{model}", 3.5), {}, "float is not a catalog"),
+        (("{model}", "http://nowhere"), {"precision": "fp8"}, "precision 'fp8' is unknown; allowed: fp32, bf16, fp16"),
+        (("{model}", "http://nowhere"), {"x_sign": 0}, "x_sign=0: a sign is 1 or -1"),
+    ],
+)
+def test_construction_says_what_is_wrong_and_starts_nothing(
+    tmp_path: Path, small_model: Path, arguments: tuple[Any, ...], options: dict[str, Any], words: str
+) -> None:
+    from bluesky_ptychonn.live.callback import LiveReconstruction
+
+    model, catalog = arguments
+    with pytest.raises(ValueError, match=words):
+        LiveReconstruction(str(model).format(model=small_model), catalog, journal_dir=tmp_path / "j", **options)
+    assert not (tmp_path / "j").exists()
+
+
+@pytest.mark.system
+def test_worker_process_that_keeps_dying_is_tried_again_and_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from bluesky_ptychonn.live import supervisor as keeper
+
+    monkeypatch.setattr(keeper, "_LONGEST_S", 0.1)
+    folder = new_session(tmp_path)
+    (folder / "order.json").write_text("not an order")
+    kept = keeper.ProcessKeeper(folder, ORDER, "secret")
+    assert b"secret" not in Path(f"/proc/{kept.pid}/cmdline").read_bytes()
+    end = time.monotonic() + 60
+    while kept.restarts < 2 and time.monotonic() < end:
+        time.sleep(0.05)
+    assert kept.alive
+    status = WorkerStatus.load(folder)
+    assert status.state == "starting"
+    words = "worker ended with code 1, 2 times in a row; starting it again in 0.1 s; frames stay in the journal"
+    assert status.problem == kept.problem == words
+    kept.close(5.0)
+    assert not kept.alive
+    assert "order.json is missing" in (folder / "worker.err").read_text()
+
+
+@pytest.mark.system
+def test_worker_process_that_cannot_do_as_asked_is_not_tried_again(tmp_path: Path, small_model: Path) -> None:
+    from bluesky_ptychonn.live.callback import LiveReconstruction
+
+    live = LiveReconstruction(small_model, "http://127.0.0.1:9", journal_dir=tmp_path, device="cuda:99")
+    with pytest.raises(RuntimeError, match="worker failed: ValueError: device 'cuda:99': torch .* sees"):
+        live.wait_ready(60)
+    assert live.status.restarts == 0
+    live.close()
+
+
+@pytest.mark.system
+def test_worker_process_that_is_killed_starts_again(tmp_path: Path, small_model: Path) -> None:
+    from bluesky_ptychonn.live.supervisor import WorkerSupervisor
+
+    folder = new_session(tmp_path)
+    order = ReconstructionSettings(
+        model=str(small_model), catalog="http://127.0.0.1:9/api/v1"
+    )  # nobody there: it tries to connect
+    order.save(folder)
+    kept = WorkerSupervisor(folder, order, None)
+    first = kept.pid
+    os.kill(first, signal.SIGKILL)
+    end = time.monotonic() + 30
+    while kept.pid == first and time.monotonic() < end:
+        time.sleep(0.05)
+    assert kept.pid != first
+    assert kept.restarts == 1
+    kept.close(0.1)

@@ -1,0 +1,169 @@
+"""The mosaic: exact where patches agree, one global phase, always a whole picture."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from bluesky_ptychonn.optics.simulate import SimulatedExperiment, crop
+from bluesky_ptychonn.recon.evaluation.metrics import phase_mae
+from bluesky_ptychonn.recon.mosaic.stitch import Mosaic
+
+PIXEL = 2e-8
+
+
+def bump(size: int = 32) -> NDArray[np.float32]:
+    r = np.arange(size) - size / 2 + 0.5
+    return np.exp(-(r[:, None] ** 2 + r[None, :] ** 2) / (size / 4) ** 2).astype(np.float32)
+
+
+def cut(
+    experiment: SimulatedExperiment, y_px: NDArray[np.float64], x_px: NDArray[np.float64], size: int = 32
+) -> NDArray[np.complex64]:
+    pixel = experiment.pixel_m
+    return np.stack(
+        [
+            experiment.truth_on(((y - size // 2) * pixel, (x - size // 2) * pixel), (size, size))
+            for y, x in zip(y_px, x_px, strict=True)
+        ]
+    )
+
+
+@pytest.mark.parametrize(("step", "reach"), [(4, 24.0), (11, 45.0), (15, 45.0)])
+def test_true_patches_give_the_true_object(step: int, reach: float) -> None:
+    experiment = SimulatedExperiment.demo("cells")
+    line = np.arange(-reach, reach + 1, step)
+    y, x = (g.ravel() for g in np.meshgrid(line, line))
+    mosaic = Mosaic(experiment.pixel_m, bump(), anchor=0)  # the overlap alone decides
+    mosaic.add(cut(experiment, y, x), y * experiment.pixel_m, x * experiment.pixel_m, np.ones(y.size))
+    mosaic.synchronise(200, 1e-6)
+    image = mosaic.snapshot()
+    truth = experiment.truth_on(image.origin_m, image.amplitude.shape)
+    assert phase_mae(image.complex, truth) < 1e-3
+    np.testing.assert_allclose(image.amplitude[image.coverage > 0], np.abs(truth)[image.coverage > 0], atol=1e-3)
+
+
+def test_sub_pixel_positions_are_honoured() -> None:
+    experiment = SimulatedExperiment.demo("cells")
+    rng = np.random.default_rng(0)
+    y, x = rng.uniform(-30, 30, (2, 60))
+    patches = cut(experiment, y, x)
+    errors = []
+    for shift in (0.0, 0.5):
+        mosaic = Mosaic(experiment.pixel_m, bump(), anchor=0)
+        mosaic.add(patches, (y + shift) * experiment.pixel_m, x * experiment.pixel_m, np.ones(60))
+        mosaic.synchronise(200)
+        image = mosaic.snapshot()
+        origin = (image.origin_m[0], image.origin_m[1])
+        errors.append(phase_mae(image.complex, experiment.truth_on(origin, image.amplitude.shape)))
+    assert errors[0] < 0.01
+    assert errors[1] > 2 * errors[0]
+
+
+def test_random_global_phases_are_agreed() -> None:
+    """What the network cannot know, the overlap tells: turned patches give the same picture."""
+    experiment = SimulatedExperiment.demo("etched")
+    rng = np.random.default_rng(1)
+    line = np.arange(-60.0, 61.0, 15)
+    y, x = (g.ravel() for g in np.meshgrid(line, line))
+    order = rng.permutation(y.size)  # neighbours arrive late, so arrival alone cannot agree
+    y, x = y[order], x[order]
+    patches = cut(experiment, y, x) * np.exp(2j * np.pi * rng.random(y.size))[:, None, None].astype(np.complex64)
+    mosaic = Mosaic(experiment.pixel_m, bump(), anchor=0)
+    mosaic.add(patches, y * experiment.pixel_m, x * experiment.pixel_m, np.ones(y.size))
+    last_turn = mosaic.synchronise(100)
+    image = mosaic.snapshot()
+    assert last_turn < 0.02
+    assert phase_mae(image.complex, experiment.truth_on(image.origin_m, image.amplitude.shape)) < 0.02
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.permutations(range(6)), st.integers(1, 6))
+def test_neither_order_nor_blocks_change_coverage(order: list[int], block: int) -> None:
+    rng = np.random.default_rng(5)
+    patches = rng.standard_normal((6, 8, 8)).astype(np.complex64)
+    y, x = rng.uniform(0, 20 * PIXEL, (2, 6))
+    reference = Mosaic(PIXEL, bump(8))
+    reference.add(patches, y, x, np.ones(6))
+    other = Mosaic(PIXEL, bump(8))
+    for start in range(0, 6, block):
+        part = order[start : start + block]
+        other.add(patches[part], y[part], x[part], np.ones(len(part)))
+    a, b = reference.snapshot(), other.snapshot()
+    assert a.origin_m == pytest.approx(b.origin_m)
+    np.testing.assert_allclose(a.coverage, b.coverage, atol=1e-5)
+
+
+def test_nothing_covered_is_nan_not_zero() -> None:
+    mosaic = Mosaic(PIXEL, np.ones((8, 8), np.float32))
+    mosaic.add(np.ones((2, 8, 8), np.complex64), np.array([0.0, 0.0]), np.array([0.0, 40 * PIXEL]), np.ones(2))
+    image = mosaic.snapshot()
+    gap = image.coverage == 0
+    assert gap.any()
+    for name in ("amplitude", "phase", "trust"):
+        assert np.isnan(getattr(image, name)[gap]).all()
+        assert np.isfinite(getattr(image, name)[~gap]).all()
+
+
+def test_distrusted_patches_weigh_less() -> None:
+    mosaic = Mosaic(PIXEL, np.ones((8, 8), np.float32))
+    patches = np.stack([np.full((8, 8), 1.0), np.full((8, 8), 2.0)]).astype(np.complex64)
+    mosaic.add(patches, np.zeros(2), np.zeros(2), np.array([1.0, 0.1]))
+    image = mosaic.snapshot()
+    assert image.amplitude[4, 4] == pytest.approx((1 + 0.1 * 2) / 1.1, rel=1e-5)
+    assert image.trust[4, 4] == pytest.approx((1 + 0.1 * 0.1) / 1.1, rel=1e-5)
+
+
+def test_the_anchor_holds_what_overlaps_too_little_to_agree() -> None:
+    """Patches with errors where they overlap: a long chain drifts without an anchor, and stays with one."""
+    rng = np.random.default_rng(3)
+    patches = np.ones((40, 16, 16), np.complex64)
+    patches[:, :, 12:] *= np.exp(1j * rng.normal(0.4, 0.05, 40))[:, None, None]
+    spread = []
+    for anchor in (0.0, 0.5):
+        mosaic = Mosaic(PIXEL, np.ones((16, 16), np.float32), anchor=anchor)
+        mosaic.add(patches, np.zeros(40), np.arange(40) * 14 * PIXEL, np.ones(40))
+        mosaic.synchronise(50)
+        phase = np.unwrap(mosaic.snapshot().phase[8, 6::14])
+        spread.append(np.ptp(phase))
+    assert spread[0] > 3 * spread[1]
+
+
+def test_an_empty_mosaic_is_an_empty_picture() -> None:
+    assert Mosaic(PIXEL, bump(8)).snapshot().phase.shape == (0, 0)
+
+
+def test_memory_for_synchronising_is_bounded() -> None:
+    mosaic = Mosaic(PIXEL, bump(8), keep=8 * 8 * 12 * 3)
+    mosaic.add(np.ones((50, 8, 8), np.complex64), np.zeros(50), np.zeros(50), np.ones(50))
+    assert mosaic.count == 50
+    assert mosaic._kept_bytes <= 8 * 8 * 12 * 4
+    mosaic.synchronise()
+
+
+@pytest.mark.parametrize(
+    ("y", "words"),
+    [([np.nan, 0.0], "position of patch 0 is not finite"), ([0.0, 1.0], "check the unit of the positions")],
+)
+def test_bad_positions_are_refused_and_nothing_is_added(y: list[float], words: str) -> None:
+    mosaic = Mosaic(PIXEL, bump(8))
+    with pytest.raises(ValueError, match=words):
+        mosaic.add(np.ones((2, 8, 8), np.complex64), np.array(y), np.zeros(2), np.ones(2))
+    assert mosaic.count == 0
+    assert mosaic.snapshot().phase.shape == (0, 0)
+
+
+def test_wrong_patch_shape_names_the_right_one() -> None:
+    with pytest.raises(ValueError, match=r"a patch is \(8, 8\) px"):
+        Mosaic(PIXEL, bump(8)).add(np.ones((1, 9, 9), np.complex64), np.zeros(1), np.zeros(1), np.ones(1))
+
+
+def test_crop_matches_truth_grid() -> None:
+    """The patch convention: pixel h // 2 sits at the position, the same for the simulator's crop and its truth."""
+    experiment = SimulatedExperiment.demo()
+    np.testing.assert_allclose(
+        crop(experiment.sample, 320 + 7, 320 - 3, 32), cut(experiment, np.array([7.0]), np.array([-3.0]))[0], atol=1e-5
+    )

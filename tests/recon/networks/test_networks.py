@@ -1,0 +1,126 @@
+"""Both network families: published size, gauge, configuration, and what they refuse."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from bluesky_ptychonn.optics.forward import intensity, to_fft_order
+from bluesky_ptychonn.optics.simulate import SimulatedExperiment, crop
+from bluesky_ptychonn.recon.networks.lift import lift
+from bluesky_ptychonn.recon.networks.networks import (
+    DirectConfig,
+    LiftedConfig,
+    build_network,
+    fix_gauge,
+    parameter_counts,
+)
+
+# Layout and size of the published two-head network, from shared/data/README.md.
+PUBLISHED_LAYERS = {
+    "encoder": ["0", "2", "5", "7", "10", "12"],
+    "decoder1": ["0", "2", "5", "7", "10", "12", "15"],
+    "decoder2": ["0", "2", "5", "7", "10", "12", "15"],
+}
+
+
+def test_the_default_is_the_published_network() -> None:
+    network = build_network(DirectConfig())
+    assert parameter_counts(network)["total"] == 1_247_074
+    layers = [f"{part}.{i}" for part, numbers in PUBLISHED_LAYERS.items() for i in numbers]
+    keys = {f"{layer}.{kind}" for layer in layers for kind in ("weight", "bias")}
+    assert set(network.state_dict()) == keys
+
+
+def test_the_small_phase_network_has_its_published_size() -> None:
+    config = DirectConfig(
+        frame_size=128,
+        patch_size=128,
+        encoder_channels=(16, 32, 64, 128),
+        decoder_channels=(128, 64, 32, 16),
+        heads=("phase",),
+    )
+    assert parameter_counts(build_network(config))["total"] == 733_921
+
+
+@pytest.mark.parametrize("size", [64, 128, 256])
+@pytest.mark.parametrize("half", [False, True])
+def test_direct_family_sizes(size: int, half: bool) -> None:
+    config = DirectConfig(frame_size=size, patch_size=size // 2 if half else size, width=0.25, batch_norm=True)
+    with torch.inference_mode():
+        patch = build_network(config).eval()(torch.rand(2, size, size))
+    assert patch.shape == (2, config.patch_size, config.patch_size)
+    assert patch.dtype == torch.complex64
+    assert float(patch.abs().max()) <= 1.0
+
+
+@pytest.mark.parametrize(("frame", "patch"), [(64, 32), (64, 64), (128, 64), (256, 128)])
+def test_lifted_family_starts_as_its_lift(frame: int, patch: int) -> None:
+    """An untrained lifted network corrects nothing, so its first stage is the lift itself."""
+    network = build_network(LiftedConfig(frame_size=frame, patch_size=patch, width=8)).eval()
+    generator = torch.Generator().manual_seed(0)
+    probe = torch.randn(frame, frame, dtype=torch.complex64, generator=generator)
+    counts = torch.rand(2, frame, frame, generator=generator) * 9
+    inner = slice((frame - patch) // 2, (frame + patch) // 2)
+    with torch.inference_mode():
+        first = network.stages(counts, probe)[0]
+        expected = lift(to_fft_order(counts.sqrt()), probe, 6)[:, inner, inner]
+    torch.testing.assert_close(first, expected)
+
+
+def test_lift_brings_the_frame_closer_to_the_counts() -> None:
+    experiment = SimulatedExperiment.demo()
+    probe = torch.from_numpy(experiment.probe) * experiment.photons**0.5
+    counts = torch.from_numpy(experiment.intensity_at(0, 0)).float()[None]
+    modulus = to_fft_order(counts.sqrt())
+    errors = []
+    for steps in (0, 1, 3, 6):
+        predicted = to_fft_order(intensity(lift(modulus, probe, steps), probe)).sqrt()
+        errors.append(float((predicted - modulus).abs().sum() / modulus.sum()))
+    assert errors == sorted(errors, reverse=True)
+    assert errors[-1] < 0.5 * errors[0]
+
+
+def test_the_true_object_is_a_fixed_point_of_the_lift() -> None:
+    experiment = SimulatedExperiment.demo()
+    probe = torch.from_numpy(experiment.probe) * experiment.photons**0.5
+    truth = torch.from_numpy(crop(experiment.sample, 320, 320, 64))[None]
+    modulus = to_fft_order(torch.from_numpy(experiment.intensity_at(0, 0)).float()[None].sqrt())
+    torch.testing.assert_close(lift(modulus, probe, 3, truth), truth, atol=2e-3, rtol=0)
+
+
+def test_every_frame_is_treated_alone() -> None:
+    network = build_network(LiftedConfig(frame_size=32, patch_size=16, width=8)).eval()
+    probe = torch.randn(32, 32, dtype=torch.complex64, generator=torch.Generator().manual_seed(1))
+    counts = torch.rand(5, 32, 32, generator=torch.Generator().manual_seed(2)) * 9
+    with torch.inference_mode():
+        together, alone = network(counts, probe), network(counts[3:4], probe)
+    torch.testing.assert_close(together[3:4], alone)
+
+
+def test_gauge_is_fixed_whatever_the_phase_was() -> None:
+    patch = torch.randn(3, 8, 8, dtype=torch.complex64, generator=torch.Generator().manual_seed(3))
+    weight = torch.ones(8, 8)
+    torch.testing.assert_close(fix_gauge(patch * torch.exp(torch.tensor(2.1j)), weight), fix_gauge(patch, weight))
+
+
+def test_a_lifted_network_without_probe_says_so() -> None:
+    with pytest.raises(ValueError, match="no probe given"):
+        build_network(LiftedConfig(frame_size=32, patch_size=16, width=8))(torch.rand(1, 32, 32))
+
+
+@pytest.mark.parametrize(
+    ("config", "words"),
+    [
+        ({"family": "oracle"}, "family"),
+        ({"family": "direct", "frame_size": 100}, "multiple of 2\\*\\*3"),
+        ({"family": "direct", "frame_size": 64, "patch_size": 48}, "or half of it"),
+        ({"family": "lifted", "frame_size": 32, "patch_size": 64}, "exceeds frame_size"),
+        ({"family": "lifted", "wdith": 3}, "wdith"),
+        ({"family": "direct", "encoder_channels": [10**30] * 3}, "less than or equal to 4096"),
+        ({"family": "direct", "encoder_channels": [8] * 300, "decoder_channels": [8] * 300}, "at most 8 items"),
+    ],
+)
+def test_a_wrong_configuration_is_named(config: dict[str, object], words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        build_network(config)

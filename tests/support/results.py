@@ -1,0 +1,66 @@
+"""Made-up results, for what is written to and read from a catalog."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bluesky_ptychonn.catalog.connection.server import CatalogServer
+from bluesky_ptychonn.catalog.results.sink import ResultSink
+from bluesky_ptychonn.recon.mosaic.stitch import MosaicImage
+
+SHAPE = (8, 8)
+PIXEL_M = 1e-8
+
+
+def start_document(**more: Any) -> dict[str, Any]:
+    """A start document with a uid of its own."""
+    return {"uid": str(uuid.uuid4()), "time": time.time(), "scan_id": 5, "plan_name": "grid_scan", **more}
+
+
+def make_sink(server: CatalogServer, start: dict[str, Any] | None = None, **more: Any) -> ResultSink:
+    """A sink for small patches on a real server."""
+    metadata = {"model": {"name": "made-up", "version": "1", "weights_sha256": "0" * 64}, **more.pop("metadata", {})}
+    options: dict[str, Any] = {"patch_shape": SHAPE, **more}
+    root = options.pop("root", None) or server.client
+    return ResultSink(root, start=start or start_document(), metadata=metadata, **options)
+
+
+def patches_of(seq_nums: Any, take: int = 0) -> NDArray[np.complex64]:
+    """Patches that tell their sequence number, and which take they are of."""
+    numbers = np.asarray(list(seq_nums))
+    rng = np.random.default_rng(take)
+    wave = np.exp(1j * rng.uniform(-3, 3, (len(numbers), *SHAPE))) * (numbers[:, None, None] + 1000 * take)
+    return wave.astype(np.complex64)
+
+
+def block_of(seq_nums: Any, take: int = 0, flags: dict[int, str] | None = None) -> tuple[Any, ...]:
+    """Arguments of `ResultSink.write_block`."""
+    numbers = list(seq_nums)
+    flag = [(flags or {}).get(number, "") for number in numbers]
+    wave = patches_of(numbers, take)
+    valid = np.array([not words for words in flag])
+    wave[~valid] = np.nan
+    place = np.array(numbers) * 1e-7
+    trust = np.full(len(numbers), 0.25 + take / 4)
+    return numbers, wave, place, -place, trust, valid, flag, np.full(len(numbers), time.time())
+
+
+def picture(rows: int, columns: int, corner: tuple[int, int] = (0, 0), value: float = 1.0) -> MosaicImage:
+    """A mosaic whose every pixel is `value`, with a corner that nothing covers."""
+    arrays = [np.full((rows, columns), value * (i + 1), np.float32) for i in range(4)]
+    for i, array in enumerate(arrays):
+        array[:2, :2] = 0.0 if i == 2 else np.nan
+    amplitude, phase, coverage, trust = arrays
+    origin = (corner[0] * PIXEL_M, corner[1] * PIXEL_M)
+    return MosaicImage(amplitude, phase, coverage, trust, origin, PIXEL_M)
+
+
+def counts_of(reconstructed: int, *, expected: int | None = None, **rejected: int) -> dict[str, Any]:
+    """Counts as a worker makes them."""
+    seen = reconstructed + sum(rejected.values())
+    return {"expected": expected, "seen": seen, "reconstructed": reconstructed, "rejected": rejected}
