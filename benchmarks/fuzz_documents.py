@@ -14,22 +14,22 @@ from benchmarks.fuzz_files import Target
 from benchmarks.mutations import spoil_bytes, spoil_json, spoil_tree
 
 
-def _work(folder: Path, workshop: Any) -> bool:
+def _work(folder: Path, factory: Any) -> bool:
     """Let a worker finish the journals of a folder; whether every run is whole. Each frame must be there once."""
     from bluesky_ptychonn.live.pipeline.progress import FINISHED, Timing
-    from bluesky_ptychonn.live.session import ReconstructionSettings
+    from bluesky_ptychonn.live.pipeline.settings import ReconstructionSettings
     from bluesky_ptychonn.live.worker import Worker
 
     pace = Timing(block=4, flush_s=0, mosaic_s=0, share=1, patience_s=0, outage_s=0)
     order = ReconstructionSettings(model="fake", catalog="http://nowhere", pace=pace)
     closing = threading.Event()
     closing.set()
-    worker = Worker(folder, order, lambda order: workshop, silence_s=0)
+    worker = Worker(folder, order, lambda order: factory, silence_s=0)
     worker.run(closing)
     for uid, run in worker.status.runs.items():
         if run.state not in FINISHED:
             raise AssertionError(f"run {uid!r} was left {run.state}")
-        sink = workshop.sinks.get(uid)
+        sink = factory.sinks.get(uid)
         if run.state in ("complete", "partial") and sink is not None:
             named = sum(run.rejected.values())
             if run.seen != run.done + named or len(sink.table) != run.seen:
@@ -38,10 +38,10 @@ def _work(folder: Path, workshop: Any) -> bool:
 
 
 def _runs(rng: random.Random) -> tuple[list[tuple[str, dict[str, Any]]], Any]:
-    """Documents of one to three interleaved runs, and a workshop with their frames."""
+    """Documents of one to three interleaved runs, and a factory with their frames."""
     from bluesky_ptychonn.live.pipeline.testing import FakeComponentFactory, FakeSource, RunMaker, frame_of
 
-    workshop, parts = FakeComponentFactory(), []
+    factory, parts = FakeComponentFactory(), []
     for number in range(rng.choice((1, 1, 1, 2, 3))):
         uid, points = f"run-{number}", rng.randint(0, 6)
         run = RunMaker(rng.choice(("event", "datum", "stream")), uid)
@@ -50,12 +50,12 @@ def _runs(rng: random.Random) -> tuple[list[tuple[str, dict[str, Any]]], Any]:
         for seq_num in range(1, points + 1):
             documents += run.point(seq_num, 0.0, seq_num / 100)
         parts.append([*documents, *run.close()])
-        workshop.sources[uid] = FakeSource({row: frame_of(row + 1) for row in range(8)})
+        factory.sources[uid] = FakeSource({row: frame_of(row + 1) for row in range(8)})
     documents = []
     while any(parts):
         part = rng.choice([part for part in parts if part])
         documents.append(part.pop(0))
-    return [(name, _plain(doc)) for name, doc in documents], workshop
+    return [(name, _plain(doc)) for name, doc in documents], factory
 
 
 def _plain(doc: dict[str, Any]) -> dict[str, Any]:
@@ -70,7 +70,7 @@ def documents(folder: Path) -> Target:
     from bluesky_ptychonn.journal.writer import JournalWriter
 
     def attempt(rng: random.Random) -> bool:
-        said, workshop = _runs(rng)
+        said, factory = _runs(rng)
         for _ in range(rng.randint(0, 3)):
             at, to = rng.randrange(len(said)), rng.randrange(len(said))
             match rng.randrange(6):
@@ -95,7 +95,7 @@ def documents(folder: Path) -> Target:
                 except (LookupError, TypeError, ValueError, AttributeError):
                     errors += 1  # as `LiveReconstruction` counts them
             journal.close()
-            return _work(home, workshop) and not errors
+            return _work(home, factory) and not errors
         finally:
             journal.close()
             shutil.rmtree(home)
@@ -108,7 +108,7 @@ def journal(folder: Path) -> Target:
     from bluesky_ptychonn.journal.writer import encode, journal_path, slim
 
     def attempt(rng: random.Random) -> bool:
-        said, workshop = _runs(rng)
+        said, factory = _runs(rng)
         lines = [encode(name, slim(name, doc) or doc, 0.0) for name, doc in said]
         for _ in range(rng.randint(0, 3)):
             at = rng.randrange(len(lines))
@@ -119,7 +119,7 @@ def journal(folder: Path) -> Target:
         home = Path(tempfile.mkdtemp(dir=folder))
         try:
             journal_path(home, "run-0").write_bytes(b"".join(lines))
-            return _work(home, workshop)
+            return _work(home, factory)
         finally:
             shutil.rmtree(home)
 

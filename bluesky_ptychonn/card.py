@@ -22,8 +22,10 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
 
 from bluesky_ptychonn.calibration import TrustCalibration
+from bluesky_ptychonn.files import write_whole
 from bluesky_ptychonn.optics.framing import PreprocessConfig
 from bluesky_ptychonn.optics.geometry import Geometry
+from bluesky_ptychonn.paths import users_models
 
 CARD_FILE = "card.json"
 #: Largest card that is read, bytes; the shipped ones take 20 kB.
@@ -367,9 +369,7 @@ class ModelCard(_Frozen):
         """Write the card as JSON, to a file or into a folder; the file appears whole or not at all."""
         target = _card_file(Path(path))
         target.parent.mkdir(parents=True, exist_ok=True)
-        draft = target.with_name(f".{target.name}.{os.getpid()}.part")
-        draft.write_text(self.model_dump_json(indent=2) + "\n", encoding="utf-8")
-        draft.replace(target)
+        write_whole(target, self.model_dump_json(indent=2).encode() + b"\n")
         return target
 
     @classmethod
@@ -419,13 +419,7 @@ def _card_file(path: Path) -> Path:
 
 def model_folders() -> tuple[Path, ...]:
     """Folders searched for models: ``$PTYCHONN_MODELS`` or else the user's data folder, then the package's."""
-    given = os.environ.get("PTYCHONN_MODELS")
-    if given:
-        users = [Path(part).expanduser() for part in given.split(os.pathsep) if part]
-    else:
-        data = os.environ.get("XDG_DATA_HOME") or "~/.local/share"
-        users = [Path(data).expanduser() / "ptychonn" / "models"]
-    return (*users, Path(__file__).parent / "models")
+    return (*users_models(), Path(__file__).parent / "models")
 
 
 def _found() -> Iterator[tuple[str, str, Path]]:

@@ -20,8 +20,8 @@ from bluesky_ptychonn.catalog.runs.data_keys import DataKeys
 from bluesky_ptychonn.live.callback import LiveReconstruction
 from bluesky_ptychonn.live.learning.config import LearnerConfig
 from bluesky_ptychonn.live.pipeline.progress import Timing
-from bluesky_ptychonn.live.session import journal_root
 from bluesky_ptychonn.optics.geometry import Geometry
+from bluesky_ptychonn.paths import raw_backup, users_config
 from bluesky_ptychonn.recon.mosaic.refine_config import Refinement
 
 #: Names the configuration file when no path is given.
@@ -99,7 +99,7 @@ class CatalogConfig(_Section):
         """Where raw runs wait that the catalog would not take."""
         if self.backup is not None:
             return self.backup
-        return journal_root().parent / "raw-backup" if self.folder is None else self.folder / "raw-backup"
+        return raw_backup() if self.folder is None else self.folder / "raw-backup"
 
     def raw_writer(self, catalog: Any) -> Any:
         """Make the callback that writes raw runs; subscribe it first. See `catalog.raw.writer.raw_writer`."""
@@ -246,7 +246,7 @@ class Config(_Section):
         ValueError
             In words: no such file, not TOML, or each wrong key with what is allowed.
         """
-        source = Path(path or os.environ.get(CONFIG_VARIABLE) or _users()).expanduser()
+        source = Path(path or os.environ.get(CONFIG_VARIABLE) or users_config()).expanduser()
         try:
             values = tomllib.loads(source.read_text(encoding="utf-8"))
         except FileNotFoundError:
@@ -260,11 +260,6 @@ class Config(_Section):
         except ValidationError as error:
             wrong = "; ".join(_words(cls, item) for item in error.errors())
             raise ValueError(f"configuration {source}: {wrong}") from None
-
-
-def _users() -> Path:
-    home = os.environ.get("XDG_CONFIG_HOME") or "~/.config"
-    return Path(home) / "ptychonn" / "config.toml"
 
 
 def _words(root: type[BaseModel], error: Any) -> str:

@@ -10,6 +10,8 @@ from typing import Annotated, Any
 
 import typer
 
+from bluesky_ptychonn.files import is_locked
+
 #: Where a catalog is looked for when ``--catalog`` is left out.
 CATALOG_VARIABLE = "PTYCHONN_CATALOG"
 
@@ -35,6 +37,7 @@ def open_catalog(catalog: str) -> Iterator[Any]:
     ValueError
         When there is no such catalog.
     """
+    from bluesky_ptychonn.catalog.connection.connect import LOCK_FILE
     from bluesky_ptychonn.catalog.connection.server import connect, serve_catalog
     from bluesky_ptychonn.cli.local_session import FRAMES
 
@@ -46,7 +49,7 @@ def open_catalog(catalog: str) -> Iterator[Any]:
         return
     if not (folder / "catalog.db").is_file():
         raise ValueError(f"{folder}: no catalog is here (no catalog.db); 'ptychonn serve {folder}' would make one")
-    if is_served(folder):
+    if is_locked(folder / LOCK_FILE):  # a server has it
         yield connect(folder)
         return
     with serve_catalog(folder, readable=[folder / FRAMES]) as server:
@@ -66,20 +69,6 @@ def check_model(model: str) -> None:
 
     if not bare_name(model):
         load_card(model)
-
-
-def is_served(folder: Path) -> bool:
-    """Whether a server holds the folder's lock."""
-    import fcntl
-
-    try:
-        with (folder / "server.lock").open("r+") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except FileNotFoundError:
-        return False
-    except BlockingIOError:
-        return True
-    return False
 
 
 def find_reconstruction(root: Any, which: str) -> Any:

@@ -27,7 +27,8 @@ def status(
     And which raw runs are not whole in the catalog yet.
     """
     from bluesky_ptychonn.live.pipeline.progress import Status
-    from bluesky_ptychonn.live.session import find_sessions, journal_root
+    from bluesky_ptychonn.live.session import find_sessions
+    from bluesky_ptychonn.paths import journal_root
 
     root = (journal or journal_root()).expanduser()
     found = find_sessions(root)

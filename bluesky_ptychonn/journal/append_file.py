@@ -7,7 +7,6 @@ lock of a file (`fcntl.flock`) is the one that writes it, or writes it to a cata
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import threading
 import time
@@ -15,6 +14,7 @@ from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
 
+from bluesky_ptychonn.files import lock_descriptor
 from bluesky_ptychonn.journal.encoding import decode
 from bluesky_ptychonn.journal.writer import SUFFIX, Entry
 
@@ -105,12 +105,12 @@ class RunFile:
 
     def _lock(self, fd: int) -> None:
         try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            self.locked = True
-        except BlockingIOError:
-            raise
+            self.locked = lock_descriptor(fd)
         except OSError:
             self.locked = False  # a file system without locks
+            return
+        if not self.locked:
+            raise BlockingIOError(f"{self.path}: another session writes it, or takes it in")
 
     def _is_ours(self, fd: int) -> bool:
         """Whether the file still has its name: another one may have delivered it between opening and locking."""

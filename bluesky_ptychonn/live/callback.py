@@ -21,11 +21,11 @@ from bluesky_ptychonn.catalog.runs.data_keys import DataKeys
 from bluesky_ptychonn.journal.writer import JournalWriter
 from bluesky_ptychonn.live.notifier import ProblemNotifier
 from bluesky_ptychonn.live.pipeline.progress import Progress, Status, Timing
+from bluesky_ptychonn.live.pipeline.settings import ReconstructionSettings
+from bluesky_ptychonn.live.request_pacing import before_request
 from bluesky_ptychonn.live.session import (
     LOG,
-    ReconstructionSettings,
     WorkerStatus,
-    journal_root,
     left_behind,
     log_to,
     new_session,
@@ -34,6 +34,7 @@ from bluesky_ptychonn.live.session import (
 from bluesky_ptychonn.live.supervisor import Supervisor, ThreadSupervisor, WorkerSupervisor, resume
 from bluesky_ptychonn.optics.framing import PreprocessConfig
 from bluesky_ptychonn.optics.geometry import Geometry
+from bluesky_ptychonn.paths import journal_root
 from bluesky_ptychonn.recon.mosaic.refine_config import Refinement, asked_for
 
 log = logging.getLogger(__name__)
@@ -190,17 +191,17 @@ class LiveReconstruction:
             order = replace(order, model=str(folder))
         self._journal = JournalWriter(self.folder)
         self._log_handler: logging.Handler | None = None
-        self._keeper: Supervisor
+        self._supervisor: Supervisor
         order.save(self.folder)
         if worker == "process":
-            self._keeper = WorkerSupervisor(self.folder, order, address.api_key)
+            self._supervisor = WorkerSupervisor(self.folder, order, address.api_key)
             if behind:
                 resume(behind, address.api_key)
         else:
             from bluesky_ptychonn.live.pipeline.factory import TiledComponentFactory
 
             self._log_handler = log_to(self.folder)
-            self._keeper = ThreadSupervisor(
+            self._supervisor = ThreadSupervisor(
                 self.folder,
                 order,
                 lambda order: TiledComponentFactory(
@@ -209,13 +210,14 @@ class LiveReconstruction:
                     root=address.client,
                     model=model if loaded else None,
                     folder=self.folder,
+                    before_request=before_request(self.folder),
                 ),
             )
         self.order = order
         self._closed = False
         _open.add(self)
-        self._teller = ProblemNotifier(self._problems)
-        self._teller.start()
+        self._notifier = ProblemNotifier(self._problems)
+        self._notifier.start()
 
     # -- in the RunEngine's thread
 
@@ -223,7 +225,7 @@ class LiveReconstruction:
         """Journal a document. Never raises, never waits."""
         try:
             self._journal.append(name, doc)
-        except OSError as error:  # it waits in memory; status shows it, and the teller tries again
+        except OSError as error:  # it waits in memory; status shows it, and the notifier tries again
             self._delayed = f"journal {self.folder}: {type(error).__name__}: {error}"
         except BaseException as error:  # noqa: BLE001  # SystemExit from a callback hangs a RunEngine; status shows it
             self._errors += 1
@@ -237,11 +239,11 @@ class LiveReconstruction:
         said = WorkerStatus.load(self.folder)
         own = self._error or self._delayed
         state, problem = said.state, own or said.problem
-        if self._keeper.alive:
+        if self._supervisor.alive:
             if state in ("stopped", "failed"):  # and will be there again
                 state = "starting"
             if state == "starting":
-                problem = own or self._keeper.problem or said.problem
+                problem = own or self._supervisor.problem or said.problem
             elif not problem and (silent_s := WorkerStatus.age_s(self.folder)) > _SILENT_S:
                 problem = f"the worker has said nothing for {silent_s:.0f} s: at a long step, hung, or its disk is full"
         elif state != "failed":
@@ -250,7 +252,13 @@ class LiveReconstruction:
         for uid in self._journal.begun:
             runs.setdefault(uid, Progress(uid))
         return Status(
-            state, said.device, self._keeper.restarts, runs, self._errors + self._journal.waiting, problem, said.model
+            state,
+            said.device,
+            self._supervisor.restarts,
+            runs,
+            self._errors + self._journal.waiting,
+            problem,
+            said.model,
         )
 
     def _problems(self) -> list[tuple[str, str]]:
@@ -366,14 +374,14 @@ class LiveReconstruction:
             return
         self._closed = True
         _open.discard(self)
-        if not self._keeper.close(timeout):
+        if not self._supervisor.close(timeout):
             log.warning("worker did not finish within %s s: %s", timeout, self.status)
         elif left := unfinished(self.folder):
             log.warning(
                 "%d runs are not finished: %s. The next LiveReconstruction with this catalog takes them up; see %s",
                 left, self._reasons() or "no reason known", self.log,
             )  # fmt: skip
-        self._teller.close()
+        self._notifier.close()
         self._journal.close()
         self._drop_log()
 
@@ -401,4 +409,4 @@ class LiveReconstruction:
 def _let_go() -> None:
     """At the interpreter's end let worker processes finish by themselves; threads get a little time."""
     for live in list(_open):
-        live._keeper.let_go()
+        live._supervisor.let_go()

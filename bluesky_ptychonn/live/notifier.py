@@ -49,7 +49,7 @@ class ProblemNotifier:
         self._clock = clock
         self._known: dict[str, tuple[str, float]] = {}  # kind -> what was said, when it was seen last
         self._over = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="ptychonn teller", daemon=True)
+        self._thread = threading.Thread(target=self._run, name="ptychonn notifier", daemon=True)
 
     def start(self) -> None:
         """Begin to look, once a second."""

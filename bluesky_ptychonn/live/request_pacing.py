@@ -13,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from bluesky_ptychonn.journal.reader import journaled_runs
+from bluesky_ptychonn.live.session import WorkerStatus
 
 _LULL_S = 0.03  # after an event: shorter than most exposures, long enough to begin a request in
 _LONGEST_WAIT_S = 0.2
@@ -20,6 +21,17 @@ _OVER_S = 1.0  # a journal silent for so long belongs to no scan that makes requ
 _POLL_S = 0.002
 _LOOK_AGAIN_S = 0.5
 _TAIL = 16_384
+
+
+def before_request(folder: Path) -> Callable[[], None]:
+    """Make what waits for the moment to ask, and shows that the worker lives: with a slow catalog a step takes long."""
+    pacer = RequestPacer(folder)
+
+    def wait() -> None:
+        WorkerStatus.beat(folder)
+        pacer.wait()
+
+    return wait
 
 
 class RequestPacer:

@@ -7,7 +7,6 @@ so a reader never sees half of one.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import logging
 import logging.handlers
 import os
@@ -18,28 +17,16 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-import orjson
-
-from bluesky_ptychonn.catalog.runs.data_keys import DataKeys
+from bluesky_ptychonn.files import is_locked, read_json, write_json
 from bluesky_ptychonn.journal.reader import journaled_runs
 from bluesky_ptychonn.journal.writer import SUFFIX
-from bluesky_ptychonn.live.pipeline.progress import Progress, Timing
-from bluesky_ptychonn.optics.framing import PreprocessConfig
-from bluesky_ptychonn.optics.geometry import Geometry
-from bluesky_ptychonn.recon.mosaic.refine_config import Refinement
+from bluesky_ptychonn.live.pipeline.progress import Progress
+from bluesky_ptychonn.live.pipeline.settings import SETTINGS_FILE, SPOOL, ReconstructionSettings
 
 log = logging.getLogger(__name__)
 
-_ORDER, _STATUS, _DONE, _LOCK, LOG = "order.json", "status.json", ".done", "worker.lock", "worker.log"
-SPOOL = "spool"
+_STATUS, _DONE, WORKER_LOCK, LOG = "status.json", ".done", "worker.lock", "worker.log"
 _SESSIONS_KEPT = 50
-_PRECISIONS = ("fp32", "bf16", "fp16")
-
-
-def journal_root() -> Path:
-    """Folder of all sessions: ``$XDG_STATE_HOME/ptychonn/journal``, usually ``~/.local/state/ptychonn/journal``."""
-    state = os.environ.get("XDG_STATE_HOME") or str(Path.home() / ".local" / "state")
-    return Path(state) / "ptychonn" / "journal"
 
 
 def new_session(root: Path) -> Path:
@@ -48,118 +35,6 @@ def new_session(root: Path) -> Path:
     folder = root / name
     folder.mkdir(parents=True, mode=0o700)
     return folder
-
-
-def write_whole(path: Path, values: Any) -> None:
-    """Replace a JSON file in one step; readable by its owner only."""
-    draft = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        fd = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-        with os.fdopen(fd, "wb") as file:
-            file.write(orjson.dumps(values, option=orjson.OPT_SERIALIZE_NUMPY))
-        draft.replace(path)
-    except OSError:
-        with contextlib.suppress(OSError):
-            draft.unlink()  # half of it, on a disk that is full
-        raise
-
-
-def read_whole(path: Path) -> dict[str, Any] | None:
-    """Read a JSON file that `write_whole` wrote; None where there is none, or something else."""
-    try:
-        values = orjson.loads(path.read_bytes())
-    except (FileNotFoundError, NotADirectoryError, orjson.JSONDecodeError):
-        return None
-    return values if isinstance(values, dict) else None
-
-
-@dataclass(frozen=True)
-class ReconstructionSettings:
-    """What a worker is asked to do. Holds no secret.
-
-    Parameters
-    ----------
-    model : str
-        Folder of the model.
-    catalog : str
-        Address of the catalog's root, ``http(s)://…``.
-    geometry : Geometry, optional
-        Overrides the start documents'.
-    keys : DataKeys
-        Which data are frames and positions.
-    pace : Timing
-        How often things happen.
-    device : str
-        ``auto``, ``cpu``, ``cuda``.
-    batch_size : int
-        Frames the network takes at once.
-    raw : str
-        Container of the runs.
-    threads : int
-        Threads of the network on a CPU; 0 leaves it to torch.
-    nice : int
-        Priority the worker gives up, 0 to 19.
-    precision : str
-        ``fp32``, ``bf16`` or ``fp16``.
-    preprocess : PreprocessConfig, optional
-        From recorded frames to the network's, instead of the model card's.
-    refinement : Refinement, optional
-        How to refine mosaics; by default not at all.
-    champion : str
-        Name whose champion in the catalog is to be used, where there is one; `model` may then be empty.
-    spool_mib : int
-        Most that results may take on disk while the catalog does not take them, MiB.
-
-    Raises
-    ------
-    ValueError
-        For a precision there is not, or no room for a spool.
-    """
-
-    model: str
-    catalog: str
-    geometry: Geometry | None = None
-    keys: DataKeys = field(default_factory=DataKeys)
-    pace: Timing = field(default_factory=Timing)
-    device: str = "auto"
-    batch_size: int = 16
-    raw: str = "raw"
-    threads: int = 1
-    nice: int = 10
-    precision: str = "fp32"
-    preprocess: PreprocessConfig | None = None
-    refinement: Refinement | None = None
-    champion: str = ""
-    spool_mib: int = 1024
-
-    def __post_init__(self) -> None:
-        if self.precision not in _PRECISIONS:
-            raise ValueError(f"precision {self.precision!r} is unknown; allowed: {', '.join(_PRECISIONS)}")
-        if self.spool_mib < 1:
-            raise ValueError(f"spool_mib {self.spool_mib} must be at least 1 MiB")
-
-    def save(self, folder: Path) -> None:
-        """Write the order into a session's folder."""
-        values = {item.name: getattr(self, item.name) for item in fields(self)}
-        for name in ("geometry", "preprocess", "refinement"):
-            values[name] = None if values[name] is None else values[name].model_dump(mode="json")
-        write_whole(folder / _ORDER, values | {"keys": asdict(self.keys), "pace": asdict(self.pace)})
-
-    @classmethod
-    def load(cls, folder: Path) -> ReconstructionSettings:
-        """Read the order of a session.
-
-        Raises
-        ------
-        ValueError
-            When the folder holds none.
-        """
-        values = read_whole(folder / _ORDER)
-        if values is None:
-            raise ValueError(f"{folder}: no session of LiveReconstruction ({_ORDER} is missing)")
-        for name, kind in (("geometry", Geometry), ("preprocess", PreprocessConfig), ("refinement", Refinement)):
-            values[name] = None if values.get(name) is None else kind.model_validate(values[name])
-        return cls(**values | {"keys": DataKeys(**values["keys"]), "pace": Timing(**values["pace"])})
 
 
 @dataclass
@@ -194,12 +69,12 @@ class WorkerStatus:
 
     def save(self, folder: Path) -> None:
         """Write into a session's folder."""
-        write_whole(folder / _STATUS, asdict(self))
+        write_json(folder / _STATUS, asdict(self), private=True)
 
     @classmethod
     def load(cls, folder: Path) -> WorkerStatus:
         """Read from a session's folder; what a worker that has not begun yet would say when there is nothing."""
-        values = read_whole(folder / _STATUS)
+        values = read_json(folder / _STATUS)
         if values is None:
             return cls()
         runs = {uid: Progress.of(progress) for uid, progress in values.pop("runs", {}).items()}
@@ -223,24 +98,13 @@ class WorkerStatus:
 
 def mark_done(journal: Path, progress: Progress) -> None:
     """Note beside its journal that a run is finished, so that no later worker takes it up again."""
-    write_whole(journal.with_suffix(_DONE), asdict(progress))
+    write_json(journal.with_suffix(_DONE), asdict(progress), private=True)
 
 
 def done(journal: Path) -> Progress | None:
     """How a finished run ended; None for one that is not finished."""
-    values: Mapping[str, Any] | None = read_whole(journal.with_suffix(_DONE))
+    values: Mapping[str, Any] | None = read_json(journal.with_suffix(_DONE))
     return None if values is None else Progress.of(values)
-
-
-def lock(folder: Path) -> int | None:
-    """Make the session this process's own until the descriptor is closed; None when another worker has it."""
-    fd = os.open(folder / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(fd)
-        return None
-    return fd
 
 
 def unfinished(folder: Path) -> int:
@@ -262,11 +126,9 @@ def left_behind(root: Path, catalog: str) -> list[Path]:
     Sessions with nothing left to do and older than the last fifty are removed.
     """
     found, old = [], []
-    for folder in sorted(path for path in root.glob("*") if (path / _ORDER).is_file()):
-        fd = lock(folder)
-        if fd is None:
+    for folder in sorted(path for path in root.glob("*") if (path / SETTINGS_FILE).is_file()):
+        if is_locked(folder / WORKER_LOCK):
             continue
-        os.close(fd)
         if unfinished(folder):
             order = _readable(folder)
             if order is None:
@@ -322,14 +184,12 @@ class Session:
 def find_sessions(root: Path) -> list[Session]:
     """Sessions under a folder, newest first."""
     found = []
-    for folder in sorted((path for path in root.glob("*") if (path / _ORDER).is_file()), reverse=True):
-        fd = lock(folder)
-        if fd is not None:
-            os.close(fd)
+    for folder in sorted((path for path in root.glob("*") if (path / SETTINGS_FILE).is_file()), reverse=True):
+        alive = is_locked(folder / WORKER_LOCK)
         order = _readable(folder)
         age_s = WorkerStatus.age_s(folder)
         catalog = "unknown catalog" if order is None else order.catalog
-        found.append(Session(folder, catalog, WorkerStatus.load(folder), fd is None, unfinished(folder), age_s))
+        found.append(Session(folder, catalog, WorkerStatus.load(folder), alive, unfinished(folder), age_s))
     return found
 
 

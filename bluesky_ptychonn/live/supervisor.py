@@ -15,7 +15,8 @@ from typing import IO, Protocol
 
 import bluesky_ptychonn
 from bluesky_ptychonn.live.pipeline.protocols import ComponentFactory
-from bluesky_ptychonn.live.session import LOG, ReconstructionSettings, WorkerStatus, unfinished
+from bluesky_ptychonn.live.pipeline.settings import ReconstructionSettings
+from bluesky_ptychonn.live.session import LOG, WorkerStatus, unfinished
 from bluesky_ptychonn.live.worker import WRONG, Worker
 
 log = logging.getLogger(__name__)
@@ -135,7 +136,7 @@ class WorkerSupervisor:
             return True
 
     def _say(self, problem: str) -> None:
-        """Say it to who asks for the status, here or in another shell; the session's teller warns once."""
+        """Say it to who asks for the status, here or in another shell; the session's notifier warns once."""
         said = WorkerStatus.load(self._folder)
         if said.state == "failed" and said.problem:
             problem = f"{problem}. It said: {said.problem}"
@@ -246,20 +247,20 @@ class ThreadSupervisor:
         The session's folder.
     order : ReconstructionSettings
         What to do.
-    make_workshop : callable
-        Makes the workshop, in the thread.
+    make_factory : callable
+        Makes the factory, in the thread.
     """
 
     def __init__(
         self,
         folder: Path,
         order: ReconstructionSettings,
-        make_workshop: Callable[[ReconstructionSettings], ComponentFactory],
+        make_factory: Callable[[ReconstructionSettings], ComponentFactory],
     ) -> None:
         self._closing = threading.Event()
         self._folder = folder
         self._order = order
-        self._make_workshop = make_workshop
+        self._make_factory = make_factory
         self.restarts = 0
         self.problem = ""
         self._thread = threading.Thread(target=self._run, name="ptychonn worker", daemon=True)
@@ -271,7 +272,7 @@ class ThreadSupervisor:
             os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), self._order.nice)
         wait_s = 0.5
         while True:
-            worker = Worker(self._folder, self._order, self._make_workshop)
+            worker = Worker(self._folder, self._order, self._make_factory)
             try:
                 return worker.run(self._closing)
             except Exception as error:  # noqa: BLE001  # said in status and log, and told the session

@@ -19,11 +19,21 @@ from pathlib import Path
 from typing import Any
 
 from bluesky_ptychonn.catalog.connection.errors import is_outage
+from bluesky_ptychonn.files import lock
 from bluesky_ptychonn.journal.reader import JournalReader, journaled_runs
 from bluesky_ptychonn.live.pipeline.progress import Progress
 from bluesky_ptychonn.live.pipeline.protocols import ComponentFactory
 from bluesky_ptychonn.live.pipeline.run import RunReconstruction
-from bluesky_ptychonn.live.session import ReconstructionSettings, WorkerStatus, done, lock, log_to, mark_done, tidy
+from bluesky_ptychonn.live.pipeline.settings import ReconstructionSettings
+from bluesky_ptychonn.live.request_pacing import before_request
+from bluesky_ptychonn.live.session import (
+    WORKER_LOCK,
+    WorkerStatus,
+    done,
+    log_to,
+    mark_done,
+    tidy,
+)
 
 log = logging.getLogger(__name__)
 
@@ -55,7 +65,7 @@ class Worker:
         The session's folder.
     order : ReconstructionSettings
         What to do.
-    make_workshop : callable
+    make_factory : callable
         Makes the `ComponentFactory`; called once, in `run`, because it loads the network.
     silence_s : float
         How long the journal of a run without stop document must be silent before its RunEngine counts as gone, s.
@@ -72,7 +82,7 @@ class Worker:
         self,
         folder: Path,
         order: ReconstructionSettings,
-        make_workshop: Callable[[ReconstructionSettings], ComponentFactory],
+        make_factory: Callable[[ReconstructionSettings], ComponentFactory],
         *,
         silence_s: float = _SILENCE_S,
     ) -> None:
@@ -81,8 +91,8 @@ class Worker:
         self.cannot = False
         self._folder = folder
         self._order = order
-        self._make_workshop = make_workshop
-        self._workshop: ComponentFactory | None = None
+        self._make_factory = make_factory
+        self._factory: ComponentFactory | None = None
         self._followed: dict[Path, _Followed] = {}
         self._finished: set[Path] = set()
         self._said = 0.0
@@ -93,14 +103,14 @@ class Worker:
 
     def run(self, closing: threading.Event) -> None:
         """Work until `closing` is set and what was journaled by then is done."""
-        owned = lock(self._folder)
+        owned = lock(self._folder / WORKER_LOCK)
         if owned is None:
             raise RuntimeError(f"{self._folder}: another worker has this session")
         try:
             self._before = WorkerStatus.load(self._folder).runs
             self.status.runs = dict(self._before)  # known also to whoever comes after a worker that dies at once
             self._save()
-            self._workshop = self._open_workshop(closing)
+            self._factory = self._open_factory(closing)
             self.status.state = "ready"
             self._say(force=True)
             last = False
@@ -119,11 +129,11 @@ class Worker:
                 followed.reader.close()
             os.close(owned)
 
-    def _open_workshop(self, closing: threading.Event) -> ComponentFactory:
+    def _open_factory(self, closing: threading.Event) -> ComponentFactory:
         """Load the network and reach the catalog; wait for one that does not answer while the session is open."""
         while True:
             try:
-                return self._make_workshop(self._order)
+                return self._make_factory(self._order)
             except Exception as error:
                 if not is_outage(error) or closing.is_set():
                     self.cannot = isinstance(error, ValueError)
@@ -168,8 +178,8 @@ class Worker:
         for entry in entries:
             if followed.run is not None:
                 followed.run.feed(entry.name, entry.doc, time.time() - entry.time)
-            elif entry.name == "start" and self._workshop is not None and isinstance(entry.doc.get("uid"), str):
-                self._begin(followed, entry.doc, self._workshop)
+            elif entry.name == "start" and self._factory is not None and isinstance(entry.doc.get("uid"), str):
+                self._begin(followed, entry.doc, self._factory)
         if followed.run is not None and followed.reader.corrupt > followed.corrupt:
             unread = followed.reader.corrupt - followed.corrupt
             followed.corrupt += unread
@@ -190,12 +200,12 @@ class Worker:
                 followed.run.end("unknown", "the session ended without a stop document")
         return bool(entries)
 
-    def _begin(self, followed: _Followed, start: dict[str, Any], workshop: ComponentFactory) -> None:
+    def _begin(self, followed: _Followed, start: dict[str, Any], factory: ComponentFactory) -> None:
         before = self._before.get(start["uid"])
         try:
             followed.run = RunReconstruction(
                 start,
-                workshop,
+                factory,
                 geometry=self._order.geometry,
                 keys=self._order.keys,
                 pace=self._order.pace,
@@ -239,10 +249,10 @@ class Worker:
             self._said = now
             problems = [one.problem for one in self.status.runs.values() if one.problem and one.state != "ignored"]
             self.status.problem = problems[-1] if problems else ""
-            if self._workshop is not None:
-                self.status.problem = self.status.problem or self._workshop.problem
-                self.status.model, self.status.model_folder = self._workshop.model, self._workshop.model_folder
-                self.status.device = getattr(self._workshop, "device", "")  # it may be lost, and another take its place
+            if self._factory is not None:
+                self.status.problem = self.status.problem or self._factory.problem
+                self.status.model, self.status.model_folder = self._factory.model, self._factory.model_folder
+                self.status.device = getattr(self._factory, "device", "")  # it may be lost, and another take its place
             self._save()
 
     def _save(self) -> None:
@@ -313,14 +323,16 @@ def main(arguments: list[str]) -> int:
 
     again = False
 
-    def workshop(order: ReconstructionSettings) -> TiledComponentFactory:
+    def factory(order: ReconstructionSettings) -> TiledComponentFactory:
         nonlocal again
         if again:  # before the network is loaded once more
             ask_for_a_sign(order.catalog)
         again = True
-        return TiledComponentFactory(order, folder.name, api_key=api_key, folder=folder)
+        return TiledComponentFactory(
+            order, folder.name, api_key=api_key, folder=folder, before_request=before_request(folder)
+        )
 
-    worker = Worker(folder, order, workshop)
+    worker = Worker(folder, order, factory)
     try:
         worker.run(closing)
     except ValueError:

@@ -19,9 +19,11 @@ from bluesky_ptychonn.card import load_card
 from bluesky_ptychonn.cli import main
 from bluesky_ptychonn.cli.app import sentence
 from bluesky_ptychonn.cli.export import writer_for
+from bluesky_ptychonn.files import lock
 from bluesky_ptychonn.journal.writer import JournalWriter
 from bluesky_ptychonn.live.pipeline.progress import Progress
-from bluesky_ptychonn.live.session import ReconstructionSettings, WorkerStatus, lock, new_session
+from bluesky_ptychonn.live.pipeline.settings import ReconstructionSettings
+from bluesky_ptychonn.live.session import WorkerStatus, new_session
 from bluesky_ptychonn.recon.models.checkpoint import load_model
 from bluesky_ptychonn.recon.mosaic.stitch import MosaicImage
 

@@ -231,8 +231,8 @@ def test_worker_process_survives_its_own_death(
 ) -> None:
     beamline = SimulatedBeamline.demo(detector_folder, exposure_s=0.05)
     live = LiveReconstruction(small_model, catalog_server, journal_dir=tmp_path, pace=PACE)
-    keeper: Any = live._keeper
-    first, killed = keeper.pid, []
+    supervisor: Any = live._supervisor
+    first, killed = supervisor.pid, []
 
     def kill_once(name: str, doc: Any) -> None:
         if not killed and doc["seq_num"] == 5:
@@ -244,7 +244,7 @@ def test_worker_process_survives_its_own_death(
 
     try:
         live.wait_ready(WAIT_S)
-        nowhere(catalog_server.api_key, [live, live.order, live.status], tmp_path, keeper.pid)
+        nowhere(catalog_server.api_key, [live, live.order, live.status], tmp_path, supervisor.pid)
         RE.subscribe(live)
         RE.subscribe(kill_once, "event")
         (one,) = RE(scan(beamline, 16))
@@ -253,13 +253,13 @@ def test_worker_process_survives_its_own_death(
         ended = live.wait(timeout=WAIT_S)
         assert [(run.uid, run.state, run.done) for run in ended] == [(one, "complete", 16), (two, "complete", 3)]
         assert live.status.restarts == 1
-        assert keeper.pid != first
+        assert supervisor.pid != first
         result = live.result(one)
         assert result.frames.seq_num.tolist() == list(range(1, 17))
         found = [r for r in catalog_server.processed.values() if r.metadata["raw"]["uid"] == one]
         assert len(found) == 1
         assert len(live.results) == 2
-        nowhere(catalog_server.api_key, [result, result.metadata, live.status], tmp_path, keeper.pid)
+        nowhere(catalog_server.api_key, [result, result.metadata, live.status], tmp_path, supervisor.pid)
     finally:
         live.close()
     assert live.status.worker == "stopped"

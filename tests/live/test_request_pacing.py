@@ -31,7 +31,7 @@ class Scan:
         self.now = 1000.0
         self.slept: list[float] = []
         self.after_s: dict[float, tuple[str, dict]] = {}
-        self.lull = RequestPacer(folder, clock=lambda: self.now, sleep=self.sleep)
+        self.pacer = RequestPacer(folder, clock=lambda: self.now, sleep=self.sleep)
         self.says("start", START)
         self.says("descriptor", DESCRIPTOR)
 
@@ -47,7 +47,7 @@ class Scan:
 
     def waited(self) -> float:
         before = self.now
-        self.lull.wait()
+        self.pacer.wait()
         return self.now - before
 
 
@@ -88,9 +88,9 @@ def test_a_scan_that_pauses_or_moves_far_is_not_waited_for(scan) -> None:
 
 def test_a_clock_that_is_set_back_prolongs_nothing(scan) -> None:
     scan.says("stream_datum", DATUM)
-    scan.lull._sleep = lambda seconds: scan.slept.append(seconds)
+    scan.pacer._sleep = lambda seconds: scan.slept.append(seconds)
     scan.now -= 3600.0
-    scan.lull.wait()
+    scan.pacer.wait()
     assert sum(scan.slept) == pytest.approx(0.2, abs=0.003)
 
 

@@ -1,4 +1,4 @@
-"""The worker and its keepers, with fakes for network and catalog: no server, no torch."""
+"""The worker and its supervisors, with fakes for network and catalog: no server, no torch."""
 
 from __future__ import annotations
 
@@ -13,8 +13,10 @@ from typing import Any
 import pytest
 
 from bluesky_ptychonn.catalog.runs.data_keys import DataKeys
+from bluesky_ptychonn.files import lock
 from bluesky_ptychonn.journal.writer import JournalWriter, journal_path
 from bluesky_ptychonn.live.pipeline.progress import Progress, Timing
+from bluesky_ptychonn.live.pipeline.settings import ReconstructionSettings
 from bluesky_ptychonn.live.pipeline.testing import (
     GEOMETRY,
     FakeComponentFactory,
@@ -24,11 +26,9 @@ from bluesky_ptychonn.live.pipeline.testing import (
     frame_of,
 )
 from bluesky_ptychonn.live.session import (
-    ReconstructionSettings,
     WorkerStatus,
     done,
     left_behind,
-    lock,
     mark_done,
     new_session,
     tidy,
@@ -42,11 +42,11 @@ ORDER = ReconstructionSettings(model="fake", catalog="http://nowhere", pace=Timi
 class Session:
     """A worker in a thread over a folder, and a journal to feed it."""
 
-    def __init__(self, folder: Path, workshop: FakeComponentFactory) -> None:
-        self.folder, self.workshop = folder, workshop
+    def __init__(self, folder: Path, factory: FakeComponentFactory) -> None:
+        self.folder, self.factory = folder, factory
         self.journal = JournalWriter(folder)
         self.closing = threading.Event()
-        self.worker = Worker(folder, ORDER, lambda order: workshop)
+        self.worker = Worker(folder, ORDER, lambda order: factory)
         self.thread = threading.Thread(target=self.worker.run, args=(self.closing,))
         self.thread.start()
 
@@ -55,7 +55,7 @@ class Session:
             self.journal.append(name, doc)
 
     def scan(self, run: RunMaker, points: int, **stop: Any) -> None:
-        frames = self.workshop.sources.setdefault(run.uid, FakeSource()).frames
+        frames = self.factory.sources.setdefault(run.uid, FakeSource()).frames
         self.send(run.open(points))
         for seq_num in range(1, points + 1):
             frames[seq_num - 1] = frame_of(seq_num)
@@ -70,33 +70,33 @@ class Session:
 
 
 @pytest.fixture
-def workshop() -> FakeComponentFactory:
+def factory() -> FakeComponentFactory:
     return FakeComponentFactory()
 
 
 @pytest.fixture
-def session(tmp_path: Path, workshop: FakeComponentFactory) -> Any:
-    made = Session(new_session(tmp_path), workshop)
+def session(tmp_path: Path, factory: FakeComponentFactory) -> Any:
+    made = Session(new_session(tmp_path), factory)
     yield made
     made.closing.set()
     made.thread.join(20)
 
 
-def test_several_runs_of_one_session(session: Session, workshop: FakeComponentFactory) -> None:
+def test_several_runs_of_one_session(session: Session, factory: FakeComponentFactory) -> None:
     runs = [RunMaker("stream"), RunMaker("datum"), RunMaker("event")]
     for run, points in zip(runs, (1, 3, 70), strict=True):
         session.scan(run, points)
     status = session.close()
     assert status.state == "stopped"
     assert [status.runs[run.uid].state for run in runs] == ["complete"] * 3
-    assert [len(workshop.sinks[run.uid].table) for run in runs] == [1, 3, 70]
+    assert [len(factory.sinks[run.uid].table) for run in runs] == [1, 3, 70]
     assert status.runs[runs[0].uid].key == f"result of {runs[0].uid}"
 
 
-def test_interleaved_runs(session: Session, workshop: FakeComponentFactory) -> None:
+def test_interleaved_runs(session: Session, factory: FakeComponentFactory) -> None:
     one, two = RunMaker("stream"), RunMaker("datum")
     for run in (one, two):
-        workshop.sources[run.uid] = FakeSource({i: frame_of(i + 1) for i in range(20)})
+        factory.sources[run.uid] = FakeSource({i: frame_of(i + 1) for i in range(20)})
         session.send(run.open(20))
     for seq_num in range(1, 21):
         session.send([*one.point(seq_num, 0.0, 1.0), *two.point(seq_num, 0.0, 2.0)])
@@ -105,20 +105,18 @@ def test_interleaved_runs(session: Session, workshop: FakeComponentFactory) -> N
     status = session.close()
     for run, x in ((one, 1e-6), (two, 2e-6)):
         assert status.runs[run.uid].state == "complete"
-        table = workshop.sinks[run.uid].table
+        table = factory.sinks[run.uid].table
         assert [row["value"] for _, row in sorted(table.items())] == list(range(1, 21))
         assert all(row["x_m"] == pytest.approx(x) for row in table.values())
 
 
-def test_run_without_an_end_is_partial_when_the_session_closes(
-    session: Session, workshop: FakeComponentFactory
-) -> None:
+def test_run_without_an_end_is_partial_when_the_session_closes(session: Session, factory: FakeComponentFactory) -> None:
     run = RunMaker("stream")
-    workshop.sources[run.uid] = FakeSource({0: frame_of(1)})
+    factory.sources[run.uid] = FakeSource({0: frame_of(1)})
     session.send([*run.open(5), *run.point(1, 0.0, 0.0)])
     status = session.close()
     assert status.runs[run.uid].state == "partial"
-    assert workshop.sinks[run.uid].metadata["exit_reason"] == "the session ended without a stop document"
+    assert factory.sinks[run.uid].metadata["exit_reason"] == "the session ended without a stop document"
 
 
 def test_journal_that_holds_no_start_is_passed_over(session: Session) -> None:
@@ -130,26 +128,26 @@ def test_journal_that_holds_no_start_is_passed_over(session: Session) -> None:
     assert ended.state == "ignored"
 
 
-def test_next_worker_takes_up_unfinished_runs_only(tmp_path: Path, workshop: FakeComponentFactory) -> None:
+def test_next_worker_takes_up_unfinished_runs_only(tmp_path: Path, factory: FakeComponentFactory) -> None:
     folder = new_session(tmp_path)
-    first = Session(folder, workshop)
+    first = Session(folder, factory)
     finished, broken_off = RunMaker("stream"), RunMaker("stream")
     first.scan(finished, 2)
     first.close()
     journal = JournalWriter(folder)
-    workshop.sources[broken_off.uid] = FakeSource({i: frame_of(i + 1) for i in range(3)})
+    factory.sources[broken_off.uid] = FakeSource({i: frame_of(i + 1) for i in range(3)})
     for document in [*broken_off.open(3), *broken_off.point(1, 0.0, 0.0), *broken_off.point(2, 0.0, 0.0)]:
         journal.append(*document)
-    workshop.sinks[finished.uid].table.clear()
+    factory.sinks[finished.uid].table.clear()
 
-    second = Session(folder, workshop)
+    second = Session(folder, factory)
     second.journal = journal
     second.send([*broken_off.point(3, 0.0, 0.0), *broken_off.close()])
     status = second.close()
     assert status.runs[finished.uid].state == "complete"  # told from its mark, not done again
-    assert workshop.sinks[finished.uid].table == {}
+    assert factory.sinks[finished.uid].table == {}
     assert status.runs[broken_off.uid].state == "complete"
-    assert sorted(workshop.sinks[broken_off.uid].table) == [1, 2, 3]
+    assert sorted(factory.sinks[broken_off.uid].table) == [1, 2, 3]
 
 
 def test_model_that_cannot_be_loaded_is_said(tmp_path: Path) -> None:
@@ -166,7 +164,7 @@ def test_model_that_cannot_be_loaded_is_said(tmp_path: Path) -> None:
 
 
 def test_catalog_that_is_away_when_the_worker_begins_is_waited_for(
-    tmp_path: Path, workshop: FakeComponentFactory, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, factory: FakeComponentFactory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("bluesky_ptychonn.live.worker._AWAY_S", 0.05)
     answers = iter([ConnectionError("refused"), ConnectionError("refused")])
@@ -175,7 +173,7 @@ def test_catalog_that_is_away_when_the_worker_begins_is_waited_for(
         error = next(answers, None)
         if error is not None:
             raise error
-        return workshop
+        return factory
 
     folder, closing = new_session(tmp_path), threading.Event()
     thread = threading.Thread(target=Worker(folder, ORDER, make).run, args=(closing,))
@@ -189,7 +187,7 @@ def test_catalog_that_is_away_when_the_worker_begins_is_waited_for(
 
 
 def test_a_full_disk_in_the_sessions_folder_neither_kills_the_worker_nor_loses_a_run(
-    session: Session, workshop: FakeComponentFactory, monkeypatch: pytest.MonkeyPatch
+    session: Session, factory: FakeComponentFactory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("bluesky_ptychonn.live.worker._AGAIN_S", 0.05)
     while WorkerStatus.load(session.folder).state != "ready":
@@ -215,11 +213,11 @@ def test_a_full_disk_in_the_sessions_folder_neither_kills_the_worker_nor_loses_a
     assert ended is not None
     assert (ended.state, ended.done) == ("complete", 5)
     assert session.close().runs[run.uid].state == "complete"
-    assert len(workshop.sinks[run.uid].blocks[0]) <= 5
+    assert len(factory.sinks[run.uid].blocks[0]) <= 5
 
 
 def test_a_run_that_cannot_begin_does_not_end_the_others(
-    session: Session, workshop: FakeComponentFactory, monkeypatch: pytest.MonkeyPatch
+    session: Session, factory: FakeComponentFactory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     spoilt, good = RunMaker("stream"), RunMaker("stream")
     for_run = FakeComponentFactory.for_run
@@ -343,8 +341,8 @@ def fake_live(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, small_model: Path
     from bluesky_ptychonn.live.pipeline import factory as real
 
     made: list[Any] = []
-    workshop = FakeComponentFactory()
-    monkeypatch.setattr(real, "TiledWorkshop", lambda *arguments, **options: workshop)
+    factory = FakeComponentFactory()
+    monkeypatch.setattr(real, "TiledWorkshop", lambda *arguments, **options: factory)
 
     class Handle:
         uri, api_key, client = "http://nowhere/api/v1", "secret", None
@@ -352,7 +350,7 @@ def fake_live(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, small_model: Path
     def make(**options: Any) -> Any:
         options = {"worker": "thread", "journal_dir": tmp_path / "journal", "pace": ORDER.pace, **options}
         live = LiveReconstruction(small_model, Handle(), **options)
-        live.workshop = workshop
+        live.factory = factory
         made.append(live)
         return live
 
@@ -362,7 +360,7 @@ def fake_live(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, small_model: Path
 
 
 def feed(live: Any, run: RunMaker, points: int) -> None:
-    live.workshop.sources[run.uid] = FakeSource({i: frame_of(i + 1) for i in range(points)})
+    live.factory.sources[run.uid] = FakeSource({i: frame_of(i + 1) for i in range(points)})
     documents = [*run.open(points)]
     for seq_num in range(1, points + 1):
         documents += run.point(seq_num, 0.0, 0.0)
@@ -392,14 +390,14 @@ def test_trouble_is_told_in_the_session_once_and_shown(
     live = fake_live()
     live.wait_ready(20)
     run = RunMaker("stream")
-    sink = live.workshop.sinks.setdefault(run.uid, FakeSink())
+    sink = live.factory.sinks.setdefault(run.uid, FakeSink())
     sink.spooled, sink.spool_bytes, sink.problem = {2, 3}, 3 << 20, "catalog http://c does not answer: refused"
     feed(live, run, 3)
     end = time.monotonic() + 20
     told: list[str] = []
     while not told and time.monotonic() < end:
         time.sleep(0.2)
-        told = [record.message for record in caplog.records if record.name.endswith("teller")]
+        told = [record.message for record in caplog.records if record.name.endswith("notifier")]
     words = "catalog http://c does not answer: refused; 2 frames wait on disk. The scan is not affected. See "
     assert told == [f"{words}{live.log}"]
     status = live.status
@@ -502,12 +500,12 @@ def test_construction_says_what_is_wrong_and_starts_nothing(
 def test_worker_process_that_keeps_dying_is_tried_again_and_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from bluesky_ptychonn.live import supervisor as keeper
+    from bluesky_ptychonn.live import supervisor as supervisor
 
-    monkeypatch.setattr(keeper, "_LONGEST_S", 0.1)
+    monkeypatch.setattr(supervisor, "_LONGEST_S", 0.1)
     folder = new_session(tmp_path)
     (folder / "order.json").write_text("not an order")
-    kept = keeper.ProcessKeeper(folder, ORDER, "secret")
+    kept = supervisor.ProcessKeeper(folder, ORDER, "secret")
     assert b"secret" not in Path(f"/proc/{kept.pid}/cmdline").read_bytes()
     end = time.monotonic() + 60
     while kept.restarts < 2 and time.monotonic() < end:

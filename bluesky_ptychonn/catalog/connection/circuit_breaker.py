@@ -6,11 +6,10 @@ import contextlib
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from bluesky_ptychonn.catalog.connection.http import CatalogUnavailableError
-from bluesky_ptychonn.catalog.runs.frame_source import Fetched, FrameReader
 
 log = logging.getLogger(__name__)
 
@@ -32,16 +31,16 @@ class CircuitBreaker:
     ----------
     root : Tiled client
         Any client of the catalog.
-    lull : callable, optional
+    pacer : callable, optional
         Called before every request: `live.request_pacing.RequestPacer.wait`.
     own : bool
         Whether the client's time-outs are ours to set.
     """
 
-    def __init__(self, root: Any, lull: Callable[[], None] | None = None, *, own: bool = False) -> None:
+    def __init__(self, root: Any, pacer: Callable[[], None] | None = None, *, own: bool = False) -> None:
         self._http = root.context.http_client
         self._uri = str(root.context.api_uri)
-        self._lull = lull
+        self._pacer = pacer
         self._own = own
         self._mutex = threading.Lock()
         self._problem = ""
@@ -71,8 +70,8 @@ class CircuitBreaker:
         if self._read_s > _READ_S[0] and self._asked - self._slow_since > _SLOW_FOR_S:
             self._read_s = _READ_S[0]
             self._set_timeout()
-        if self._lull is not None:
-            self._lull()
+        if self._pacer is not None:
+            self._pacer()
 
     def lost(self, error: Exception) -> None:
         """Hear that a request had no answer."""
@@ -125,30 +124,3 @@ class CircuitBreaker:
 
         if self._own:
             self._http.timeout = httpx.Timeout(self._read_s, connect=_CONNECT_S)
-
-
-class WatchedFrames:
-    """A source whose failures the line hears of.
-
-    Parameters
-    ----------
-    source : FrameReader
-        Gives the frames.
-    line : CircuitBreaker
-        Hears.
-    """
-
-    def __init__(self, source: FrameReader, line: CircuitBreaker) -> None:
-        self._source = source
-        self._line = line
-
-    def read(self, rows: Sequence[int]) -> Fetched:
-        """See `FrameReader.read`."""
-        fetched = self._source.read(rows)
-        if fetched.unreachable:
-            self._line.lost(ConnectionError(fetched.problem))
-        return fetched
-
-    def close(self) -> None:
-        """See `FrameReader.close`."""
-        self._source.close()

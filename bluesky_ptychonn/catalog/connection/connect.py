@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import functools
 import json
-import os
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit, urlunsplit
+
+from bluesky_ptychonn.files import write_whole
 
 RAW, PROCESSED, MODELS = "raw", "processed", "models"
 
 KEY_FILE = "api_key"
 STATE_FILE = "server.json"
+LOCK_FILE = "server.lock"
 
 
 def connect(catalog: Any, api_key: str | None = None) -> Any:
@@ -112,18 +114,9 @@ def write_profile(name: str, uri: str, api_key: str) -> Path:
         raise ValueError(f"write_profile: {holder} already defines {name!r}; choose another name or remove it there")
     target.parent.mkdir(parents=True, exist_ok=True)
     # The one way a profile can carry a key; Tiled's client takes it off the address and sends it as a header.
-    write_private(target, yaml.safe_dump({name: {"uri": f"{uri}?api_key={api_key}"}}))
+    write_whole(target, yaml.safe_dump({name: {"uri": f"{uri}?api_key={api_key}"}}).encode(), private=True)
     load_profiles.cache_clear()
     return target
-
-
-def write_private(path: Path, text: str) -> None:
-    """Replace a file by one that its owner alone can read, in one step."""
-    draft = path.with_name(f".{path.name}.{os.getpid()}")
-    handle = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-    with os.fdopen(handle, "w", encoding="utf-8") as file:
-        file.write(text)
-    draft.replace(path)
 
 
 def read_key(folder: Path) -> str:

@@ -27,9 +27,9 @@ from bluesky_ptychonn.catalog.connection.connect import (
     connect,
     disconnect,
     read_key,
-    write_private,
     write_profile,
 )
+from bluesky_ptychonn.files import write_whole
 
 __all__ = ["MODELS", "PROCESSED", "RAW", "CatalogServer", "connect", "serve_catalog"]
 
@@ -229,7 +229,7 @@ def _store_key(folder: Path, api_key: str | None) -> None:
     if not key.isalnum():
         # Tiled refuses other characters when the server starts, in a long traceback.
         raise ValueError("serve_catalog: api_key may hold letters and digits only")
-    write_private(path, key)
+    write_whole(path, key.encode(), private=True)
 
 
 def _child_environment() -> dict[str, str]:

@@ -17,16 +17,15 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from bluesky_ptychonn.catalog.connection.connect import (
+    LOCK_FILE,
     MODELS,
     PROCESSED,
     RAW,
     STATE_FILE,
     read_key,
     running_uri,
-    write_private,
 )
-
-_LOCK_FILE = "server.lock"
+from bluesky_ptychonn.files import lock, write_json
 
 
 def main() -> None:
@@ -47,8 +46,7 @@ def main() -> None:
 
     os.umask(0o077)  # databases and arrays are the owner's too, wherever the folder is
     folder = Path(order["folder"])
-    lock = _lock(folder)
-    if lock is None:
+    if lock(folder / LOCK_FILE) is None:  # two servers on one database would not see each other's streams
         answer(error=f"{folder} is already served, at {running_uri(folder)}: connect(Path({str(folder)!r})) reaches it")
         return
     try:
@@ -57,19 +55,6 @@ def main() -> None:
         answer(error=f"port {order['port']} cannot be used: {error.strerror}; give another, or 0 for any free one")
         return
     _serve(folder, order, listener, answer)
-
-
-def _lock(folder: Path) -> Any:
-    """Hold the folder for this process, or None: two servers on one database would not see each other's streams."""
-    import fcntl
-
-    lock = (folder / _LOCK_FILE).open("w")
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        lock.close()
-        return None
-    return lock
 
 
 def _listen(port: int, folder: Path) -> socket.socket:
@@ -206,7 +191,7 @@ def _serve(folder: Path, order: Mapping[str, Any], listener: socket.socket, answ
                 # What the imports left, 340,000 objects, is not looked through again: 0.16 s each time.
                 gc.collect()
                 gc.freeze()
-                write_private(folder / STATE_FILE, json.dumps({"uri": uri, "pid": os.getpid()}))
+                write_json(folder / STATE_FILE, {"uri": uri, "pid": os.getpid()}, private=True)
                 answer(uri=uri)
 
     server = Server(uvicorn.Config(app, log_config=None, access_log=False, timeout_graceful_shutdown=3))

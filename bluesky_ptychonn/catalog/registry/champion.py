@@ -15,7 +15,7 @@ from typing import Any
 
 from bluesky_ptychonn.card import CARD_FILE, ModelCard, find_model
 from bluesky_ptychonn.catalog.registry.registry import Registry
-from bluesky_ptychonn.live.session import journal_root
+from bluesky_ptychonn.paths import journal_root
 from bluesky_ptychonn.recon.models.library import check_name, kept
 
 _SHELF = "champions"

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from bluesky_ptychonn.files import replacing
+
 if TYPE_CHECKING:
     import pyarrow as pa
 
@@ -140,14 +142,8 @@ class Block:
         OSError
             When the disk will not take it; what was written of it is removed.
         """
-        draft = path.with_suffix(".draft")
-        try:
-            with draft.open("wb") as file:
-                np.savez(file, **vars(self))
-            draft.replace(path)
-        except BaseException:
-            draft.unlink(missing_ok=True)
-            raise
+        with replacing(path) as draft, draft.open("wb") as file:
+            np.savez(file, **vars(self))
 
     @classmethod
     def load(cls, path: Path) -> Block:

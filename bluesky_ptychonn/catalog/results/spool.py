@@ -54,7 +54,7 @@ class Spool:
         self._files: list[_File] = []
         self._numbers: Counter[int] = Counter()
         self._largest = 0
-        for draft in folder.glob("*.draft"):
+        for draft in (*folder.glob("*.draft"), *folder.glob(".*.part*")):  # the first: by version 0.1.0
             draft.unlink()  # of a process that died while it wrote
         files = sorted(folder.glob("*.npz")) if folder.is_dir() else []
         for path in files:

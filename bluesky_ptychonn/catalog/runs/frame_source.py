@@ -14,6 +14,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from bluesky_ptychonn.catalog.connection.circuit_breaker import CircuitBreaker
 from bluesky_ptychonn.catalog.runs.data_keys import RunError
 from bluesky_ptychonn.catalog.runs.frame_readers import HTTPFrames, LocalFrames, UnprovenError, ask, node_at
 
@@ -260,3 +261,30 @@ def _assemble(reader: _Reader, rows: Sequence[int], longest: int) -> Fetched:
         problem = "frames are not in the catalog"
     frames = np.concatenate(parts) if parts else np.zeros((0, 1, 1))
     return Fetched(frames, found, broken, problem, unreachable)
+
+
+class WatchedFrames:
+    """A source whose failures the line hears of.
+
+    Parameters
+    ----------
+    source : FrameReader
+        Gives the frames.
+    line : CircuitBreaker
+        Hears.
+    """
+
+    def __init__(self, source: FrameReader, line: CircuitBreaker) -> None:
+        self._source = source
+        self._line = line
+
+    def read(self, rows: Sequence[int]) -> Fetched:
+        """See `FrameReader.read`."""
+        fetched = self._source.read(rows)
+        if fetched.unreachable:
+            self._line.lost(ConnectionError(fetched.problem))
+        return fetched
+
+    def close(self) -> None:
+        """See `FrameReader.close`."""
+        self._source.close()

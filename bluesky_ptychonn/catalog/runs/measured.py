@@ -17,9 +17,8 @@ from bluesky_ptychonn.card import PIXEL_TOLERANCE
 from bluesky_ptychonn.catalog.connection.connect import RAW
 from bluesky_ptychonn.catalog.runs.data_keys import DataKeys, RunError, geometry_of
 from bluesky_ptychonn.catalog.runs.frame_source import TiledFrames
-from bluesky_ptychonn.catalog.runs.pairing import FrameRef, RunPairing
+from bluesky_ptychonn.catalog.runs.pairing import NOT_THERE, UNREADABLE, FrameRef, RunPairing
 from bluesky_ptychonn.catalog.runs.stored_documents import documents_of
-from bluesky_ptychonn.live.pipeline.assembly import NOT_THERE, UNREADABLE
 from bluesky_ptychonn.optics.framing import PreprocessConfig
 from bluesky_ptychonn.optics.geometry import Geometry
 from bluesky_ptychonn.optics.probe_file import read_probe

@@ -17,6 +17,8 @@ from event_model import DatumPage, EventPage, unpack_datum_page, unpack_event_pa
 from bluesky_ptychonn.catalog.runs.data_keys import DataKeys, DocumentError, RunError, RunLayout
 
 # Reasons a frame has no reconstruction, as they stand in a result's counts.
+UNREADABLE = "frame cannot be decoded"
+NOT_THERE = "frame not in the catalog"
 NO_FRAME = "detector gave no frame"
 NO_EVENT = "frame without an event"
 BAD_POSITION = "position missing or not finite"

@@ -14,7 +14,7 @@ from bluesky_ptychonn.catalog.runs.data_keys import DataKeys, RunError
 from bluesky_ptychonn.catalog.runs.stored_documents import documents_of, find_run
 from bluesky_ptychonn.live.pipeline.progress import Progress, Timing
 from bluesky_ptychonn.live.pipeline.run import RunReconstruction
-from bluesky_ptychonn.live.session import ReconstructionSettings
+from bluesky_ptychonn.live.pipeline.settings import ReconstructionSettings
 from bluesky_ptychonn.optics.framing import PreprocessConfig
 from bluesky_ptychonn.optics.geometry import Geometry
 from bluesky_ptychonn.recon.mosaic.refine_config import Refinement, asked_for
@@ -109,9 +109,9 @@ def reconstruct(
 
     from bluesky_ptychonn.live.pipeline.factory import TiledComponentFactory
 
-    workshop = TiledComponentFactory(order, uuid.uuid4().hex, root=root, model=model if loaded else None)
+    factory = TiledComponentFactory(order, uuid.uuid4().hex, root=root, model=model if loaded else None)
     documents = documents_of(stored, keys)
-    job = RunReconstruction(next(documents)[1], workshop, geometry=geometry, keys=keys, pace=_PACE)
+    job = RunReconstruction(next(documents)[1], factory, geometry=geometry, keys=keys, pace=_PACE)
     job.hurry()
     try:
         for name, doc in documents:

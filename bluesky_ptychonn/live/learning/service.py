@@ -23,11 +23,12 @@ from bluesky_ptychonn.catalog.registry.champion import Champion
 from bluesky_ptychonn.catalog.registry.learning_log import LearningLog, LearningRecord
 from bluesky_ptychonn.catalog.registry.registry import Registry
 from bluesky_ptychonn.catalog.runs.run_list import EndedRuns, Listed, RunList
+from bluesky_ptychonn.files import lock, read_json, write_json
 from bluesky_ptychonn.live.learning.config import LearnerConfig
 from bluesky_ptychonn.live.learning.duty_cycle import DutyCycle
 from bluesky_ptychonn.live.learning.promotion import BY, Promotions
 from bluesky_ptychonn.live.learning.training_run import training_run, whole_reconstruction
-from bluesky_ptychonn.live.session import journal_root, lock, read_whole, write_whole
+from bluesky_ptychonn.paths import learning_root
 from bluesky_ptychonn.recon.learning.config import LearningConfig
 from bluesky_ptychonn.recon.models.library import check_name
 
@@ -38,7 +39,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _MOST_ATTEMPTS = 3  # at one run: a learner that dies of it is not to die of it for ever
-_ATTEMPT, _IDENTITY = "attempt.json", "learner.json"
+_ATTEMPT, _IDENTITY, _LOCK = "attempt.json", "learner.json", "worker.lock"
 
 
 class Learns(Protocol):
@@ -132,11 +133,11 @@ class CatalogLearner:
                 f"'ptychonn models promote {name} VERSION' make one"
             )
         self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        owned = lock(self.folder)
+        owned = lock(self.folder / _LOCK)
         if owned is None:
             raise ValueError(f"learning: another learner is at work in {self.folder}")
         self._owned: int | None = owned
-        self._rulings = Promotions(self._registry, self._lessons, name, _identity(self.folder))
+        self._promotions = Promotions(self._registry, self._lessons, name, _identity(self.folder))
 
     def close(self) -> None:
         """Leave the folder to another learner."""
@@ -208,7 +209,7 @@ class CatalogLearner:
             else:
                 self._crown(self._model)
             log.info("champion %s is %s%s", self.name, self._version, "" if before is None else f", before {before}")
-            self._rulings.make_good(self._learner.rounds, self._version)
+            self._promotions.make_good(self._learner.rounds, self._version)
 
     @property
     def _version(self) -> str:
@@ -283,16 +284,16 @@ class CatalogLearner:
             words = f"{type(error).__name__}: {error}" if not isinstance(error, ValueError) else str(error)
             lesson = LearningRecord(run.uid, "passed over", self._version, words or type(error).__name__, by=BY)
             log.debug("run %s", run.uid, exc_info=error)
-        self._rulings.keep(lesson)
+        self._promotions.keep(lesson)
         (self.folder / _ATTEMPT).unlink(missing_ok=True)
 
     def _count(self, uid: str) -> None:
         """Note that a run is begun with; give up one that the learner died of time and again."""
-        before = read_whole(self.folder / _ATTEMPT) or {}
+        before = read_json(self.folder / _ATTEMPT) or {}
         times = int(before.get("times", 0)) + 1 if before.get("uid") == uid else 1
         if times > _MOST_ATTEMPTS:
             raise ValueError(f"the learner ended in the midst of it {_MOST_ATTEMPTS} times, out of memory perhaps")
-        write_whole(self.folder / _ATTEMPT, {"uid": uid, "times": times})
+        write_json(self.folder / _ATTEMPT, {"uid": uid, "times": times}, private=True)
 
     # -- rounds
 
@@ -308,9 +309,9 @@ class CatalogLearner:
         judgement = learner.judge(candidate)
         numbers = {**judgement.numbers, **candidate.record}
         if not judgement.promote:
-            self._rulings.record(candidate, "keep", self._version, judgement.reason, numbers)
+            self._promotions.record(candidate, "keep", self._version, judgement.reason, numbers)
             return True
-        self._rulings.promote(candidate, self._version, judgement.reason, numbers)
+        self._promotions.promote(candidate, self._version, judgement.reason, numbers)
         # Whatever the catalog's champion is now: this round has ended, or it would be proposed for ever.
         self._crown(candidate.model)
         if self._registry.decided(self.name) == self._version:
@@ -332,11 +333,6 @@ class CatalogLearner:
         return self._learner, self._model
 
 
-def learning_root() -> Path:
-    """Folder of all learners of this user, beside the journals."""
-    return journal_root().parent / "learning"
-
-
 def _learner(folder: Path, champion: Model, config: LearningConfig, device: str) -> Learns:
     from bluesky_ptychonn.recon.learning.learner import Learner
     from bluesky_ptychonn.recon.models.checkpoint import choose_device
@@ -345,8 +341,8 @@ def _learner(folder: Path, champion: Model, config: LearningConfig, device: str)
 
 
 def _identity(folder: Path) -> str:
-    known = read_whole(folder / _IDENTITY)
+    known = read_json(folder / _IDENTITY)
     if known is None:
         known = {"learner": uuid.uuid4().hex[:12]}
-        write_whole(folder / _IDENTITY, known)
+        write_json(folder / _IDENTITY, known, private=True)
     return str(known["learner"])

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from bluesky_ptychonn.catalog.results.field_of_view import FieldOfView
 from bluesky_ptychonn.catalog.runs.data_keys import RunError
 from bluesky_ptychonn.catalog.runs.frame_source import FrameReader
-from bluesky_ptychonn.catalog.runs.pairing import FrameRef, RunPairing, count_reasons
+from bluesky_ptychonn.catalog.runs.pairing import NOT_THERE, UNREADABLE, FrameRef, RunPairing, count_reasons
 from bluesky_ptychonn.live.pipeline.progress import Progress, Timing
 from bluesky_ptychonn.live.pipeline.protocols import Patches, Reconstructs, Sink
 from bluesky_ptychonn.live.pipeline.refining import Refining
@@ -23,8 +23,6 @@ from bluesky_ptychonn.recon.mosaic.stitch import Mosaic, MosaicImage
 log = logging.getLogger(__name__)
 
 # Reasons a frame has no reconstruction, beside those of `pairing` and the reconstructor's own flags.
-UNREADABLE = "frame cannot be decoded"
-NOT_THERE = "frame not in the catalog"
 _LOOKS = 3  # at a frame that cannot be decoded, or is all zeros: it may be half written
 LONGEST_REST = 10  # times flush_s, mosaic_s
 

@@ -10,14 +10,13 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from bluesky_ptychonn.catalog.connection.circuit_breaker import CircuitBreaker, WatchedFrames
+from bluesky_ptychonn.catalog.connection.circuit_breaker import CircuitBreaker
 from bluesky_ptychonn.catalog.connection.http import TiledNode
 from bluesky_ptychonn.catalog.registry.champion import Champion, cache_folder
 from bluesky_ptychonn.catalog.runs.data_keys import RunLayout
-from bluesky_ptychonn.catalog.runs.frame_source import TiledFrames
+from bluesky_ptychonn.catalog.runs.frame_source import TiledFrames, WatchedFrames
 from bluesky_ptychonn.live.pipeline.protocols import Reconstructs, Sink
-from bluesky_ptychonn.live.request_pacing import RequestPacer
-from bluesky_ptychonn.live.session import SPOOL, ReconstructionSettings, WorkerStatus
+from bluesky_ptychonn.live.pipeline.settings import SPOOL, ReconstructionSettings
 from bluesky_ptychonn.optics.geometry import Geometry
 
 log = logging.getLogger(__name__)
@@ -91,8 +90,10 @@ class TiledComponentFactory:
     model : Model, optional
         A loaded model; else the one in the order's folder.
     folder : Path, optional
-        The session's folder, to make requests when its scans make none, and to keep results there that the catalog does
-        not take; without one a catalog that does not answer is the caller's.
+        The session's folder, to keep results there that the catalog does not take; without one a catalog that does not
+        answer is the caller's.
+    before_request : callable, optional
+        Called before every request to the catalog.
 
     Attributes
     ----------
@@ -114,6 +115,7 @@ class TiledComponentFactory:
         api_key: str | None = None,
         model: Any = None,
         folder: Path | None = None,
+        before_request: Callable[[], None] | None = None,
     ) -> None:
         began = time.monotonic()
         import torch
@@ -133,7 +135,7 @@ class TiledComponentFactory:
         if root is None:
             ask_for_a_sign(order.catalog)
         self._root = connect(order.catalog, api_key=api_key) if root is None else root
-        self._line = CircuitBreaker(self._root, None if folder is None else _moment(folder), own=root is None)
+        self._line = CircuitBreaker(self._root, before_request, own=root is None)
         self._champion = None
         if order.champion:
             place = cache_folder(None if folder is None else folder.parent)
@@ -161,7 +163,7 @@ class TiledComponentFactory:
         return self._bench.folder
 
     def for_run(self, made_by: str = "") -> TiledComponentFactory:
-        """Make a workshop that keeps its model for one run; looks once whether the champion changed.
+        """Make a factory that keeps its model for one run; looks once whether the champion changed.
 
         Parameters
         ----------
@@ -255,17 +257,6 @@ class TiledComponentFactory:
                 on_outage=self._line.lost,
                 patience_s=1.0,  # the run is tried again later; others go on meanwhile
             )
-
-
-def _moment(folder: Path) -> Callable[[], None]:
-    """Make what waits for the moment to ask, and shows that the worker lives: with a slow catalog a step takes long."""
-    lull = RequestPacer(folder)
-
-    def wait() -> None:
-        WorkerStatus.beat(folder)
-        lull.wait()
-
-    return wait
 
 
 def ask_for_a_sign(uri: str) -> None:

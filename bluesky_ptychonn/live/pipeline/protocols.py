@@ -159,7 +159,7 @@ class ComponentFactory(Protocol):
         """Why it is not the model that it should be, in words; empty when all is well."""
 
     def for_run(self, made_by: str = "") -> ComponentFactory:
-        """Make a workshop that keeps its model for one run: the one it began with, or else the champion of now."""
+        """Make a factory that keeps its model for one run: the one it began with, or else the champion of now."""
 
     def reconstructor(self, geometry: Geometry) -> Reconstructs:
         """Reconstructor for a geometry; ValueError in words when the model does not fit it."""

@@ -33,7 +33,7 @@ class RunReconstruction:
     ----------
     start : mapping
         The start document.
-    workshop : ComponentFactory
+    factory : ComponentFactory
         Makes reconstructor, source and sink.
     geometry : Geometry, optional
         Overrides the start document's.
@@ -50,7 +50,7 @@ class RunReconstruction:
     def __init__(
         self,
         start: Mapping[str, Any],
-        workshop: ComponentFactory,
+        factory: ComponentFactory,
         *,
         geometry: Geometry | None = None,
         keys: DataKeys | None = None,
@@ -62,7 +62,7 @@ class RunReconstruction:
         self.pace = pace or Timing()
         self.progress = Progress(uid=start["uid"], scan_id=start.get("scan_id"))
         self.given_up = False  # the catalog was away for too long; not the run's fault
-        self._workshop = workshop
+        self._factory = factory
         self._clock = clock
         self._geometry: Geometry | None = None
         self._pairing: RunPairing | None = None
@@ -82,8 +82,8 @@ class RunReconstruction:
             self._geometry = geometry_of(start, geometry)
             self._pairing = RunPairing(start, keys or DataKeys())
             self.progress.expected = self._pairing.expected
-            self._workshop = workshop.for_run(made_by)  # once: no run changes its model
-            self.progress.model = self._workshop.model
+            self._factory = factory.for_run(made_by)  # once: no run changes its model
+            self.progress.model = self._factory.model
         except RunError as error:
             self._error = error
 
@@ -240,7 +240,7 @@ class RunReconstruction:
         if self._whole_at is None and parts.tried and now >= self._ask_at:
             self._ask_at = now + _ASK_S
             try:
-                if self._workshop.whole(self.start):
+                if self._factory.whole(self.start):
                     self._whole_at = now
             except ConnectionError as error:
                 self.progress.problem = str(error)
@@ -250,12 +250,12 @@ class RunReconstruction:
 
     def _open(self, geometry: Geometry, layout: RunLayout, stream: str) -> Assembly:
         try:
-            reconstructor = self._workshop.reconstructor(geometry)
+            reconstructor = self._factory.reconstructor(geometry)
         except ValueError as error:
             raise RunError(str(error)) from None
-        source = self._workshop.source(self.start, stream, layout)
+        source = self._factory.source(self.start, stream, layout)
         metadata = {**reconstructor.describe(), "geometry": geometry.model_dump(mode="json")}
-        sink = self._workshop.sink(self.start, metadata, reconstructor.patch_shape, self.progress.expected)
+        sink = self._factory.sink(self.start, metadata, reconstructor.patch_shape, self.progress.expected)
         self.progress.key = sink.key
         return Assembly(reconstructor, source, sink, self.start, self.pace, self._clock)
 
@@ -292,7 +292,7 @@ class RunReconstruction:
             sink = self._parts.sink
         else:
             geometry = None if self._geometry is None else self._geometry.model_dump(mode="json")
-            sink = self._workshop.sink(self.start, {"geometry": geometry}, None, self.progress.expected)
+            sink = self._factory.sink(self.start, {"geometry": geometry}, None, self.progress.expected)
             self.progress.key = sink.key
         sink.update(problem=str(error))
         sink.finish("fail", self._counts())

@@ -189,7 +189,7 @@ class FakeSink:
 
 @dataclass
 class FakeComponentFactory:
-    """A `Workshop` of fakes; one source and one sink a run, by its uid."""
+    """A `Factory` of fakes; one source and one sink a run, by its uid."""
 
     sources: dict[str, FakeSource] = field(default_factory=dict)
     sinks: dict[str, FakeSink] = field(default_factory=dict)

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from pydantic import ValidationError
 from scipy import ndimage
 
+from bluesky_ptychonn.files import replacing
 from bluesky_ptychonn.optics.geometry import Geometry
 from bluesky_ptychonn.optics.numpy_files import read_npz
 from bluesky_ptychonn.optics.simulate import illuminated_diameter_px
@@ -138,13 +139,9 @@ class MeasuredScan:
             raise ValueError(f"{self._who}: {path.name!r} must end in .npz")
         values = {field.name: getattr(self, field.name) for field in fields(self)}
         values["geometry"] = self.geometry.model_dump_json()
-        draft = path.with_name(f".{path.stem}.{os.getpid()}.part.npz")
-        try:
-            arrays: dict[str, Any] = {name: np.asarray(value) for name, value in values.items()}
+        arrays: dict[str, Any] = {name: np.asarray(value) for name, value in values.items()}
+        with replacing(path) as draft:
             np.savez_compressed(draft, **arrays)
-            draft.replace(path)
-        finally:
-            draft.unlink(missing_ok=True)
         return path
 
     @classmethod

@@ -17,6 +17,7 @@ from pydantic import PrivateAttr
 from torch import Tensor
 
 from bluesky_ptychonn.card import ModelCard, ProbeReference, SamplingPoint
+from bluesky_ptychonn.files import write_json
 from bluesky_ptychonn.optics.probe_family import ProbeFamily
 from bluesky_ptychonn.recon.data.batches import Mix
 from bluesky_ptychonn.recon.data.scans import LabelledScan
@@ -64,17 +65,7 @@ def freeze_inputs(folder: Path, files: Sequence[Path], plan: dict[str, Any]) -> 
             os.link(path, folder / SCANS / path.name)
         except OSError:  # no hard links here
             shutil.copyfile(path, folder / SCANS / path.name)
-    write_json(folder / PLAN, plan)
-
-
-def write_json(path: Path, values: Any) -> None:
-    """Write JSON; the file appears whole or not at all, and stays."""
-    draft = path.with_name(f".{path.name}.{os.getpid()}.part")
-    with draft.open("w", encoding="utf-8") as file:
-        json.dump(values, file, indent=1)
-        file.flush()
-        os.fsync(file.fileno())
-    draft.replace(path)
+    write_json(folder / PLAN, plan, durable=True, indent=True)
 
 
 def shares_of(scans: Sequence[LabelledScan], own: Tensor, config: LearningConfig) -> KnownProbes:

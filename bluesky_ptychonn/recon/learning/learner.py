@@ -23,6 +23,7 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike
 
+from bluesky_ptychonn.files import write_json
 from bluesky_ptychonn.recon.data.scans import LabelledScan, MeasuredScan
 from bluesky_ptychonn.recon.evaluation.trust_calibration import synthetic_config
 from bluesky_ptychonn.recon.learning import candidate as rounds
@@ -217,7 +218,7 @@ class Learner:
         }
         training = {"command": "ptychonn learn", "seed": plan["seed"], **record}
         rounds.write(out, self._champion, trained, newest.probe, plan["version"], training, record["probe"])
-        rounds.write_json(out / rounds.RECORD, record)
+        write_json(out / rounds.RECORD, record, durable=True, indent=True)
         return Candidate(load_model(out, "cpu"), out, record)
 
     def _plan(self) -> dict[str, Any] | None:
@@ -319,7 +320,7 @@ class Learner:
         considered = self._state["considered"]
         for source in list(considered)[: max(0, len(considered) - _REMEMBERED)]:
             del considered[source]
-        rounds.write_json(self.folder / _STATE, self._state)
+        write_json(self.folder / _STATE, self._state, durable=True, indent=True)
 
 
 def _checked(model: Model) -> Model:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 import stat
 import zipfile
 from pathlib import Path, PurePosixPath
 
 from bluesky_ptychonn.card import CARD_FILE, MOST_CARD, ModelCard
+from bluesky_ptychonn.files import replacing
 from bluesky_ptychonn.optics.numpy_files import ZIP_DAMAGE
 from bluesky_ptychonn.recon.models.library import MOST_WEIGHTS, WEIGHTS_FILE, check_digest
 
@@ -29,15 +29,10 @@ def pack(card: ModelCard, data: bytes, path: Path) -> Path:
         raise ValueError(f"export: {path.name!r} must end in .zip")
     check_digest(card, data, "its weights")
     path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f".{path.name}.{os.getpid()}.part")
     inside = f"{card.name}-{card.version}"
-    try:
-        with zipfile.ZipFile(draft, "w") as archive:
-            for name, content in ((CARD_FILE, card.model_dump_json(indent=2).encode() + b"\n"), (WEIGHTS_FILE, data)):
-                archive.writestr(zipfile.ZipInfo(f"{inside}/{name}", _A_DAY), content)
-        draft.replace(path)
-    finally:
-        draft.unlink(missing_ok=True)
+    with replacing(path) as draft, zipfile.ZipFile(draft, "w") as archive:
+        for name, content in ((CARD_FILE, card.model_dump_json(indent=2).encode() + b"\n"), (WEIGHTS_FILE, data)):
+            archive.writestr(zipfile.ZipInfo(f"{inside}/{name}", _A_DAY), content)
     return path
 
 

@@ -20,6 +20,7 @@ from safetensors.torch import save as write_tensors
 from torch import Tensor, nn
 
 from bluesky_ptychonn.card import ModelCard, available_models, find_model, load_card
+from bluesky_ptychonn.files import write_whole
 from bluesky_ptychonn.recon.device import choose_device
 from bluesky_ptychonn.recon.networks.networks import build_network
 
@@ -135,12 +136,7 @@ def save_model(
     data = write_tensors(tensors, metadata={"format": "pt"})
     written = ModelCard.model_validate({**card.model_dump(), "weights_sha256": hashlib.sha256(data).hexdigest()})
     folder.mkdir(parents=True, exist_ok=True)
-    draft = folder / f".{WEIGHTS_FILE}.{os.getpid()}.part"
-    with draft.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    draft.replace(folder / WEIGHTS_FILE)
+    write_whole(folder / WEIGHTS_FILE, data, durable=True)
     written.save(folder)
     return written
 

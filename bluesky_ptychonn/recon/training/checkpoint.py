@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from bluesky_ptychonn.files import replacing
 from bluesky_ptychonn.recon.data.scans import LabelledScan, MeasuredScan
 
 
@@ -66,9 +67,8 @@ class TrainingState:
         if self._path is None:
             return
         self._path.parent.mkdir(parents=True, exist_ok=True)
-        draft = self._path.with_suffix(".part")
-        torch.save({**self._whose, **state}, draft)
-        draft.replace(self._path)
+        with replacing(self._path) as draft:
+            torch.save({**self._whose, **state}, draft)
         self._saved = time.monotonic()
 
 

@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from bluesky_ptychonn.files import replacing
+
 METRICS_FILE = "metrics.csv"
 PLOT_FILE = "training.png"
 #: One row: column to value, NaN where nothing was measured.
@@ -24,13 +26,11 @@ def write_rows(path: str | os.PathLike[str], rows: Sequence[Row]) -> None:
     """Write rows as CSV, numbers exactly, an empty cell for what was not measured."""
     columns = columns_of(rows)
     path = Path(path)
-    draft = path.with_name(f".{path.name}.{os.getpid()}.part")
-    with draft.open("w", newline="") as file:
+    with replacing(path) as draft, draft.open("w", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(columns)
         for row in rows:
             writer.writerow([_cell(row[name]) for name in columns])
-    draft.replace(path)
 
 
 def read_rows(path: str | os.PathLike[str]) -> list[Row]:

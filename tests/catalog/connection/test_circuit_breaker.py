@@ -16,9 +16,9 @@ import numpy as np
 import pytest
 
 from bluesky_ptychonn.catalog.connection import circuit_breaker as line_module
-from bluesky_ptychonn.catalog.connection.circuit_breaker import CircuitBreaker, WatchedFrames
+from bluesky_ptychonn.catalog.connection.circuit_breaker import CircuitBreaker
 from bluesky_ptychonn.catalog.connection.http import CatalogUnavailableError
-from bluesky_ptychonn.catalog.runs.frame_source import Fetched
+from bluesky_ptychonn.catalog.runs.frame_source import Fetched, WatchedFrames
 from bluesky_ptychonn.live.notifier import ProblemNotifier
 from bluesky_ptychonn.live.pipeline.testing import FakeSource
 
@@ -121,7 +121,7 @@ def test_frames_that_cannot_be_read_are_heard_of(mute: Any) -> None:
 
 def test_each_kind_of_trouble_is_told_once_and_when_it_is_over(caplog: pytest.LogCaptureFixture) -> None:
     now, problems = [0.0], list[tuple[str, str]]()
-    teller = ProblemNotifier(lambda: problems, lambda: now[0])
+    notifier = ProblemNotifier(lambda: problems, lambda: now[0])
 
     def tell(seconds: int, *words: str) -> list[tuple[str, str]]:
         caplog.clear()
@@ -129,7 +129,7 @@ def test_each_kind_of_trouble_is_told_once_and_when_it_is_over(caplog: pytest.Lo
         with caplog.at_level(logging.INFO):
             for _ in range(seconds):
                 now[0] += 1.0
-                teller.tell()
+                notifier.tell()
         return [(record.levelname, record.message) for record in caplog.records]
 
     away = "catalog http://b:8000/api/v1 does not answer: timed out"
@@ -143,13 +143,13 @@ def test_each_kind_of_trouble_is_told_once_and_when_it_is_over(caplog: pytest.Lo
     assert tell(3, away) == [("WARNING", f"{away}. See the log")]
 
 
-def test_a_teller_outlives_what_it_looks_at(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_notifier_outlives_what_it_looks_at(caplog: pytest.LogCaptureFixture) -> None:
     def look() -> Any:
         raise PermissionError("status.json")
 
-    teller = ProblemNotifier(look)
-    teller.tell()
-    teller.tell()
+    notifier = ProblemNotifier(look)
+    notifier.tell()
+    notifier.tell()
     assert [record.message for record in caplog.records] == [
         "where live reconstruction stands cannot be told: PermissionError: status.json"
     ]

@@ -21,7 +21,7 @@ from bluesky_ptychonn.live.batch.reconstruct import reconstruct
 from bluesky_ptychonn.live.callback import LiveReconstruction
 from bluesky_ptychonn.live.pipeline.factory import TiledComponentFactory
 from bluesky_ptychonn.live.pipeline.progress import Timing
-from bluesky_ptychonn.live.session import ReconstructionSettings
+from bluesky_ptychonn.live.pipeline.settings import ReconstructionSettings
 from bluesky_ptychonn.recon.models.library import place, read_folder
 
 WAIT_S = 120.0
@@ -112,13 +112,13 @@ def test_a_run_that_is_taken_up_again_keeps_the_model_it_began_with(
         registry.promote(name, str(seed + 1), "better")
     local = place(*_as_version(make_model("1", 2), "local"), tmp_path / "mine")
     order = ReconstructionSettings(model=str(local), catalog=catalog_server.uri, threads=1, champion=name, device="cpu")
-    workshop = TiledComponentFactory(order, "s", root=catalog_server.client, folder=tmp_path / "session")
-    assert workshop.model == f"{name}/2"
-    runs = [workshop.for_run(made_by) for made_by in ("", f"{name}/1", f"{name}/local", f"{name}/gone")]
+    factory = TiledComponentFactory(order, "s", root=catalog_server.client, folder=tmp_path / "session")
+    assert factory.model == f"{name}/2"
+    runs = [factory.for_run(made_by) for made_by in ("", f"{name}/1", f"{name}/local", f"{name}/gone")]
     assert [run.model.partition("/")[2] for run in runs] == ["2", "1", "local", "2"]
     registry.rollback(name)
-    assert workshop.for_run().model == f"{name}/1"
-    assert workshop.for_run(f"{name}/2").model == f"{name}/2"
+    assert factory.for_run().model == f"{name}/1"
+    assert factory.for_run(f"{name}/2").model == f"{name}/2"
     assert runs[0].model == f"{name}/2"
 
 

@@ -244,7 +244,7 @@ def test_what_a_kill_left_half_done_is_made_good(
     for _ in range(4):  # dies in the midst of this run again and again
         learner._follow()
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(learner._rulings, "keep", lambda lesson: (_ for _ in ()).throw(KeyboardInterrupt))
+            patch.setattr(learner._promotions, "keep", lambda lesson: (_ for _ in ()).throw(KeyboardInterrupt))
             with pytest.raises(KeyboardInterrupt):
                 learner.turn()
     learner.turn()
@@ -252,7 +252,7 @@ def test_what_a_kill_left_half_done_is_made_good(
     assert (lesson.key, lesson.kind) == (run, "passed over")
     assert "the learner ended in the midst of it 3 times" in lesson.reason
 
-    numbers = {"round": 1, "learner": learner._rulings._learner}
+    numbers = {"round": 1, "learner": learner._promotions._learner}
     registry.publish(make_model("2", 2))
     registry.promote(name, "2", "better", numbers, by="ptychonn learn")  # and killed; then a round that said no, killed
     learns(FakeLearner([], [], rounds=2)).turn()

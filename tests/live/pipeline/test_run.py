@@ -12,8 +12,7 @@ from hypothesis import strategies as st
 
 from bluesky_ptychonn.catalog.results.field_of_view import FieldOfView
 from bluesky_ptychonn.catalog.runs.data_keys import DataKeys
-from bluesky_ptychonn.catalog.runs.pairing import BAD_POSITION, NO_FRAME
-from bluesky_ptychonn.live.pipeline.assembly import NOT_THERE, UNREADABLE
+from bluesky_ptychonn.catalog.runs.pairing import BAD_POSITION, NO_FRAME, NOT_THERE, UNREADABLE
 from bluesky_ptychonn.live.pipeline.progress import Timing
 from bluesky_ptychonn.live.pipeline.refining import Refining
 from bluesky_ptychonn.live.pipeline.run import RAW_BEHIND, RunReconstruction
@@ -45,11 +44,11 @@ class Bench:
     """A run before fakes, on a clock of its own."""
 
     def __init__(self, run: RunMaker, points: int | None = None, *, pace: Timing | None = None, **options: Any) -> None:
-        self.run, self.clock, self.workshop = run, Clock(), FakeComponentFactory()
-        self.source = self.workshop.sources[run.uid] = FakeSource()
-        self.sink = self.workshop.sinks[run.uid] = FakeSink()
+        self.run, self.clock, self.factory = run, Clock(), FakeComponentFactory()
+        self.source = self.factory.sources[run.uid] = FakeSource()
+        self.sink = self.factory.sinks[run.uid] = FakeSink()
         documents = run.open(points)
-        self.job = RunReconstruction(next(documents)[1], self.workshop, pace=pace, clock=self.clock, **options)
+        self.job = RunReconstruction(next(documents)[1], self.factory, pace=pace, clock=self.clock, **options)
         self.feed(documents)
 
     def feed(self, documents: Any) -> None:
@@ -309,7 +308,7 @@ def test_a_descriptor_that_cannot_be_used_is_named_as_the_cause() -> None:
     run = RunMaker()
     bench = Bench(run, 1)
     spoilt = Bench(RunMaker(), 1)
-    spoilt.job = RunReconstruction(run.start(1)[1], spoilt.workshop, clock=spoilt.clock)
+    spoilt.job = RunReconstruction(run.start(1)[1], spoilt.factory, clock=spoilt.clock)
     spoilt.feed([("descriptor", {"uid": "d", "name": "primary", "data_keys": {"img": 5, "sx": 5, "sy": 5}})])
     spoilt.feed(bench.run.close())
     spoilt.work(60.0)
@@ -452,14 +451,14 @@ def test_a_full_spool_stops_reading_not_the_run() -> None:
 
 def test_frames_are_not_missing_while_the_raw_run_is_not_whole_in_the_catalog() -> None:
     bench = Bench(RunMaker(), 2, pace=Timing(patience_s=5.0))
-    bench.workshop.behind.add(bench.run.uid)
+    bench.factory.behind.add(bench.run.uid)
     bench.point(1)
     bench.point(2, there=False)
     bench.close()
     bench.work(600.0)
     assert (bench.job.progress.state, bench.job.progress.waiting) == ("live", 1)
     assert bench.job.progress.problem == RAW_BEHIND
-    bench.workshop.behind.clear()
+    bench.factory.behind.clear()
     bench.work(4.0)
     assert bench.job.progress.state == "live"
     bench.source.frames[1] = frame_of(2)
@@ -470,7 +469,7 @@ def test_frames_are_not_missing_while_the_raw_run_is_not_whole_in_the_catalog() 
 @pytest.mark.parametrize("age_s", [0.0, 400.0])
 def test_a_raw_run_that_never_comes_is_waited_for_so_long_and_no_longer(age_s: float) -> None:
     bench = Bench(RunMaker(), 2, pace=Timing(patience_s=5.0, raw_s=600.0))
-    bench.workshop.behind.add(bench.run.uid)
+    bench.factory.behind.add(bench.run.uid)
     bench.point(1)
     bench.point(2, there=False)
     for name, doc in bench.run.close():
@@ -484,7 +483,7 @@ def test_a_raw_run_that_never_comes_is_waited_for_so_long_and_no_longer(age_s: f
 
 def test_a_session_that_closes_leaves_a_late_raw_run_to_the_next() -> None:
     bench = Bench(RunMaker(), 1, pace=Timing(patience_s=5.0, outage_s=20.0))
-    bench.workshop.behind.add(bench.run.uid)
+    bench.factory.behind.add(bench.run.uid)
     bench.point(1, there=False)
     bench.feed(bench.run.close())
     bench.work(100.0)
@@ -616,7 +615,7 @@ def test_field_beyond_reason_is_left_alone() -> None:
 
 def refining(points: int, **pace: Any) -> Bench:
     bench = Bench(RunMaker(), points, pace=Timing(flush_s=0.1, mosaic_s=0.1, **pace))
-    bench.workshop.made.refinement = Refinement()
+    bench.factory.made.refinement = Refinement()
     return bench
 
 
@@ -646,7 +645,7 @@ def test_what_cannot_be_refined_is_said_and_the_run_is_whole(monkeypatch: pytest
     def refuse(*arguments: Any) -> Any:
         raise RuntimeError("not enough memory")
 
-    monkeypatch.setattr(bench.workshop.made, "refine", refuse, raising=False)
+    monkeypatch.setattr(bench.factory.made, "refine", refuse, raising=False)
     bench.point(1)
     bench.point(2)
     bench.close()

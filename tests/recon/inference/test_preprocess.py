@@ -112,7 +112,7 @@ def test_published_preprocessing_on_a_measured_frame() -> None:
     """Crop 192 of 256, resize to 64 with anti-aliasing, counts below 3 to 0 (PtychoNN, APS 26-ID)."""
     from skimage.transform import resize
 
-    folder = Path(os.environ.get("PTYCHONN_DATA", Path(__file__).parents[2] / ".." / "shared" / "data"))
+    folder = Path(os.environ.get("PTYCHONN_DATA", Path(__file__).parents[3] / ".." / "shared" / "data"))
     path = folder / "20191008_39_diff_sample.npy"
     if not path.is_file():
         pytest.skip(f"measured frames are absent: {path} (set PTYCHONN_DATA)")
