@@ -67,7 +67,7 @@ def _plain(doc: dict[str, Any]) -> dict[str, Any]:
 
 def documents(folder: Path) -> Target:
     """Documents from RunEngine to result: journal, follower, pairing, assembly; fakes for network and catalog."""
-    from bluesky_ptychonn.journal.writer import JournalWriter
+    from bluesky_ptychonn.journal.router import Journal
 
     def attempt(rng: random.Random) -> bool:
         said, factory = _runs(rng)
@@ -87,7 +87,7 @@ def documents(folder: Path) -> Target:
             if not said:
                 break
         home = Path(tempfile.mkdtemp(dir=folder))
-        journal, errors = JournalWriter(home), 0
+        journal, errors = Journal(home, slimmed=True), 0
         try:
             for name, doc in said:
                 try:
@@ -105,7 +105,8 @@ def documents(folder: Path) -> Target:
 
 def journal(folder: Path) -> Target:
     """`live.worker.Worker` on a journal that a disk, or somebody, spoilt."""
-    from bluesky_ptychonn.journal.writer import encode, journal_path, slim
+    from bluesky_ptychonn.journal.append_file import journal_path
+    from bluesky_ptychonn.journal.encoding import encode, slim
 
     def attempt(rng: random.Random) -> bool:
         said, factory = _runs(rng)

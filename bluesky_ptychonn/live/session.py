@@ -18,8 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from bluesky_ptychonn.files import is_locked, read_json, write_json
-from bluesky_ptychonn.journal.reader import journaled_runs
-from bluesky_ptychonn.journal.writer import SUFFIX
+from bluesky_ptychonn.journal.append_file import SUFFIX, run_files
 from bluesky_ptychonn.live.pipeline.progress import Progress
 from bluesky_ptychonn.live.pipeline.settings import SETTINGS_FILE, SPOOL, ReconstructionSettings
 
@@ -109,7 +108,7 @@ def done(journal: Path) -> Progress | None:
 
 def unfinished(folder: Path) -> int:
     """Count the runs of a session that are not finished."""
-    return sum(done(journal) is None for journal in journaled_runs(folder))
+    return sum(done(journal) is None for journal in run_files(folder))
 
 
 def _readable(folder: Path) -> ReconstructionSettings | None:
@@ -193,12 +192,14 @@ def find_sessions(root: Path) -> list[Session]:
     return found
 
 
-def tidy(folder: Path, keep: int) -> None:
-    """Remove the journals of finished runs but the last `keep`; Tiled has all that is in them."""
-    finished = sorted(folder.glob(f"*{_DONE}"), key=lambda path: path.stat().st_mtime_ns)
-    for path in finished[: max(0, len(finished) - keep)]:
+def tidy(folder: Path, keep: int, keep_bytes: int = 256 << 20) -> None:
+    """Remove the journals of finished runs but the last `keep`, or as many as fit; Tiled has all that is in them."""
+    finished = sorted(folder.glob(f"*{_DONE}"), key=lambda path: path.stat().st_mtime_ns, reverse=True)
+    for number, journal in enumerate(path.with_suffix(SUFFIX) for path in finished):
         with contextlib.suppress(FileNotFoundError):
-            path.with_suffix(SUFFIX).unlink()
+            keep_bytes -= journal.stat().st_size
+            if number >= keep or keep_bytes < 0:
+                journal.unlink()
 
 
 def log_to(folder: Path) -> logging.Handler:

@@ -20,7 +20,7 @@ from bluesky_ptychonn.cli import main
 from bluesky_ptychonn.cli.app import sentence
 from bluesky_ptychonn.cli.export import writer_for
 from bluesky_ptychonn.files import lock
-from bluesky_ptychonn.journal.writer import JournalWriter
+from bluesky_ptychonn.journal.router import Journal
 from bluesky_ptychonn.live.pipeline.progress import Progress
 from bluesky_ptychonn.live.pipeline.settings import ReconstructionSettings
 from bluesky_ptychonn.live.session import WorkerStatus, new_session
@@ -249,7 +249,7 @@ def test_status_says_what_sessions_do(ptychonn, tmp_path) -> None:
     run = Progress("abcdefgh-1", 7, state="live", expected=9, seen=5, done=3, waiting=2, rejected={"beam lost": 1})
     run.spooled, run.spool_bytes = 2, 5 << 19
     WorkerStatus("ready", 4242, "a processor", "the catalog is away", {run.uid: run}).save(new)
-    journal = JournalWriter(new)
+    journal = Journal(new, slimmed=True)
     journal.append("start", {"uid": run.uid, "time": 0.0})
     owned = lock(new)
     try:
