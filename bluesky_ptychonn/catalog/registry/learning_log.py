@@ -15,7 +15,8 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from bluesky_ptychonn.catalog.connection.connect import connect
-from bluesky_ptychonn.catalog.connection.http import CatalogUnavailableError, TiledNode
+from bluesky_ptychonn.catalog.connection.errors import CatalogUnavailableError
+from bluesky_ptychonn.catalog.connection.http import TiledNode
 from bluesky_ptychonn.catalog.registry.decisions import who
 from bluesky_ptychonn.recon.models.library import check_name
 

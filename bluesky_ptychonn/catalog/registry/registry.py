@@ -18,7 +18,7 @@ from typing import Any
 from bluesky_ptychonn.card import ModelCard, find_model
 from bluesky_ptychonn.catalog.connection.blobs import BlobNode
 from bluesky_ptychonn.catalog.connection.connect import MODELS, connect
-from bluesky_ptychonn.catalog.connection.http import CatalogUnavailableError
+from bluesky_ptychonn.catalog.connection.errors import CatalogUnavailableError
 from bluesky_ptychonn.catalog.registry.decisions import Decision, champion_before, numbers_of, who
 from bluesky_ptychonn.catalog.registry.learning_log import LearningLog, LearningRecord
 from bluesky_ptychonn.catalog.registry.published import COMPLETE, UNFINISHED, Published, slot, state_of

@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 from tiled.client.container import Container
 
 from bluesky_ptychonn.catalog.connection.connect import PROCESSED, RAW, connect
-from bluesky_ptychonn.catalog.connection.http import CatalogRefusedError, CatalogUnavailableError, TiledNode
+from bluesky_ptychonn.catalog.connection.errors import CatalogRefusedError, CatalogUnavailableError
+from bluesky_ptychonn.catalog.connection.http import TiledNode
 from bluesky_ptychonn.catalog.results.block import frames_schema
 from bluesky_ptychonn.catalog.results.canvas import PICTURES
 

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from bluesky_ptychonn.catalog.connection.http import CatalogUnavailableError, TiledNode
+from bluesky_ptychonn.catalog.connection.errors import CatalogUnavailableError
+from bluesky_ptychonn.catalog.connection.http import TiledNode
 from bluesky_ptychonn.catalog.results.block import Block, frames_schema
 
 if TYPE_CHECKING:

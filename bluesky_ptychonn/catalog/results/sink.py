@@ -16,7 +16,8 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from bluesky_ptychonn.catalog.connection.connect import PROCESSED
-from bluesky_ptychonn.catalog.connection.http import CatalogRefusedError, CatalogUnavailableError, TiledNode
+from bluesky_ptychonn.catalog.connection.errors import CatalogRefusedError, CatalogUnavailableError
+from bluesky_ptychonn.catalog.connection.http import TiledNode
 from bluesky_ptychonn.catalog.results.block import Block, chunk_frames, stretches
 from bluesky_ptychonn.catalog.results.frame_table import FrameTable
 from bluesky_ptychonn.catalog.results.mosaics import Mosaics

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from bluesky_ptychonn.catalog.connection.http import CatalogRefusedError, TiledNode
+from bluesky_ptychonn.catalog.connection.errors import CatalogRefusedError
+from bluesky_ptychonn.catalog.connection.http import TiledNode
 from bluesky_ptychonn.catalog.results.block import frames_schema
 from bluesky_ptychonn.catalog.results.canvas import PICTURES
 

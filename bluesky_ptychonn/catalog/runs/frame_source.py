@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bluesky_ptychonn.catalog.connection.circuit_breaker import CircuitBreaker
+from bluesky_ptychonn.catalog.connection.errors import CatalogUnavailableError
 from bluesky_ptychonn.catalog.runs.data_keys import RunError
 from bluesky_ptychonn.catalog.runs.frame_readers import HTTPFrames, LocalFrames, UnprovenError, ask, node_at
 
@@ -44,6 +45,8 @@ class Fetched:
         Why the others are not given; empty when all are.
     unreachable : bool
         Whether that is because the catalog does not answer.
+    timed_out : bool
+        Whether it takes longer than we wait.
     """
 
     frames: NDArray[Any]
@@ -51,6 +54,7 @@ class Fetched:
     broken: NDArray[np.bool_]
     problem: str = ""
     unreachable: bool = False
+    timed_out: bool = False
 
 
 class FrameReader(Protocol):
@@ -144,9 +148,10 @@ class TiledFrames:
             unreachable = isinstance(error, ConnectionError)
             if not unreachable:
                 self._forget()
-            words = str(error) if unreachable else "frames are not in the catalog"
+            message = str(error) if unreachable else "frames are not in the catalog"
             nothing = np.zeros(len(rows), bool)
-            return Fetched(np.zeros((0, *self._frame_shape)), nothing, nothing, words, unreachable)
+            frames = np.zeros((0, *self._frame_shape))
+            return Fetched(frames, nothing, nothing, message, unreachable, _timed_out(error))
 
     def _read(self, rows: Sequence[int]) -> Fetched:
         self._look_up()
@@ -235,7 +240,7 @@ def _assemble(reader: _Reader, rows: Sequence[int], longest: int) -> Fetched:
     """Read `rows` in slices; a slice with a frame that cannot be decoded is read frame by frame."""
     asked = np.asarray(rows)
     found, broken = np.zeros(len(asked), bool), np.zeros(len(asked), bool)
-    problem, unreachable = "", False
+    problem, unreachable, timed_out = "", False, False
     parts: list[NDArray[Any]] = []
     todo = [*slices(rows, longest)][::-1]
     while todo:
@@ -244,7 +249,7 @@ def _assemble(reader: _Reader, rows: Sequence[int], longest: int) -> Fetched:
         try:
             frames = reader.get(first, stop)
         except ConnectionError as error:
-            problem, unreachable = str(error), True
+            problem, unreachable, timed_out = str(error), True, _timed_out(error)
             break
         except OSError as error:
             if stop - first > 1:
@@ -260,29 +265,33 @@ def _assemble(reader: _Reader, rows: Sequence[int], longest: int) -> Fetched:
     if not problem and not found.all():
         problem = "frames are not in the catalog"
     frames = np.concatenate(parts) if parts else np.zeros((0, 1, 1))
-    return Fetched(frames, found, broken, problem, unreachable)
+    return Fetched(frames, found, broken, problem, unreachable, timed_out)
+
+
+def _timed_out(error: Exception) -> bool:
+    return isinstance(error, CatalogUnavailableError) and error.timed_out
 
 
 class WatchedFrames:
-    """A source whose failures the line hears of.
+    """A source whose failures a circuit breaker hears of.
 
     Parameters
     ----------
     source : FrameReader
         Gives the frames.
-    line : CircuitBreaker
+    breaker : CircuitBreaker
         Hears.
     """
 
-    def __init__(self, source: FrameReader, line: CircuitBreaker) -> None:
+    def __init__(self, source: FrameReader, breaker: CircuitBreaker) -> None:
         self._source = source
-        self._line = line
+        self._breaker = breaker
 
     def read(self, rows: Sequence[int]) -> Fetched:
         """See `FrameReader.read`."""
         fetched = self._source.read(rows)
         if fetched.unreachable:
-            self._line.lost(ConnectionError(fetched.problem))
+            self._breaker.record_failure(CatalogUnavailableError(fetched.problem, timed_out=fetched.timed_out))
         return fetched
 
     def close(self) -> None:

@@ -66,17 +66,11 @@ class RunList(TiledNode):
 
     def page(self, first: int = 0, *, since: float | None = None, most: int = PAGE) -> list[Listed]:
         """List runs from the `first` newest on, newest first; with `since` only those that began later, POSIX s."""
-        params: dict[str, Any] = {
-            "page[offset]": first,
-            "page[limit]": most,
-            "sort": "-start.time",
-            "fields": "metadata",
-        }
+        params = {"sort": "-start.time", "fields": "metadata"}
         if since is not None:
             condition = {"operator": "gt", "key": "start.time", "value": json.dumps(since)}
             params |= {f"filter[comparison][condition][{name}]": value for name, value in condition.items()}
-        answer = self._send("GET", "search", "", params=params, headers={"Accept": "application/json"}).json()
-        found = [node["attributes"].get("metadata") or {} for node in answer["data"]]
+        found = [node["attributes"].get("metadata") or {} for node in self.search(first, most, **params)]
         return [Listed(each["start"], each.get("stop")) for each in found if "uid" in each.get("start", {})]
 
 

@@ -196,7 +196,7 @@ class CatalogLearner:
 
     def _follow(self) -> None:
         """Work for the champion of now, whoever made it so."""
-        folder = self._champion.look()
+        folder = self._champion.current()
         if folder is None:
             raise ValueError(f"learning: the catalog has no champion {self.name!r} any more")
         from bluesky_ptychonn.recon.models.checkpoint import load_model

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from bluesky_ptychonn.catalog.connection.circuit_breaker import CircuitBreaker
-from bluesky_ptychonn.catalog.connection.http import TiledNode
+from bluesky_ptychonn.catalog.connection.http import TiledNode, require_answer
 from bluesky_ptychonn.catalog.registry.champion import Champion, cache_folder
 from bluesky_ptychonn.catalog.runs.data_keys import RunLayout
 from bluesky_ptychonn.catalog.runs.frame_source import TiledFrames, WatchedFrames
@@ -20,8 +20,6 @@ from bluesky_ptychonn.live.pipeline.settings import SPOOL, ReconstructionSetting
 from bluesky_ptychonn.optics.geometry import Geometry
 
 log = logging.getLogger(__name__)
-
-_SIGN_S = 10.0
 
 
 class _LoadedModel:
@@ -133,7 +131,7 @@ class TiledComponentFactory:
             bench = _LoadedModel.load(order.model, order) if model is None else _LoadedModel(model, "", order)
         _import_early()
         if root is None:
-            ask_for_a_sign(order.catalog)
+            require_answer(order.catalog)
         self._root = connect(order.catalog, api_key=api_key) if root is None else root
         self._line = CircuitBreaker(self._root, before_request, own=root is None)
         self._champion = None
@@ -186,7 +184,7 @@ class TiledComponentFactory:
         if self._champion is None:
             return there
         try:
-            found = self._champion.look()
+            found = self._champion.current()
             folder = self._order.model if found is None else str(found)
             if folder and (there is None or there.folder != folder):
                 bench = _LoadedModel.load(folder, self._order)
@@ -228,7 +226,7 @@ class TiledComponentFactory:
     def whole(self, start: Mapping[str, Any]) -> bool:
         """Whether the raw run in the catalog has its stop document: one request."""
         where = [part for part in self._order.raw.split("/") if part]
-        with self._line.watched():
+        with self._line.recording():
             found = TiledNode(self._root, [*where, start["uid"]], self._line.wait).attributes()
         return found is not None and found["metadata"].get("stop") is not None
 
@@ -242,7 +240,7 @@ class TiledComponentFactory:
         """Make a result in this catalog."""
         from bluesky_ptychonn.catalog.results.sink import ResultSink
 
-        with self._line.watched():
+        with self._line.recording():
             return ResultSink(
                 self._root,
                 start=start,
@@ -254,26 +252,9 @@ class TiledComponentFactory:
                 spool=self._spool,
                 spool_limit_bytes=self._order.spool_mib << 20,
                 before_request=self._line.wait,
-                on_outage=self._line.lost,
+                on_outage=self._line.record_failure,
                 patience_s=1.0,  # the run is tried again later; others go on meanwhile
             )
-
-
-def ask_for_a_sign(uri: str) -> None:
-    """Ask for any answer: Tiled's client would wait for one for half a minute, and then once more.
-
-    Raises
-    ------
-    ConnectionError
-        When there is none within ten seconds.
-    """
-    import httpx
-
-    try:
-        httpx.get(uri, timeout=_SIGN_S)
-    except httpx.TransportError as error:
-        if "CERTIFICATE_VERIFY_FAILED" not in str(error):  # `connect` says that in words
-            raise ConnectionError(f"catalog {uri} does not answer: {str(error) or type(error).__name__}") from error
 
 
 def _import_early() -> None:

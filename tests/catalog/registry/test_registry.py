@@ -174,7 +174,7 @@ def test_a_champion_that_changed_meanwhile_is_not_overwritten(
 def test_a_decision_whose_answer_was_lost_is_found(
     registry: Registry, make_model: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from bluesky_ptychonn.catalog.connection.http import CatalogUnavailableError
+    from bluesky_ptychonn.catalog.connection.errors import CatalogUnavailableError
 
     folder = make_model()
     name = load_card(folder).name

@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from bluesky_ptychonn.catalog.connection.http import CatalogUnavailableError, TiledNode
+from bluesky_ptychonn.catalog.connection.errors import CatalogUnavailableError
+from bluesky_ptychonn.catalog.connection.http import TiledNode
 from bluesky_ptychonn.catalog.connection.server import CatalogServer
 from bluesky_ptychonn.catalog.results.canvas import PICTURES
 from bluesky_ptychonn.catalog.results.client import PtychoReconstruction, reconstructions

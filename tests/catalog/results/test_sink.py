@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from bluesky_ptychonn.catalog.connection.http import CatalogRefusedError, CatalogUnavailableError, TiledNode
+from bluesky_ptychonn.catalog.connection.errors import CatalogRefusedError, CatalogUnavailableError
+from bluesky_ptychonn.catalog.connection.http import TiledNode
 from bluesky_ptychonn.catalog.connection.server import CatalogServer, serve_catalog
 from bluesky_ptychonn.catalog.results.block import Block
 from bluesky_ptychonn.catalog.results.canvas import PICTURES, Canvas

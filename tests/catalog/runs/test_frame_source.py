@@ -379,10 +379,8 @@ def test_more_than_was_asked_for_is_not_taken() -> None:
         return httpx.Response(200, content=bomb, headers={"Content-Encoding": "gzip"})
 
     with httpx.Client(transport=httpx.MockTransport(answer)) as client:
-        node = SimpleNamespace(
-            shape=(2, 16, 16), dtype=np.dtype("<u2"), uri="here", context=SimpleNamespace(http_client=client)
-        )
-        node.item = {"links": {"full": "http://here"}}
+        context = SimpleNamespace(http_client=client, api_uri="http://here")
+        node = SimpleNamespace(shape=(2, 16, 16), dtype=np.dtype("<u2"), uri="here", context=context, path_parts=())
         reader = HTTPFrames(lambda: node, node, (16, 16))
         with pytest.raises(RunError, match="more than the 1 frames asked for were sent"):
             reader.get(0, 1)
