@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from bluesky_ptychonn.catalog.connection.errors import is_outage
-from bluesky_ptychonn.catalog.connection.http import require_answer
+from bluesky_ptychonn.catalog.connection.requests import require_answer
 from bluesky_ptychonn.files import lock
 from bluesky_ptychonn.journal.reader import JournalReader, journaled_runs
 from bluesky_ptychonn.live.pipeline.progress import Progress

@@ -8,7 +8,7 @@ from typing import Any
 from urllib.parse import parse_qs, urlsplit, urlunsplit
 
 from bluesky_ptychonn.catalog.connection.connect import connect
-from bluesky_ptychonn.catalog.connection.http import IN_PROCESS
+from bluesky_ptychonn.catalog.connection.requests import IN_PROCESS
 
 
 @dataclass(frozen=True, repr=False)
@@ -51,15 +51,12 @@ class Address:
     @property
     def client(self) -> Any:
         """Tiled client of the root."""
-        if isinstance(self.given, str):
-            return connect(self.uri, api_key=self.api_key)
-        if not hasattr(self.given, "context"):
-            return self.given.client
-        if str(self.given.uri).rstrip("/").endswith(("/metadata", str(self.uri).rstrip("/"))):
-            return self.given
+        client = connect(self.uri, self.api_key) if isinstance(self.given, str) else connect(self.given)
+        if not client.path_parts:
+            return client
         from tiled.client import from_context
 
-        return from_context(self.given.context)  # a client of some container was given: go to its root
+        return from_context(client.context)  # a client of some container was given: go to its root
 
     @property
     def in_process(self) -> bool:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from bluesky_ptychonn.catalog.connection.errors import CatalogUnavailableError
-from bluesky_ptychonn.catalog.connection.http import why_silent
+from bluesky_ptychonn.catalog.connection.requests import why_silent
 
 log = logging.getLogger(__name__)
 
@@ -46,7 +46,7 @@ class CircuitBreaker:
         self._mutex = threading.Lock()
         self._problem = ""
         self._timed_out = False
-        self._asked = 0.0
+        self._last_request = 0.0
         self._thread: threading.Thread | None = None
         self._read_s, self._slow_since = _READ_S[0], 0.0
         self._set_timeout()
@@ -64,11 +64,11 @@ class CircuitBreaker:
         CatalogUnavailableError
             At once, while the catalog does not answer.
         """
-        self._asked = time.monotonic()
+        self._last_request = time.monotonic()
         if problem := self._problem:
-            self._probe()
+            self._start_probing()
             raise CatalogUnavailableError(problem)
-        if self._read_s > _READ_S[0] and self._asked - self._slow_since > _SLOW_FOR_S:
+        if self._read_s > _READ_S[0] and self._last_request - self._slow_since > _SLOW_FOR_S:
             self._read_s = _READ_S[0]
             self._set_timeout()
         if self._before_request is not None:
@@ -79,8 +79,8 @@ class CircuitBreaker:
         if not self._problem:
             self._timed_out = isinstance(error, CatalogUnavailableError) and error.timed_out
             self._problem = str(error)
-            self._asked = time.monotonic()
-            self._probe()
+            self._last_request = time.monotonic()
+            self._start_probing()
 
     @contextlib.contextmanager
     def recording(self) -> Iterator[None]:
@@ -91,15 +91,15 @@ class CircuitBreaker:
             self.record_failure(error)
             raise
 
-    def _probe(self) -> None:
+    def _start_probing(self) -> None:
         """See to it that somebody finds out when the catalog answers again."""
         with self._mutex:
             if self._thread is None or not self._thread.is_alive():
-                self._thread = threading.Thread(target=self._ask_again, name="ptychonn circuit breaker", daemon=True)
+                self._thread = threading.Thread(target=self._probe, name="ptychonn circuit breaker", daemon=True)
                 self._thread.start()
 
-    def _ask_again(self) -> None:
-        while time.monotonic() - self._asked < _FORGOTTEN_S:
+    def _probe(self) -> None:
+        while time.monotonic() - self._last_request < _FORGOTTEN_S:
             # Where the connection was closed, the next request says so, in words.
             if self._http.is_closed or not why_silent(self._uri, _PROBE_S, self._http):
                 if self._timed_out:  # alive all the time, and slower than we waited for

@@ -9,7 +9,7 @@ from typing import Any
 from urllib.parse import parse_qs, urlsplit, urlunsplit
 
 from bluesky_ptychonn.catalog.connection.errors import is_untrusted
-from bluesky_ptychonn.catalog.connection.http import reason
+from bluesky_ptychonn.catalog.connection.requests import reason
 from bluesky_ptychonn.files import write_whole
 
 RAW, PROCESSED, MODELS = "raw", "processed", "models"

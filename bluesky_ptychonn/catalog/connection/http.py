@@ -16,12 +16,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bluesky_ptychonn.catalog.connection.errors import (
-    CatalogRefusedError,
-    CatalogUnavailableError,
-    TooLargeError,
-    is_untrusted,
-)
+from bluesky_ptychonn.catalog.connection.errors import CatalogRefusedError, CatalogUnavailableError
+from bluesky_ptychonn.catalog.connection.requests import request_at_most, send_once
 from bluesky_ptychonn.catalog.connection.scopes import lacking
 
 if TYPE_CHECKING:
@@ -32,117 +28,8 @@ _ARROW = "application/vnd.apache.arrow.file"
 _BYTES = "application/octet-stream"
 _JSON = "application/json"
 _PAGE = 100  # nodes a request
-_MOST_WORDS = 1 << 16  # bytes of an answer that is no data
-#: In the address of a catalog that is an app inside this process.
-IN_PROCESS = "local-tiled-app"
-
-
-def send_once(send: Callable[[], httpx.Response], catalog: str, *, repeatable: bool = True) -> httpx.Response:
-    """Send a request; at once more where the server had closed a kept connection, as it does after an error of its own.
-
-    Parameters
-    ----------
-    send : callable
-        Sends it.
-    catalog : str
-        Where to, for messages.
-    repeatable : bool
-        Whether it does no harm twice.
-
-    Returns
-    -------
-    httpx.Response
-        An answer below 500, and not 429.
-
-    Raises
-    ------
-    CatalogUnavailableError
-        For every other answer, and where there is none.
-    """
-    import httpx
-
-    try:
-        try:
-            response = send()
-        except (httpx.ReadError, httpx.WriteError, httpx.RemoteProtocolError):
-            if not repeatable:
-                raise
-            response = send()
-    except httpx.TransportError as error:
-        timed_out = isinstance(error, httpx.TimeoutException)
-        message = f"catalog {catalog} does not answer: {reason(catalog, error)}"
-        raise CatalogUnavailableError(message, timed_out=timed_out) from error
-    status = response.status_code
-    if response.is_server_error or status == httpx.codes.TOO_MANY_REQUESTS:
-        response.close()
-        asked = f"{response.request.method} {response.request.url.path}"
-        raise CatalogUnavailableError(f"catalog {catalog}: {asked} answered {status}; its log says why", status)
-    return response
-
-
-def request_at_most(client: httpx.Client, most_bytes: int, method: str, url: str, **options: Any) -> httpx.Response:
-    """Send a request whose answer is to be no longer than `most_bytes`, however small it was when compressed.
-
-    Raises
-    ------
-    TooLargeError
-        When it is longer.
-    """
-    import httpx
-
-    content = bytearray()
-    with client.stream(method, url, **options) as response:
-        for piece in response.iter_bytes():
-            content += piece
-            if not response.is_success and len(content) > _MOST_WORDS:
-                break
-            if response.is_success and len(content) > most_bytes:
-                raise TooLargeError(f"{url}: more than the {most_bytes} bytes asked for were sent")
-    return httpx.Response(response.status_code, content=bytes(content), request=response.request)
-
-
-def reason(catalog: str, error: Exception) -> str:
-    """Say why a request had no answer."""
-    if is_untrusted(error):
-        advice = "set SSL_CERT_FILE to the file of the authority that signed it"
-        return f"the certificate of {catalog} is not trusted here ({error}); {advice}"
-    return str(error) or type(error).__name__
-
-
-def why_silent(uri: str, timeout_s: float, client: httpx.Client | None = None) -> str:
-    """Say why a catalog does not answer; empty where it does, if only to refuse. Tiled's client would try for 45 s.
-
-    Parameters
-    ----------
-    uri : str
-        Address.
-    timeout_s : float
-        How long to wait, s.
-    client : httpx.Client, optional
-        Connection to ask over; by default a new one.
-    """
-    import httpx
-
-    if IN_PROCESS in uri:
-        return ""
-    get = httpx.get if client is None else client.get
-    try:
-        response = get(uri, timeout=timeout_s)
-    except (httpx.HTTPError, httpx.InvalidURL, CatalogUnavailableError, RuntimeError) as error:  # the last: closed
-        return reason(uri, error)
-    return f"it answered {response.status_code}" if response.is_server_error else ""
-
-
-def require_answer(uri: str, timeout_s: float = 10.0) -> None:
-    """Ask for any answer, see `why_silent`.
-
-    Raises
-    ------
-    CatalogUnavailableError
-        When there is none within `timeout_s` seconds.
-    """
-    if why := why_silent(uri, timeout_s):
-        raise CatalogUnavailableError(f"catalog {uri} does not answer: {why}")
+_MOST_BYTES = 1 << 30  # of an answer where it is not known how many there are
+_CHUNK = 1 << 22  # bytes of a blob in a request
 
 
 class TiledNode:
@@ -187,31 +74,21 @@ class TiledNode:
         return self._path
 
     def _send(
-        self,
-        method: str,
-        route: str,
-        path: str,
-        accept: str = _JSON,
-        content_type: str = _JSON,
-        most_bytes: int | None = None,
-        **options: Any,
+        self, method: str, route: str, path: str, accept: str = _JSON, most_bytes: int = _MOST_BYTES, **options: Any
     ) -> httpx.Response:
         url = f"{self._api}/{route}/{self._path}" + (f"/{path}" if path else "")
         if self._http.is_closed:
             raise CatalogUnavailableError(f"catalog {self._api}: this connection was closed; connect again")
         if self._before_request is not None:
             self._before_request()
-        options["headers"] = {"Accept": accept, **({"Content-Type": content_type} if "content" in options else {})}
-
-        def send() -> httpx.Response:
-            if most_bytes is None:
-                return self._http.request(method, url, **options)
-            return request_at_most(self._http, most_bytes, method, url, **options)
-
+        headers = {"Accept": accept, **options.pop("headers", {})}
         self.requests += 1
         began = time.monotonic()
         try:
-            response = send_once(send, self._api)  # every request here may be repeated
+            # Every request here may be repeated.
+            response = send_once(
+                lambda: request_at_most(self._http, most_bytes, method, url, headers=headers, **options), self._api
+            )
         finally:
             self.seconds += time.monotonic() - began
         if response.is_success:
@@ -221,41 +98,38 @@ class TiledNode:
         lacks = lacking(response.text) if status in (401, 403) else ""
         raise CatalogRefusedError(f"{message}: {lacks and f'{lacks}. '}{response.text[:500]}", status, lacks)
 
-    def _send_json(self, method: str, path: str, body: Mapping[str, Any], **params: str) -> None:
-        from tiled.utils import safe_json_dump
-
-        self._send(method, "metadata", path, content=safe_json_dump(body), params=params)
-
-    def attributes(self, path: str = "", *, sources: bool = False) -> dict[str, Any] | None:
-        """Metadata, structure and specs of a node; None where there is none."""
+    def _send_if_there(self, method: str, route: str, path: str, **params: Any) -> httpx.Response | None:
+        """Return None where there is no such node."""
         try:
-            response = self._send("GET", "metadata", path, params={"include_data_sources": "true"} if sources else {})
+            return self._send(method, route, path, params=params)
         except CatalogRefusedError as error:
             if error.status == 404:
                 return None
             raise
-        found: dict[str, Any] = response.json()["data"]["attributes"]
-        return found
+
+    def _send_json(self, method: str, path: str, body: Mapping[str, Any], **params: str) -> None:
+        from tiled.utils import safe_json_dump
+
+        self._send(method, "metadata", path, content=safe_json_dump(body), params=params, headers=_type(_JSON))
+
+    def attributes(self, path: str = "", *, sources: bool = False) -> dict[str, Any] | None:
+        """Metadata, structure and specs of a node; None where there is none."""
+        answer = self._send_if_there("GET", "metadata", path, **({"include_data_sources": "true"} if sources else {}))
+        return None if answer is None else dict(answer.json()["data"]["attributes"])
 
     def search(self, first: int = 0, most: int = _PAGE, **params: str) -> list[dict[str, Any]]:
-        """Nodes in this container, from the `first` on, at most `most`: their ``id`` and ``attributes``."""
-        pages = {"page[offset]": first, "page[limit]": most}
-        found: list[dict[str, Any]] = self._send("GET", "search", "", params={**pages, **params}).json()["data"]
-        return found
-
-    def nodes(self, fields: str = "metadata") -> dict[str, dict[str, Any]]:
-        """Metadata of the nodes in this container by key, in the order they were made. One request a hundred.
+        """Nodes in this container, from the `first` on, at most `most`: their ``id`` and ``attributes``.
 
         A container that is not there has none.
         """
+        answer = self._send_if_there("GET", "search", "", **{"page[offset]": first, "page[limit]": most, **params})
+        return [] if answer is None else list(answer.json()["data"])
+
+    def nodes(self, fields: str = "metadata") -> dict[str, dict[str, Any]]:
+        """Metadata of the nodes in this container by key, in the order they were made. One request a hundred."""
         found: dict[str, dict[str, Any]] = {}
         while True:
-            try:
-                page = self.search(len(found), fields=fields)
-            except CatalogRefusedError as error:
-                if error.status == 404:
-                    return {}
-                raise
+            page = self.search(len(found), fields=fields)
             new = {str(node["id"]): dict(node["attributes"].get("metadata") or {}) for node in page}
             found |= new
             if len(page) < _PAGE or not new:
@@ -319,11 +193,7 @@ class TiledNode:
 
     def delete(self, path: str) -> None:
         """Remove a node and what the server stored for it, if it is there."""
-        try:
-            self._send("DELETE", "metadata", path, params={"recursive": "true", "external_only": "false"})
-        except CatalogRefusedError as error:
-            if error.status != 404:
-                raise
+        self._send_if_there("DELETE", "metadata", path, recursive="true", external_only="false")
 
     # -- arrays, float32 where nothing else is said
 
@@ -346,7 +216,7 @@ class TiledNode:
         return self.create(key, "array", source={"structure": asdict(structure)}, replace=replace)
 
     def _put_block(self, path: str, block: str, content: bytes) -> None:
-        self._send("PUT", "array/block", path, content_type=_BYTES, params={"block": block}, content=content)
+        self._send("PUT", "array/block", path, params={"block": block}, content=content, headers=_type(_BYTES))
 
     def put_array(self, path: str, data: NDArray[np.float32]) -> None:
         """Replace an array of one chunk; a reader sees the old one or the new one."""
@@ -356,7 +226,7 @@ class TiledNode:
         """Write rows ``first : first + len(data)``; the array grows to hold them."""
         offset = ",".join(map(str, (first, *(0,) * (data.ndim - 1))))
         params = {"offset": offset, "shape": ",".join(map(str, data.shape)), "extend": "true"}
-        self._send("PATCH", "array/full", path, content_type=_BYTES, params=params, content=_f4(data))
+        self._send("PATCH", "array/full", path, params=params, content=_f4(data), headers=_type(_BYTES))
 
     def read_array(self, path: str, shape: tuple[int, ...], rows: tuple[int, int] | None = None) -> NDArray[np.float32]:
         """Read an array whose shape is known, or some of its rows."""
@@ -400,6 +270,17 @@ class TiledNode:
             if error.status not in (401, 403):
                 raise
 
+    def put_bytes(self, key: str, data: bytes) -> None:
+        """Write bytes as a uint8 array, over what an earlier try left. One request for 4 MiB, and one or three more."""
+        self.create_array(key, (len(data),), (_CHUNK,), ("byte",), np.uint8, replace=True)
+        for number, first in enumerate(range(0, len(data), _CHUNK)):
+            self._put_block(key, str(number), data[first : first + _CHUNK])
+
+    def get_bytes(self, key: str, size: int) -> bytes:
+        """Read an array of `size` bytes; what is missing at its end is missing in the answer. One request for 4 MiB."""
+        starts = range(0, size, _CHUNK)
+        return b"".join(self.read_slice(key, first, min(first + _CHUNK, size)) for first in starts)
+
     # -- tables
 
     def create_table(self, key: str, schema: pa.Schema, primary: str, *, replace: bool = False) -> bool:
@@ -422,7 +303,7 @@ class TiledNode:
         with pa.ipc.new_file(buffer, rows.schema) as writer:
             writer.write_table(rows)
         content = buffer.getvalue().to_pybytes()
-        self._send("PATCH", "table/partition", path, content_type=_ARROW, params={"partition": 0}, content=content)
+        self._send("PATCH", "table/partition", path, params={"partition": 0}, content=content, headers=_type(_ARROW))
 
     def read_rows(self, path: str, schema: pa.Schema) -> pa.Table:
         """Read a whole table, in the columns and types of `schema`; Tiled sends them in any order and adds an index."""
@@ -436,13 +317,17 @@ class TiledNode:
         import pyarrow as pa
 
         response = self._send("GET", "table/partition", path, accept=_ARROW, params={"partition": "0", **params})
-        return pa.ipc.open_file(response.read()).read_all()
+        return pa.ipc.open_file(response.content).read_all()
 
 
 def _has_users(root: Any) -> bool:
     """Whether the server knows users, rather than one key."""
     authentication = getattr(getattr(root.context, "server_info", None), "authentication", None)
     return bool(getattr(authentication, "providers", None))
+
+
+def _type(media_type: str) -> dict[str, str]:
+    return {"Content-Type": media_type}
 
 
 def _f4(data: NDArray[np.float32]) -> bytes:

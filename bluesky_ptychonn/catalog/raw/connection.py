@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from bluesky_ptychonn.catalog.connection.connect import connect
-from bluesky_ptychonn.catalog.connection.http import send_once, why_silent
+from bluesky_ptychonn.catalog.connection.requests import send_once, why_silent
 
 if TYPE_CHECKING:
     import httpx

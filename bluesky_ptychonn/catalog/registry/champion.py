@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from bluesky_ptychonn.card import CARD_FILE, ModelCard, find_model
-from bluesky_ptychonn.catalog.connection.http import why_silent
+from bluesky_ptychonn.catalog.connection.requests import why_silent
 from bluesky_ptychonn.catalog.registry.registry import Registry
 from bluesky_ptychonn.paths import journal_root
 from bluesky_ptychonn.recon.models.library import check_name, kept

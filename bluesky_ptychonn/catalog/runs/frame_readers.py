@@ -13,21 +13,29 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from bluesky_ptychonn.catalog.connection.circuit_breaker import CircuitBreaker
 from bluesky_ptychonn.catalog.connection.errors import CatalogRefusedError, CatalogUnavailableError, TooLargeError
 from bluesky_ptychonn.catalog.connection.http import TiledNode
 from bluesky_ptychonn.catalog.runs.data_keys import RunError
 from bluesky_ptychonn.optics.hdf5 import MOST_BYTES, inside, stay
 
 _MOST_FILES = 256
-_LOOKS = 2  # frames of a file to try to compare, at a time
+_COMPARED = 2  # frames of a file to try to compare, at a time
 _NOT_NOW = (None, 429, 502, 503, 504)  # states of a catalog that say nothing of the frames
 
 
 class HTTPFrames:
     """Frames by slices from the Tiled server."""
 
-    def __init__(self, look_up: Callable[[], Any], node: Any, frame_shape: tuple[int, int]) -> None:
+    def __init__(
+        self,
+        look_up: Callable[[], Any],
+        node: Any,
+        frame_shape: tuple[int, int],
+        breaker: CircuitBreaker | None = None,
+    ) -> None:
         self._look_up = look_up
+        self._recording = contextlib.nullcontext if breaker is None else breaker.recording
         self._array = TiledNode(node)
         self._name = node.uri
         self._dtype = node.dtype
@@ -53,7 +61,8 @@ class HTTPFrames:
         pixels = math.prod(self._frame_shape)
         try:
             # Not node[first:stop]: that checks the slice against the shape the client saw when it looked the node up.
-            content = self._array.read_slice("", first, stop, pixels * self._dtype.itemsize)
+            with self._recording():
+                content = self._array.read_slice("", first, stop, pixels * self._dtype.itemsize)
         except TooLargeError:
             raise RunError(f"{self._name}: more than the {stop - first} frames asked for were sent") from None
         except CatalogUnavailableError as error:
@@ -75,19 +84,19 @@ class HTTPFrames:
     def has(self, row: int) -> bool:
         """Whether the catalog knows the row by now."""
         if row >= self._length:
-            self._length = int(ask(self._look_up).shape[0])
+            self._length = int(self._look_up().shape[0])
         return row < self._length
 
 
-def node_at(root: Any, path: Sequence[str]) -> Any:
+def node_at(root: Any, path: Sequence[str], breaker: CircuitBreaker | None = None) -> Any:
     """Client of the node at `path`, in one request; KeyError where there is none, ConnectionError without an answer."""
     from tiled.client.container import Container
 
     # The base class's way: a catalog of runs takes a tuple for a list of runs.
-    return ask(lambda: Container.__getitem__(root, tuple(path)))
+    return ask(lambda: Container.__getitem__(root, tuple(path)), breaker)
 
 
-def ask(look_up: Callable[[], Any]) -> Any:
+def ask(look_up: Callable[[], Any], breaker: CircuitBreaker | None = None) -> Any:
     """Look a node up in Tiled; ConnectionError or KeyError when there is no server or no node."""
     import httpx
     from tiled.client.utils import ClientError
@@ -98,7 +107,10 @@ def ask(look_up: Callable[[], Any]) -> Any:
         if isinstance(error, ClientError) and error.response.status_code == 404:
             raise KeyError(str(error)) from None
         timed_out = isinstance(error, httpx.TimeoutException)
-        raise CatalogUnavailableError(f"catalog does not answer: {error}", timed_out=timed_out) from None
+        unavailable = CatalogUnavailableError(f"catalog does not answer: {error}", timed_out=timed_out)
+        if breaker is not None:
+            breaker.record_failure(unavailable)
+        raise unavailable from None
 
 
 class UnprovenError(Exception):
@@ -125,7 +137,7 @@ class LocalFrames:
         Rows and columns.
     dtype : dtype
         Of the frames.
-    same : callable
+    from_server : callable
         ``(row) -> (1, H, W)`` frame as the server gives it, or none where it does not have it yet.
 
     Raises
@@ -142,10 +154,10 @@ class LocalFrames:
         dataset: str,
         frame_shape: tuple[int, int],
         dtype: np.dtype[Any],
-        same: Callable[[int], NDArray[Any]],
+        from_server: Callable[[int], NDArray[Any]],
     ) -> None:
         self._frame_shape = frame_shape
-        self._same = same
+        self._from_server = from_server
         self._handles: list[Any] = []
         self._datasets: list[Any] = []
         self._proven: set[int] = set()
@@ -160,7 +172,7 @@ class LocalFrames:
 
     @classmethod
     def from_data_source(
-        cls, source: Any, frame_shape: tuple[int, int], dtype: np.dtype[Any], same: Callable[[int], NDArray[Any]]
+        cls, source: Any, frame_shape: tuple[int, int], dtype: np.dtype[Any], from_server: Callable[[int], NDArray[Any]]
     ) -> LocalFrames:
         """Open the files of a Tiled data source; see the class.
 
@@ -178,7 +190,7 @@ class LocalFrames:
         if not assets:
             raise ValueError("the catalog names no file")
         paths = [str(path_from_uri(asset.data_uri)) for asset in assets]
-        return cls(paths, parameters["dataset"], frame_shape, dtype, same)
+        return cls(paths, parameters["dataset"], frame_shape, dtype, from_server)
 
     def _open(self, path: str, dataset: str, dtype: np.dtype[Any]) -> None:
         import h5py
@@ -230,10 +242,10 @@ class LocalFrames:
     def _prove(self, number: int, base: int, low: int, high: int) -> None:
         """Compare one frame with the server's, which is one request."""
         dataset = self._datasets[number]
-        for row in range(low, min(high, low + _LOOKS)):
+        for row in range(low, min(high, low + _COMPARED)):
             try:
                 here = dataset[row].reshape(self._frame_shape)
-                there = self._same(base + row)
+                there = self._from_server(base + row)
             except ConnectionError:
                 raise
             except OSError:

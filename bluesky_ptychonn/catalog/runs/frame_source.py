@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -15,7 +15,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bluesky_ptychonn.catalog.connection.circuit_breaker import CircuitBreaker
-from bluesky_ptychonn.catalog.connection.errors import CatalogUnavailableError
 from bluesky_ptychonn.catalog.runs.data_keys import RunError
 from bluesky_ptychonn.catalog.runs.frame_readers import HTTPFrames, LocalFrames, UnprovenError, ask, node_at
 
@@ -45,8 +44,6 @@ class Fetched:
         Why the others are not given; empty when all are.
     unreachable : bool
         Whether that is because the catalog does not answer.
-    timed_out : bool
-        Whether it takes longer than we wait.
     """
 
     frames: NDArray[Any]
@@ -54,7 +51,6 @@ class Fetched:
     broken: NDArray[np.bool_]
     problem: str = ""
     unreachable: bool = False
-    timed_out: bool = False
 
 
 class FrameReader(Protocol):
@@ -95,8 +91,8 @@ class TiledFrames:
         Rows and columns the descriptor promises.
     local : bool
         Whether to read an HDF5 file directly where the catalog names one that is readable from here.
-    before_request : callable, optional
-        Called before the catalog is asked: `live.request_pacing.RequestPacer.wait`.
+    breaker : CircuitBreaker, optional
+        Asked before the catalog is, and told where that does not answer.
     """
 
     def __init__(
@@ -106,14 +102,14 @@ class TiledFrames:
         frame_shape: tuple[int, int],
         *,
         local: bool = True,
-        before_request: Callable[[], None] | None = None,
+        breaker: CircuitBreaker | None = None,
     ) -> None:
         self._root = root
         self._path = tuple(path)
         self._frame_shape = frame_shape
         self._local_tries = _TRIES if local else 0
         self._unproven = 0
-        self._before = before_request
+        self._breaker = breaker
         self._node: Any = None
         self._http: HTTPFrames
         self._frame_bytes = 0
@@ -140,8 +136,8 @@ class TiledFrames:
         RunError
             When the array in Tiled does not hold frames of the promised shape.
         """
-        if self.how == "http" and self._before is not None:
-            self._before()
+        if self.how == "http" and self._breaker is not None:
+            self._breaker.wait()
         try:
             return self._read(rows)
         except (KeyError, ConnectionError) as error:
@@ -150,8 +146,7 @@ class TiledFrames:
                 self._forget()
             message = str(error) if unreachable else "frames are not in the catalog"
             nothing = np.zeros(len(rows), bool)
-            frames = np.zeros((0, *self._frame_shape))
-            return Fetched(frames, nothing, nothing, message, unreachable, _timed_out(error))
+            return Fetched(np.zeros((0, *self._frame_shape)), nothing, nothing, message, unreachable)
 
     def _read(self, rows: Sequence[int]) -> Fetched:
         self._look_up()
@@ -191,7 +186,7 @@ class TiledFrames:
         """Find the array, once; KeyError where there is none (yet)."""
         if self._node is not None:
             return
-        node = node_at(self._root, self._path)
+        node = self._find()
         rest = node.shape[1:]
         name = "/".join(self._path)
         if node.dtype.kind not in "biuf":
@@ -208,13 +203,16 @@ class TiledFrames:
                 f"{list(self._frame_shape)}; one frame per point is needed"
             )
         self._node = node
-        self._http = HTTPFrames(lambda: node_at(self._root, self._path), node, self._frame_shape)
+        self._http = HTTPFrames(self._find, node, self._frame_shape, self._breaker)
         self._frame_bytes = frame_bytes
+
+    def _find(self) -> Any:
+        return node_at(self._root, self._path, self._breaker)
 
     def _open_local(self) -> LocalFrames | None:
         self._local_tries -= 1
         try:
-            (source,) = ask(self._node.include_data_sources).data_sources()
+            (source,) = ask(self._node.include_data_sources, self._breaker).data_sources()
             http = self._http
             files = LocalFrames.from_data_source(
                 source, self._frame_shape, self._node.dtype, lambda row: http.get(row, row + 1)
@@ -240,7 +238,7 @@ def _assemble(reader: _Reader, rows: Sequence[int], longest: int) -> Fetched:
     """Read `rows` in slices; a slice with a frame that cannot be decoded is read frame by frame."""
     asked = np.asarray(rows)
     found, broken = np.zeros(len(asked), bool), np.zeros(len(asked), bool)
-    problem, unreachable, timed_out = "", False, False
+    problem, unreachable = "", False
     parts: list[NDArray[Any]] = []
     todo = [*slices(rows, longest)][::-1]
     while todo:
@@ -249,7 +247,7 @@ def _assemble(reader: _Reader, rows: Sequence[int], longest: int) -> Fetched:
         try:
             frames = reader.get(first, stop)
         except ConnectionError as error:
-            problem, unreachable, timed_out = str(error), True, _timed_out(error)
+            problem, unreachable = str(error), True
             break
         except OSError as error:
             if stop - first > 1:
@@ -265,35 +263,4 @@ def _assemble(reader: _Reader, rows: Sequence[int], longest: int) -> Fetched:
     if not problem and not found.all():
         problem = "frames are not in the catalog"
     frames = np.concatenate(parts) if parts else np.zeros((0, 1, 1))
-    return Fetched(frames, found, broken, problem, unreachable, timed_out)
-
-
-def _timed_out(error: Exception) -> bool:
-    return isinstance(error, CatalogUnavailableError) and error.timed_out
-
-
-class WatchedFrames:
-    """A source whose failures a circuit breaker hears of.
-
-    Parameters
-    ----------
-    source : FrameReader
-        Gives the frames.
-    breaker : CircuitBreaker
-        Hears.
-    """
-
-    def __init__(self, source: FrameReader, breaker: CircuitBreaker) -> None:
-        self._source = source
-        self._breaker = breaker
-
-    def read(self, rows: Sequence[int]) -> Fetched:
-        """See `FrameReader.read`."""
-        fetched = self._source.read(rows)
-        if fetched.unreachable:
-            self._breaker.record_failure(CatalogUnavailableError(fetched.problem, timed_out=fetched.timed_out))
-        return fetched
-
-    def close(self) -> None:
-        """See `FrameReader.close`."""
-        self._source.close()
+    return Fetched(frames, found, broken, problem, unreachable)

@@ -91,8 +91,8 @@ class EndedRuns:
         self._done = set(done)
         self._waiting: dict[str, Listed] = {}
 
-    def look(self) -> list[Listed]:
-        """Find what has ended since the last look; the newest runs of all kinds are returned. Usually one request."""
+    def refresh(self) -> list[Listed]:
+        """Find what has ended since the last time; the newest runs of all kinds are returned. Usually one request."""
         newest: list[Listed] = []
         first = 0
         while True:

@@ -124,7 +124,7 @@ def label(
         raise ValueError(f"label: device {device!r}; allowed: {', '.join(_DEVICES)}")
     if epochs is not None and epochs < 1:
         raise ValueError(f"label: {epochs} epochs; 1 or more are needed, or none for as many as the run wants")
-    optic = ProbeSetup.of(model, probe, preprocess)
+    optic = ProbeSetup.from_source(model, probe, preprocess)
     root = Address.from_catalog(catalog).client
     stored = find_run(root, run, raw)
     keys = keys or DataKeys()

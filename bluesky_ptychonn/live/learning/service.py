@@ -177,7 +177,7 @@ class CatalogLearner:
         if self._ended is None:
             self._ended = EndedRuns(self._runs, (lesson.key for lesson in self._lessons.read()), self._since)
         self._looked = time.monotonic()
-        self.waiting_for = self._busy(self._ended.look())
+        self.waiting_for = self._busy(self._ended.refresh())
         if self.waiting_for:
             return False
         self._duty.begin()

@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from bluesky_ptychonn.catalog.connection.circuit_breaker import CircuitBreaker
-from bluesky_ptychonn.catalog.connection.http import TiledNode, require_answer
+from bluesky_ptychonn.catalog.connection.http import TiledNode
+from bluesky_ptychonn.catalog.connection.requests import require_answer
 from bluesky_ptychonn.catalog.registry.champion import Champion, cache_folder
 from bluesky_ptychonn.catalog.runs.data_keys import RunLayout
-from bluesky_ptychonn.catalog.runs.frame_source import TiledFrames, WatchedFrames
+from bluesky_ptychonn.catalog.runs.frame_source import TiledFrames
 from bluesky_ptychonn.live.pipeline.protocols import Reconstructs, Sink
 from bluesky_ptychonn.live.pipeline.settings import SPOOL, ReconstructionSettings
 from bluesky_ptychonn.optics.geometry import Geometry
@@ -216,12 +217,11 @@ class TiledComponentFactory:
         """Make a reconstructor for a run of this geometry; the network is shared."""
         return self._bench.reconstructor(geometry)
 
-    def source(self, start: Mapping[str, Any], stream: str, layout: RunLayout) -> WatchedFrames:
+    def source(self, start: Mapping[str, Any], stream: str, layout: RunLayout) -> TiledFrames:
         """Frames of a run in this catalog."""
         where = [part for part in self._order.raw.split("/") if part]
         path = (*where, start["uid"], stream, layout.frame_key)
-        frames = TiledFrames(self._root, path, layout.frame_shape, before_request=self._line.wait)
-        return WatchedFrames(frames, self._line)
+        return TiledFrames(self._root, path, layout.frame_shape, breaker=self._line)
 
     def whole(self, start: Mapping[str, Any]) -> bool:
         """Whether the raw run in the catalog has its stop document: one request."""
@@ -238,21 +238,20 @@ class TiledComponentFactory:
         expected: int | None,
     ) -> Sink:
         """Make a result in this catalog."""
+        from bluesky_ptychonn.catalog.results.provenance import initial_metadata
         from bluesky_ptychonn.catalog.results.sink import ResultSink
+        from bluesky_ptychonn.catalog.results.spool import Spool
 
+        # The same for every worker of a session: one that starts again goes on with the same result.
+        key = uuid.uuid5(self._session, start["uid"]).hex
+        spool = None if self._spool is None else Spool(self._spool / key, self._order.spool_mib << 20)
         with self._line.recording():
             return ResultSink(
                 self._root,
-                start=start,
-                metadata=dict(metadata),
-                patch_shape=patch_shape,
-                frames_expected=expected,
-                # The same for every worker of a session: one that starts again goes on with the same result.
-                key=uuid.uuid5(self._session, start["uid"]).hex,
-                spool=self._spool,
-                spool_limit_bytes=self._order.spool_mib << 20,
-                before_request=self._line.wait,
-                on_outage=self._line.record_failure,
+                initial_metadata(start, metadata, patch_shape, expected),
+                key=key,
+                spool=spool,
+                breaker=self._line,
                 patience_s=1.0,  # the run is tried again later; others go on meanwhile
             )
 

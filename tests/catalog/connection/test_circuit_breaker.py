@@ -18,10 +18,9 @@ import pytest
 from bluesky_ptychonn.catalog.connection import circuit_breaker as breaker_module
 from bluesky_ptychonn.catalog.connection.circuit_breaker import CircuitBreaker
 from bluesky_ptychonn.catalog.connection.errors import CatalogUnavailableError
-from bluesky_ptychonn.catalog.connection.http import send_once
-from bluesky_ptychonn.catalog.runs.frame_source import Fetched, WatchedFrames
+from bluesky_ptychonn.catalog.connection.requests import send_once
+from bluesky_ptychonn.catalog.runs.frame_source import TiledFrames
 from bluesky_ptychonn.live.notifier import ProblemNotifier
-from bluesky_ptychonn.live.pipeline.testing import FakeSource
 
 
 class Mute:
@@ -110,11 +109,27 @@ def test_a_users_own_client_keeps_its_time_outs(mute: Any) -> None:
     assert mute.context.http_client.timeout == before
 
 
-def test_frames_that_cannot_be_read_are_heard_of(mute: Any) -> None:
-    breaker, source = CircuitBreaker(mute), FakeSource(outage=True)
-    fetched: Fetched = WatchedFrames(source, breaker).read([0, 1])
+@pytest.mark.parametrize("known", [False, True])
+def test_frames_that_cannot_be_read_are_heard_of(mute: Any, monkeypatch: pytest.MonkeyPatch, known: bool) -> None:
+    """Whether it is the array that cannot be found, or its frames that cannot be had."""
+    array = SimpleNamespace(
+        shape=(2, 4, 4), dtype=np.dtype("<u2"), uri="array", context=mute.context, path_parts=("a",)
+    )
+
+    def find(*_: Any) -> Any:
+        return array if known else mute.context.http_client.get(mute.server.uri)
+
+    monkeypatch.setattr("tiled.client.container.Container.__getitem__", find)
+    breaker = CircuitBreaker(mute, own=True)
+    source = TiledFrames(None, ("a",), (4, 4), local=False, breaker=breaker)
+    fetched = source.read([0, 1])
     assert not np.any(fetched.found)
+    assert fetched.unreachable
     assert breaker.is_open
+    with pytest.raises(CatalogUnavailableError, match="does not answer: timed out"):
+        source.read([0])
+    mute.server.speaks = True
+    assert until(lambda: not breaker.is_open)
 
 
 # -- the session's voice
