@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
@@ -117,27 +117,34 @@ class TiledNode:
         answer = self._send_if_there("GET", "metadata", path, **({"include_data_sources": "true"} if sources else {}))
         return None if answer is None else dict(answer.json()["data"]["attributes"])
 
-    def search(self, first: int = 0, most: int = _PAGE, **params: str) -> list[dict[str, Any]]:
-        """Nodes in this container, from the `first` on, at most `most`: their ``id`` and ``attributes``.
+    def search(self, first: int, most: int, **params: str) -> list[dict[str, Any]]:
+        """Nodes in this container, from the `first` on, at most `most`: their ``id`` and ``attributes``."""
+        response = self._send("GET", "search", "", params={"page[offset]": first, "page[limit]": most, **params})
+        return list(response.json()["data"])
 
-        A container that is not there has none.
-        """
-        answer = self._send_if_there("GET", "search", "", **{"page[offset]": first, "page[limit]": most, **params})
-        return [] if answer is None else list(answer.json()["data"])
-
-    def nodes(self, fields: str = "metadata") -> dict[str, dict[str, Any]]:
-        """Metadata of the nodes in this container by key, in the order they were made. One request a hundred."""
-        found: dict[str, dict[str, Any]] = {}
-        while True:
-            page = self.search(len(found), fields=fields)
-            new = {str(node["id"]): dict(node["attributes"].get("metadata") or {}) for node in page}
-            found |= new
-            if len(page) < _PAGE or not new:
-                return found
+    def _search_all(self, fields: str) -> Iterator[dict[str, Any]]:
+        first, page = 0, list[dict[str, Any]]()
+        while not first or len(page) == _PAGE:
+            page = self.search(first, _PAGE, fields=fields)
+            yield from page
+            first += _PAGE
 
     def children(self) -> list[str]:
         """Keys of the nodes in this container. One request a hundred."""
-        return list(self.nodes(fields=""))
+        return [str(node["id"]) for node in self._search_all("")]
+
+    def nodes(self) -> dict[str, dict[str, Any]]:
+        """Metadata of the nodes in this container by key, in the order they were made. One request a hundred.
+
+        A container that is not there has none.
+        """
+        try:
+            found = list(self._search_all("metadata"))
+        except CatalogRefusedError as error:
+            if error.status == 404:
+                return {}
+            raise
+        return {str(node["id"]): dict(node["attributes"].get("metadata") or {}) for node in found}
 
     def create(
         self,

@@ -16,21 +16,10 @@ IN_PROCESS = "local-tiled-app"
 
 
 def send_once(send: Callable[[], httpx.Response], catalog: str, *, repeatable: bool = True) -> httpx.Response:
-    """Send a request; at once more where the server had closed a kept connection, as it does after an error of its own.
+    """Return the answer of `catalog`, below 500 and not 429; what it means is the caller's to say.
 
-    Parameters
-    ----------
-    send : callable
-        Sends it.
-    catalog : str
-        Where to, for messages.
-    repeatable : bool
-        Whether it does no harm twice.
-
-    Returns
-    -------
-    httpx.Response
-        An answer below 500, and not 429.
+    A `repeatable` request is sent at once more where the server had closed a kept connection, as it does after an error
+    of its own.
 
     Raises
     ------
@@ -88,16 +77,9 @@ def reason(catalog: str, error: Exception) -> str:
 
 
 def why_silent(uri: str, timeout_s: float, client: httpx.Client | None = None) -> str:
-    """Say why a catalog does not answer; empty where it does, if only to refuse. Tiled's client would try for 45 s.
+    """Say why a catalog does not answer within `timeout_s` seconds; empty where it does, if only to refuse.
 
-    Parameters
-    ----------
-    uri : str
-        Address.
-    timeout_s : float
-        How long to wait, s.
-    client : httpx.Client, optional
-        Connection to ask over; by default a new one.
+    Tiled's client would try for 45 s. Asked over `client`, or a connection of its own.
     """
     import httpx
 
@@ -112,12 +94,6 @@ def why_silent(uri: str, timeout_s: float, client: httpx.Client | None = None) -
 
 
 def require_answer(uri: str, timeout_s: float = 10.0) -> None:
-    """Ask for any answer, see `why_silent`.
-
-    Raises
-    ------
-    CatalogUnavailableError
-        When there is none within `timeout_s` seconds.
-    """
+    """Raise CatalogUnavailableError where there is no answer within `timeout_s` seconds, see `why_silent`."""
     if why := why_silent(uri, timeout_s):
         raise CatalogUnavailableError(f"catalog {uri} does not answer: {why}")

@@ -7,6 +7,7 @@ only once they are filled, because the container's metadata names the nodes in u
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -38,6 +39,11 @@ class Canvas:
     origin_m: tuple[float, float]
     pixel_m: float
     shape: tuple[int, int]
+
+    @classmethod
+    def from_metadata(cls, mosaic: Mapping[str, Any]) -> Canvas:
+        """Make the canvas that `describe` described."""
+        return cls(tuple(mosaic["origin_m"]), mosaic["pixel_m"], tuple(mosaic["shape"]))
 
     @classmethod
     def tight(cls, image: MosaicImage) -> Canvas:
@@ -87,6 +93,15 @@ class Canvas:
             arrays[name] = np.full(self.shape, 0.0 if name == "coverage" else np.nan, np.float32)
             arrays[name][window] = getattr(image, name)
         return arrays
+
+    def cut(self, window: Any, read: Callable[[str], NDArray[np.float32]]) -> MosaicImage:
+        """Take the picture out of a canvas's arrays, which `read` gives by their names."""
+        from bluesky_ptychonn.recon.mosaic.stitch import MosaicImage
+
+        (top, bottom), (left, right) = window
+        arrays = {name: read(name)[top:bottom, left:right] for name in PICTURES}
+        origin = (self.origin_m[0] + top * self.pixel_m, self.origin_m[1] + left * self.pixel_m)
+        return MosaicImage(**arrays, origin_m=origin, pixel_m=self.pixel_m)
 
     def describe(self, image: MosaicImage) -> dict[str, Any]:
         """Describe canvas and picture for the container's metadata."""

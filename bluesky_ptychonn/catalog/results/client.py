@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from bluesky_ptychonn.catalog.connection.connect import RAW
 from bluesky_ptychonn.catalog.connection.errors import CatalogRefusedError, CatalogUnavailableError
 from bluesky_ptychonn.catalog.results.block import frames_schema
-from bluesky_ptychonn.catalog.results.canvas import PICTURES
+from bluesky_ptychonn.catalog.results.canvas import PICTURES, Canvas
 from bluesky_ptychonn.catalog.results.derived import DerivedData, find_derived
 
 if TYPE_CHECKING:
@@ -73,12 +73,25 @@ class PtychoReconstruction(DerivedData):
         ``.read()`` gives an (H, W) float32 array; phase in rad.
     """
 
-    amplitude = property(lambda self: Picture(self, "amplitude"), doc="Amplitude of the object's transmission.")
-    phase = property(
-        lambda self: Picture(self, "phase"), doc="Phase of the object's transmission, rad, up to one constant."
-    )
-    coverage = property(lambda self: Picture(self, "coverage"), doc="Summed weight of the patches on a pixel.")
-    trust = property(lambda self: Picture(self, "trust"), doc="Trust of the patches on a pixel, 0 to 1.")
+    @property
+    def amplitude(self) -> Picture:
+        """Amplitude of the object's transmission."""
+        return Picture(self, "amplitude")
+
+    @property
+    def phase(self) -> Picture:
+        """Phase of the object's transmission, rad, up to one constant."""
+        return Picture(self, "phase")
+
+    @property
+    def coverage(self) -> Picture:
+        """Summed weight of the patches that fell on a pixel."""
+        return Picture(self, "coverage")
+
+    @property
+    def trust(self) -> Picture:
+        """Trust of the patches that fell on a pixel, 0 to 1."""
+        return Picture(self, "trust")
 
     @property
     def frames(self) -> pd.DataFrame:
@@ -132,20 +145,14 @@ class PtychoReconstruction(DerivedData):
 
     def mosaic(self) -> MosaicImage:
         """All four pictures of one snapshot, with their place and pixel size."""
-        from bluesky_ptychonn.recon.mosaic.stitch import MosaicImage
 
         def read() -> MosaicImage:
             before = self._newest()
-            pictures = {name: self._picture(name) for name in PICTURES}
-            after = self._newest()
-            if before.get("mosaic", {}).get("snapshot") != after.get("mosaic", {}).get("snapshot"):
+            pictures = {name: self._array(before, name) for name in PICTURES}
+            after = self._newest()["mosaic"]
+            if before["mosaic"]["snapshot"] != after["snapshot"]:
                 raise CatalogRefusedError("the mosaic was replaced while it was read", 409)
-            mosaic = after["mosaic"]
-            corner = [mosaic["window"][axis][0] for axis in (0, 1)]
-            y, x = (
-                origin + shift * mosaic["pixel_m"] for origin, shift in zip(mosaic["origin_m"], corner, strict=True)
-            )
-            return MosaicImage(**pictures, origin_m=(y, x), pixel_m=mosaic["pixel_m"])
+            return Canvas.from_metadata(after).cut(after["window"], pictures.__getitem__)
 
         return self._read_again(read)
 
@@ -271,11 +278,16 @@ class PtychoReconstruction(DerivedData):
 
     def _picture(self, name: str) -> NDArray[np.float32]:
         metadata = self._newest()
+        whole = self._array(metadata, name)
+        (top, bottom), (left, right) = metadata["mosaic"]["window"]
+        return whole[top:bottom, left:right]
+
+    def _array(self, metadata: dict[str, Any], name: str) -> NDArray[np.float32]:
+        """Read the array that a picture is in."""
         mosaic, node = metadata.get("mosaic"), (metadata.get("nodes") or {}).get(name)
         if not mosaic or not node:
             raise LookupError(f"reconstruction {self._uid[:8]} ({metadata['status']}) has no {name} yet")
-        (top, bottom), (left, right) = mosaic["window"]
-        return self._node.read_array(node, tuple(mosaic["shape"]))[top:bottom, left:right]
+        return self._node.read_array(node, tuple(mosaic["shape"]))
 
     def _patches(self, node: str, first: int, stop: int) -> NDArray[np.float32]:
         shape = (stop, *self.metadata["patch_shape"])

@@ -42,9 +42,7 @@ class Mosaics:
         """Go on where an earlier process stopped."""
         mosaic = metadata.get("mosaic")
         if mosaic:
-            y, x = mosaic["origin_m"]
-            rows, columns = mosaic["shape"]
-            self._canvas = Canvas((y, x), mosaic["pixel_m"], (rows, columns))
+            self._canvas = Canvas.from_metadata(mosaic)
             self._window = mosaic["window"]
             self._snapshot = mosaic["snapshot"]
             self.nodes = {name: metadata["nodes"][name] for name in PICTURES}
@@ -71,7 +69,10 @@ class Mosaics:
     def finish(self) -> None:
         """Cut the pictures to size, under the names of the schema."""
         if self.image is None and self._canvas is not None and self.nodes["amplitude"] != "amplitude":
-            self.image = self._read(self._canvas)
+            shape = self._canvas.shape
+            self.image = self._canvas.cut(
+                self._window, lambda name: self._container.read_array(self.nodes[name], shape)
+            )
         if self.image is None:
             return
         tight = Canvas.tight(self.image)
@@ -98,11 +99,3 @@ class Mosaics:
         self._canvas, self._window, self.image, self.nodes = canvas, mosaic["window"], image, nodes
         for node in set(old.values()) - set(nodes.values()):
             self._container.delete(node)
-
-    def _read(self, canvas: Canvas) -> MosaicImage:
-        from bluesky_ptychonn.recon.mosaic.stitch import MosaicImage
-
-        (top, bottom), (left, right) = self._window
-        cut = {n: self._container.read_array(self.nodes[n], canvas.shape)[top:bottom, left:right] for n in PICTURES}
-        origin = (canvas.origin_m[0] + top * canvas.pixel_m, canvas.origin_m[1] + left * canvas.pixel_m)
-        return MosaicImage(**cut, origin_m=origin, pixel_m=canvas.pixel_m)

@@ -43,10 +43,8 @@ def initial_metadata(
 
     Parameters
     ----------
-    start : mapping
-        The raw run's start document, see `raw_of`.
-    metadata : mapping
-        Provenance: model, geometry, device, software, ...
+    start, metadata : mapping
+        The raw run's start document, see `raw_of`; provenance: model, geometry, device, software, ...
     patch_shape : tuple of int or None
         Rows and columns of a patch, px; None for a run that failed before its first frame.
     frames_expected : int or None

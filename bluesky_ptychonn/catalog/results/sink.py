@@ -164,14 +164,9 @@ class ResultSink:
         """
         if block.patch_shape != self.patch_shape:
             raise ValueError(f"write_block: patches {block.amplitude.shape}, patch_shape {self.patch_shape} px")
-        if not len(block):
-            return
-        if self._spool is None:
-            self._send(block)
-            return
         # In order: a block goes directly only where none waits before it.
-        if not self._drain(_SLICE_S) or not self._try(self._send, block):
-            self._keep(block)
+        if len(block) and not (self._drain(_SLICE_S) and self._try(self._send, block)) and self._spool is not None:
+            self._keep(block, self._spool)
 
     def make_room(self) -> None:
         """See to it that the next block can be taken, before frames are read and reconstructed for it.
@@ -187,7 +182,7 @@ class ResultSink:
     def deliver(self) -> bool:
         """Send what waits, for half a second or so; whether nothing is left. Nothing before the next try is due."""
         self._drain(_SLICE_S)
-        self._try_write_due()
+        self._try(self._write_due)
         return not self.behind
 
     def write_mosaic(self, image: MosaicImage, **metadata: Any) -> None:
@@ -204,12 +199,12 @@ class ResultSink:
         """
         self._image_due = image
         self._metadata_due.update(metadata)
-        self._try_write_due()
+        self._try(self._write_due)
 
     def update(self, **metadata: Any) -> None:
         """Merge into the reconstruction's metadata, e.g. ``status``, ``counts``; None removes a key."""
         self._metadata_due.update(metadata)
-        self._try_write_due()
+        self._try(self._write_due)
 
     def finish(self, exit_status: str, counts: Mapping[str, Any]) -> str:
         """Send what is left, read back, compare, and stamp what is true.
@@ -277,7 +272,10 @@ class ResultSink:
     # -- a catalog that does not answer
 
     def _try(self, send: Callable[..., None], *what: Any) -> bool:
-        """Send unless the catalog did not answer a moment ago; whether it was sent."""
+        """Send unless the catalog did not answer a moment ago; whether it was sent. Without a spool it must be."""
+        if self._spool is None:
+            send(*what)
+            return True
         if not self._backoff.due:
             return False
         try:
@@ -306,16 +304,14 @@ class ResultSink:
             self._spool.drop()
         return True
 
-    def _keep(self, block: Block) -> None:
-        if self._spool is None:
-            raise CatalogUnavailableError("the catalog does not answer and there is no spool")
+    def _keep(self, block: Block, spool: Spool) -> None:
         deadline = time.monotonic() + self._patience_s
-        while not self._spool.fits(block):
+        while not spool.fits(block):
             if time.monotonic() >= deadline:
-                raise CatalogUnavailableError(self._full(self._spool))
+                raise CatalogUnavailableError(self._full(spool))
             time.sleep(_RETRY_S[0])
             self._drain(_SLICE_S)
-        self._spool.put(block)
+        spool.put(block)
 
     def _full(self, spool: Spool) -> str:
         return (
@@ -323,16 +319,10 @@ class ResultSink:
             f"the catalog does not answer ({self.problem}); give it a larger one"
         )
 
-    def _try_write_due(self) -> None:
-        """Send mosaic and metadata that are due; with a spool, later where the catalog does not answer."""
-        if self._spool is None:
-            self._write_due()
-        else:
-            self._try(self._write_due)
-
     # -- mosaics, metadata, the end
 
     def _write_due(self) -> None:
+        """Send mosaic and metadata that are due."""
         if self._image_due is not None:
             counts = {"reconstructed": self._table.valid, **(self._metadata_due.get("counts") or {})}
             self._mosaics.draw(self._image_due, {**self._metadata_due, "counts": counts})

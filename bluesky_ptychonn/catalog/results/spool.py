@@ -6,7 +6,6 @@ import contextlib
 import logging
 import os
 import zipfile
-from collections import Counter
 from collections.abc import Set
 from dataclasses import dataclass
 from pathlib import Path
@@ -52,7 +51,6 @@ class Spool:
         self.folder = folder
         self.limit_bytes = limit_bytes
         self._files: list[_File] = []
-        self._numbers: Counter[int] = Counter()
         self._largest = 0
         for draft in (*folder.glob("*.draft"), *folder.glob(".*.part*")):  # the first: by version 0.1.0
             draft.unlink()  # of a process that died while it wrote
@@ -76,7 +74,6 @@ class Spool:
         status = path.stat()
         file = _File(path, tuple(seq_nums), status.st_size, status.st_mtime)
         self._files.append(file)
-        self._numbers.update(file.seq_nums)
         self._largest = max(self._largest, file.nbytes)
 
     def __len__(self) -> int:
@@ -90,7 +87,7 @@ class Spool:
     @property
     def seq_nums(self) -> Set[int]:
         """Sequence numbers that wait, each once."""
-        return self._numbers.keys()
+        return {number for file in self._files for number in file.seq_nums}
 
     @property
     def nbytes(self) -> int:
@@ -155,9 +152,7 @@ class Spool:
         """Forget what `first` returns: it is in the catalog."""
         for file in self._first():
             self._files.remove(file)
-            self._numbers.subtract(file.seq_nums)
             file.path.unlink(missing_ok=True)
-        self._numbers += Counter()  # without those that are at zero
         if not self._files:
             with contextlib.suppress(OSError):  # something of somebody else's lies in it
                 self.folder.rmdir()

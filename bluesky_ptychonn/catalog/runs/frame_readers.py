@@ -25,96 +25,124 @@ _NOT_NOW = (None, 429, 502, 503, 504)  # states of a catalog that say nothing of
 
 
 class HTTPFrames:
-    """Frames by slices from the Tiled server."""
+    """Frames by slices from the Tiled server. Made in one request.
+
+    Parameters
+    ----------
+    root : Tiled client
+        Root of the catalog.
+    path : sequence of str
+        Keys from there to the array.
+    frame_shape : tuple of int
+        Rows and columns.
+    breaker : CircuitBreaker, optional
+        Told where the catalog does not answer.
+
+    Attributes
+    ----------
+    shape : tuple of int
+        Of the array, when it was looked up.
+    dtype : dtype
+        Of the frames.
+
+    Raises
+    ------
+    KeyError
+        When the catalog does not have them (any more): this and the following by every method.
+    ConnectionError
+        When it does not answer, or does not give them to this key: no matter of the frames.
+    """
 
     def __init__(
-        self,
-        look_up: Callable[[], Any],
-        node: Any,
-        frame_shape: tuple[int, int],
-        breaker: CircuitBreaker | None = None,
+        self, root: Any, path: Sequence[str], frame_shape: tuple[int, int], breaker: CircuitBreaker | None = None
     ) -> None:
-        self._look_up = look_up
-        self._recording = contextlib.nullcontext if breaker is None else breaker.recording
-        self._array = TiledNode(node)
-        self._name = node.uri
-        self._dtype = node.dtype
-        self._length = int(node.shape[0])
+        from tiled.structures.array import ArrayStructure
+
+        self._array = TiledNode(root, path)
         self._frame_shape = frame_shape
+        self._recording = contextlib.nullcontext if breaker is None else breaker.recording
+        structure = ArrayStructure.from_json(self._look_up()["structure"])
+        self.shape: tuple[int, ...] = tuple(structure.shape)
+        self.dtype: np.dtype[Any] = structure.data_type.to_numpy_dtype()
+        self._length = self.shape[0]
 
     def get(self, first: int, stop: int) -> NDArray[Any]:
         """Read rows; fewer where there are no more.
 
         Raises
         ------
-        KeyError
-            When the catalog does not have them (any more).
-        ConnectionError
-            When it does not answer, or does not give them to this key: no matter of the frames.
         OSError
             When they cannot be read.
         RunError
             When something else than frames is sent.
         """
         if first >= self._length and not self.has(first):
-            return np.zeros((0, *self._frame_shape), self._dtype)
+            return np.zeros((0, *self._frame_shape), self.dtype)
         pixels = math.prod(self._frame_shape)
         try:
-            # Not node[first:stop]: that checks the slice against the shape the client saw when it looked the node up.
             with self._recording():
-                content = self._array.read_slice("", first, stop, pixels * self._dtype.itemsize)
+                content = self._array.read_slice("", first, stop, pixels * self.dtype.itemsize)
         except TooLargeError:
-            raise RunError(f"{self._name}: more than the {stop - first} frames asked for were sent") from None
+            raise RunError(f"{self._array.path}: more than the {stop - first} frames asked for were sent") from None
         except CatalogUnavailableError as error:
             if error.status in _NOT_NOW:
                 raise
             raise OSError(f"frames cannot be read through the catalog (HTTP {error.status})") from None
         except CatalogRefusedError as error:
-            message = error.lacks or f"HTTP {error.status}"
-            if error.status == 404:  # its writer has taken the run back, to write it once more
-                raise KeyError(f"frames are not in the catalog ({message})") from None
-            if error.status in (401, 403):
-                raise ConnectionError(f"catalog does not give frames to this key ({message})") from None
-            raise OSError(f"frames cannot be read through the catalog ({message})") from None
-        frames = np.frombuffer(content, self._dtype)
+            raise _refused(error) from None
+        frames = np.frombuffer(content, self.dtype)
         if frames.size % pixels:
-            raise RunError(f"{self._name}: frames are not {self._frame_shape} px, as the descriptor promises")
+            raise RunError(f"{self._array.path}: frames are not {self._frame_shape} px, as the descriptor promises")
         return frames.reshape(-1, *self._frame_shape)
 
     def has(self, row: int) -> bool:
         """Whether the catalog knows the row by now."""
         if row >= self._length:
-            self._length = int(self._look_up().shape[0])
+            self._length = int(self._look_up()["structure"]["shape"][0])
         return row < self._length
 
+    def data_sources(self) -> list[Any]:
+        """Look up where the frames are stored: ``tiled.structures.data_source.DataSource``."""
+        from tiled.structures.data_source import DataSource
 
-def node_at(root: Any, path: Sequence[str], breaker: CircuitBreaker | None = None) -> Any:
-    """Client of the node at `path`, in one request; KeyError where there is none, ConnectionError without an answer."""
-    from tiled.client.container import Container
+        return [DataSource.from_json(source) for source in self._look_up(sources=True)["data_sources"]]
 
-    # The base class's way: a catalog of runs takes a tuple for a list of runs.
-    return ask(lambda: Container.__getitem__(root, tuple(path)), breaker)
+    def _look_up(self, *, sources: bool = False) -> dict[str, Any]:
+        try:
+            with self._recording():
+                found = self._array.attributes(sources=sources)
+        except CatalogRefusedError as error:
+            raise _refused(error) from None
+        if found is None:
+            raise KeyError("frames are not in the catalog")
+        return found
 
 
-def ask(look_up: Callable[[], Any], breaker: CircuitBreaker | None = None) -> Any:
-    """Look a node up in Tiled; ConnectionError or KeyError when there is no server or no node."""
-    import httpx
-    from tiled.client.utils import ClientError
-
-    try:
-        return look_up()
-    except (ClientError, httpx.HTTPError) as error:
-        if isinstance(error, ClientError) and error.response.status_code == 404:
-            raise KeyError(str(error)) from None
-        timed_out = isinstance(error, httpx.TimeoutException)
-        unavailable = CatalogUnavailableError(f"catalog does not answer: {error}", timed_out=timed_out)
-        if breaker is not None:
-            breaker.record_failure(unavailable)
-        raise unavailable from None
+def _refused(error: CatalogRefusedError) -> Exception:
+    """Say why frames are not given: a matter of the key or the server is not one of the frames."""
+    message = error.lacks or f"HTTP {error.status}"
+    if error.status == 404:  # its writer has taken the run back, to write it once more
+        return KeyError(f"frames are not in the catalog ({message})")
+    if error.status in (401, 403):
+        return ConnectionError(f"catalog does not give frames to this key ({message})")
+    return OSError(f"frames cannot be read through the catalog ({message})")
 
 
 class UnprovenError(Exception):
     """It cannot be said yet whether a file holds what the server gives."""
+
+
+def files_of(source: Any) -> tuple[list[str], str]:
+    """Return the paths of a Tiled data source's HDF5 files, and the dataset in them; ValueError when it has none."""
+    from tiled.utils import path_from_uri
+
+    parameters = source.parameters
+    if source.mimetype != "application/x-hdf5" or parameters.get("slice") or parameters.get("squeeze"):
+        raise ValueError(f"data of type {source.mimetype} are read through the server")
+    assets = sorted((asset for asset in source.assets if asset.parameter), key=lambda asset: asset.num or 0)
+    if not assets:
+        raise ValueError("the catalog names no file")
+    return [str(path_from_uri(asset.data_uri)) for asset in assets], parameters["dataset"]
 
 
 class LocalFrames:
@@ -169,28 +197,6 @@ class LocalFrames:
         except BaseException:
             self.close()
             raise
-
-    @classmethod
-    def from_data_source(
-        cls, source: Any, frame_shape: tuple[int, int], dtype: np.dtype[Any], from_server: Callable[[int], NDArray[Any]]
-    ) -> LocalFrames:
-        """Open the files of a Tiled data source; see the class.
-
-        Raises
-        ------
-        ValueError, OSError, KeyError
-            When they are not HDF5, not here, not readable, or not what the catalog says.
-        """
-        from tiled.utils import path_from_uri
-
-        parameters = source.parameters
-        if source.mimetype != "application/x-hdf5" or parameters.get("slice") or parameters.get("squeeze"):
-            raise ValueError(f"data of type {source.mimetype} are read through the server")
-        assets = sorted((asset for asset in source.assets if asset.parameter), key=lambda asset: asset.num or 0)
-        if not assets:
-            raise ValueError("the catalog names no file")
-        paths = [str(path_from_uri(asset.data_uri)) for asset in assets]
-        return cls(paths, parameters["dataset"], frame_shape, dtype, from_server)
 
     def _open(self, path: str, dataset: str, dtype: np.dtype[Any]) -> None:
         import h5py

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from bluesky_ptychonn.catalog.connection.circuit_breaker import CircuitBreaker
 from bluesky_ptychonn.catalog.runs.data_keys import RunError
-from bluesky_ptychonn.catalog.runs.frame_readers import HTTPFrames, LocalFrames, UnprovenError, ask, node_at
+from bluesky_ptychonn.catalog.runs.frame_readers import HTTPFrames, LocalFrames, UnprovenError, files_of
 
 log = logging.getLogger(__name__)
 
@@ -110,8 +110,7 @@ class TiledFrames:
         self._local_tries = _TRIES if local else 0
         self._unproven = 0
         self._breaker = breaker
-        self._node: Any = None
-        self._http: HTTPFrames
+        self._http: HTTPFrames | None = None
         self._frame_bytes = 0
         self._files: LocalFrames | None = None
 
@@ -149,9 +148,9 @@ class TiledFrames:
             return Fetched(np.zeros((0, *self._frame_shape)), nothing, nothing, message, unreachable)
 
     def _read(self, rows: Sequence[int]) -> Fetched:
-        self._look_up()
+        http = self._http = self._http or self._look_up()
         if self._files is None and self._local_tries:
-            self._files = self._open_local()
+            self._files = self._open_local(http)
         longest = max(1, _REQUEST_BYTES // self._frame_bytes)
         if self._files is not None:
             try:
@@ -162,12 +161,12 @@ class TiledFrames:
                     self._give_up("it cannot be compared with what the server gives")
             except ValueError as error:
                 self._give_up(str(error))
-        return _assemble(self._http, rows, longest)
+        return _assemble(http, rows, longest)
 
     def _forget(self) -> None:
         """Look the array up once more: a raw writer whose catalog was away writes its run anew, from the beginning."""
         self.close()
-        self._node = None
+        self._http = None
         if self._local_tries:
             self._local_tries = _TRIES
 
@@ -182,41 +181,30 @@ class TiledFrames:
             self._files.close()
             self._files = None
 
-    def _look_up(self) -> None:
-        """Find the array, once; KeyError where there is none (yet)."""
-        if self._node is not None:
-            return
-        node = self._find()
-        rest = node.shape[1:]
-        name = "/".join(self._path)
-        if node.dtype.kind not in "biuf":
-            raise RunError(f"{name}: the array in Tiled holds {node.dtype}; counts, one number a pixel, are needed")
-        frame_bytes = math.prod(self._frame_shape) * node.dtype.itemsize
-        if frame_bytes > MOST_FRAME_BYTES:
+    def _look_up(self) -> HTTPFrames:
+        """Find the array; KeyError where there is none (yet)."""
+        http, shape = HTTPFrames(self._root, self._path, self._frame_shape, self._breaker), list(self._frame_shape)
+        name, rest = "/".join(self._path), http.shape[1:]
+        if http.dtype.kind not in "biuf":
+            raise RunError(f"{name}: the array in Tiled holds {http.dtype}; counts, one number a pixel, are needed")
+        self._frame_bytes = math.prod(self._frame_shape) * http.dtype.itemsize
+        if self._frame_bytes > MOST_FRAME_BYTES:
             raise RunError(
-                f"{name}: a frame of {list(self._frame_shape)} px takes {frame_bytes / 2**20:.0f} MiB; at most "
+                f"{name}: a frame of {shape} px takes {self._frame_bytes / 2**20:.0f} MiB; at most "
                 f"{MOST_FRAME_BYTES >> 20} MiB are read"
             )
-        if tuple(rest) not in (self._frame_shape, (1, *self._frame_shape)):
+        if rest not in (self._frame_shape, (1, *self._frame_shape)):
             raise RunError(
-                f"{name}: the array in Tiled has {list(rest)} px per point, the descriptor promises "
-                f"{list(self._frame_shape)}; one frame per point is needed"
+                f"{name}: the array in Tiled has {list(rest)} px per point, the descriptor promises {shape}; one frame "
+                "per point is needed"
             )
-        self._node = node
-        self._http = HTTPFrames(self._find, node, self._frame_shape, self._breaker)
-        self._frame_bytes = frame_bytes
+        return http
 
-    def _find(self) -> Any:
-        return node_at(self._root, self._path, self._breaker)
-
-    def _open_local(self) -> LocalFrames | None:
+    def _open_local(self, http: HTTPFrames) -> LocalFrames | None:
         self._local_tries -= 1
         try:
-            (source,) = ask(self._node.include_data_sources, self._breaker).data_sources()
-            http = self._http
-            files = LocalFrames.from_data_source(
-                source, self._frame_shape, self._node.dtype, lambda row: http.get(row, row + 1)
-            )
+            (source,) = http.data_sources()
+            files = LocalFrames(*files_of(source), self._frame_shape, http.dtype, lambda row: http.get(row, row + 1))
         except (OSError, KeyError, ValueError) as error:
             if isinstance(error, ValueError):
                 self._local_tries = 0  # not a matter of time

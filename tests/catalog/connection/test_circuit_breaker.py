@@ -1,4 +1,4 @@
-"""The breaker to a catalog that takes connections and says nothing; and what a session hears of trouble."""
+"""The circuit breaker of a catalog that takes connections and says nothing; and what a session hears of trouble."""
 
 from __future__ import annotations
 
@@ -8,16 +8,19 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import asdict
 from types import SimpleNamespace
 from typing import Any
 
 import httpx
 import numpy as np
 import pytest
+from tiled.structures.array import ArrayStructure
 
 from bluesky_ptychonn.catalog.connection import circuit_breaker as breaker_module
 from bluesky_ptychonn.catalog.connection.circuit_breaker import CircuitBreaker
 from bluesky_ptychonn.catalog.connection.errors import CatalogUnavailableError
+from bluesky_ptychonn.catalog.connection.http import TiledNode
 from bluesky_ptychonn.catalog.connection.requests import send_once
 from bluesky_ptychonn.catalog.runs.frame_source import TiledFrames
 from bluesky_ptychonn.live.notifier import ProblemNotifier
@@ -60,7 +63,8 @@ def mute(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     monkeypatch.setattr(breaker_module, "_EVERY_S", 0.05)
     server = Mute()
     with httpx.Client() as client:
-        yield SimpleNamespace(server=server, context=SimpleNamespace(http_client=client, api_uri=server.uri))
+        context = SimpleNamespace(http_client=client, api_uri=server.uri)
+        yield SimpleNamespace(server=server, context=context, path_parts=())
     server.close()
 
 
@@ -112,16 +116,11 @@ def test_a_users_own_client_keeps_its_time_outs(mute: Any) -> None:
 @pytest.mark.parametrize("known", [False, True])
 def test_frames_that_cannot_be_read_are_heard_of(mute: Any, monkeypatch: pytest.MonkeyPatch, known: bool) -> None:
     """Whether it is the array that cannot be found, or its frames that cannot be had."""
-    array = SimpleNamespace(
-        shape=(2, 4, 4), dtype=np.dtype("<u2"), uri="array", context=mute.context, path_parts=("a",)
-    )
-
-    def find(*_: Any) -> Any:
-        return array if known else mute.context.http_client.get(mute.server.uri)
-
-    monkeypatch.setattr("tiled.client.container.Container.__getitem__", find)
+    if known:
+        structure = asdict(ArrayStructure.from_array(np.zeros((2, 4, 4), "<u2")))
+        monkeypatch.setattr(TiledNode, "attributes", lambda self, **_: {"structure": structure})
     breaker = CircuitBreaker(mute, own=True)
-    source = TiledFrames(None, ("a",), (4, 4), local=False, breaker=breaker)
+    source = TiledFrames(mute, ("array",), (4, 4), local=False, breaker=breaker)
     fetched = source.read([0, 1])
     assert not np.any(fetched.found)
     assert fetched.unreachable
