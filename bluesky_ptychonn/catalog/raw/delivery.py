@@ -8,7 +8,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from bluesky_ptychonn.backoff import Backoff
-from bluesky_ptychonn.catalog.connection.http import CatalogUnavailableError
+from bluesky_ptychonn.catalog.connection.errors import CatalogUnavailableError
 from bluesky_ptychonn.catalog.raw.connection import RawCatalog
 from bluesky_ptychonn.catalog.raw.upload import NotARunError, RunUpload, describe
 from bluesky_ptychonn.journal.append_file import AppendFile, run_files

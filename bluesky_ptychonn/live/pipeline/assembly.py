@@ -11,10 +11,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from bluesky_ptychonn.catalog.results.block import Block
 from bluesky_ptychonn.catalog.results.field_of_view import FieldOfView
 from bluesky_ptychonn.catalog.runs.data_keys import RunError
 from bluesky_ptychonn.catalog.runs.frame_source import FrameReader
-from bluesky_ptychonn.catalog.runs.pairing import NOT_THERE, UNREADABLE, FrameRef, RunPairing, count_reasons
+from bluesky_ptychonn.catalog.runs.pairing import FrameRef, NoFrame, RunPairing, count_reasons
 from bluesky_ptychonn.live.pipeline.progress import Progress, Timing
 from bluesky_ptychonn.live.pipeline.protocols import Patches, Reconstructs, Sink
 from bluesky_ptychonn.live.pipeline.refining import Refining
@@ -129,7 +130,7 @@ class Assembly:
                 continue
             tried.looks += bool(broken)
             if over or tried.looks >= _LOOKS:
-                self._reject(tried.ref, UNREADABLE if broken else NOT_THERE, fetched.problem)
+                self._reject(tried.ref, NoFrame.UNREADABLE if broken else NoFrame.NOT_THERE, fetched.problem)
             else:
                 again.append(tried)
         self.tried = again
@@ -143,17 +144,18 @@ class Assembly:
         y_m, x_m = np.array([ref.y_m for ref in refs]), np.array([ref.x_m for ref in refs])
         time_raw, valid = np.array([ref.time_raw for ref in refs]), np.asarray(made.valid, bool)
         before = self.sink.asked_s
-        self.sink.write_block(
+        block = Block.from_patches(
             [ref.seq_num for ref in refs],
             made.patches,
-            y_m,
-            x_m,
-            made.trust,
-            valid,
-            list(made.flag),
-            time_raw,
-            np.full(len(refs), time.time()),
+            y_m=y_m,
+            x_m=x_m,
+            trust=made.trust,
+            valid=valid,
+            flag=list(made.flag),
+            time_raw=time_raw,
+            time_done=np.full(len(refs), time.time()),
         )
+        self.sink.write_block(block)
         # The first block makes the result's nodes: much at once, and never again.
         took = self.sink.asked_s - before if self._committed else 0.0
         self._lag_s = max(0.0, time.time() - float(np.median([ref.heard for ref in refs])))
@@ -271,14 +273,15 @@ class Assembly:
 
     def _tell_rejected(self, reasons: Mapping[int, str]) -> None:
         """Give frames without a reconstruction their line in the table too."""
-        block = self._pace.block
+        most = self._pace.block
         seq_nums = sorted(reasons)
-        for some in (seq_nums[i : i + block] for i in range(0, len(seq_nums), block)):
+        for some in (seq_nums[i : i + most] for i in range(0, len(seq_nums), most)):
             n, nothing = len(some), np.full(len(some), np.nan)
             patches = np.full((n, *self.reconstructor.patch_shape), np.nan, np.complex64)
-            done, trust, valid = np.full(n, time.time()), np.zeros(n, np.float32), np.zeros(n, bool)
-            flags = [reasons[seq_num] for seq_num in some]
-            self.sink.write_block(some, patches, nothing, nothing, trust, valid, flags, nothing, done)
+            columns = {"y_m": nothing, "x_m": nothing, "trust": np.zeros(n), "valid": np.zeros(n, bool)}
+            flags, done = [reasons[seq_num] for seq_num in some], np.full(n, time.time())
+            block = Block.from_patches(some, patches, **columns, flag=flags, time_raw=nothing, time_done=done)
+            self.sink.write_block(block)
 
     def report(self, pairing: RunPairing, progress: Progress) -> None:
         """Bring `progress` up to date."""

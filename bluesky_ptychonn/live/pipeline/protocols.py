@@ -8,6 +8,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from bluesky_ptychonn.catalog.results.block import Block
 from bluesky_ptychonn.catalog.runs.data_keys import RunLayout
 from bluesky_ptychonn.catalog.runs.frame_source import FrameReader
 from bluesky_ptychonn.optics.geometry import Geometry
@@ -119,18 +120,7 @@ class Sink(Protocol):
     def deliver(self) -> bool:
         """Send what waits, for a short while; whether nothing is left."""
 
-    def write_block(
-        self,
-        seq_nums: Sequence[int],
-        patches: NDArray[np.complex64],
-        y_m: NDArray[np.float64],
-        x_m: NDArray[np.float64],
-        trust: NDArray[np.float32],
-        valid: NDArray[np.bool_],
-        flags: Sequence[str],
-        time_raw: NDArray[np.float64],
-        time_done: NDArray[np.float64],
-    ) -> None:
+    def write_block(self, block: Block) -> None:
         """Write frames, keyed by sequence number, the last one wins."""
 
     def write_mosaic(self, image: MosaicImage, **metadata: Any) -> None:

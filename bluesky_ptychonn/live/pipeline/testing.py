@@ -14,6 +14,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from bluesky_ptychonn.catalog.results.block import Block
 from bluesky_ptychonn.catalog.runs.data_keys import RunLayout
 from bluesky_ptychonn.catalog.runs.frame_source import Fetched
 from bluesky_ptychonn.optics.geometry import Geometry
@@ -143,29 +144,15 @@ class FakeSink:
         """Whether nothing waits; a test empties `spooled`."""
         return not self.spooled
 
-    def write_block(
-        self,
-        seq_nums: Sequence[int],
-        patches: NDArray[np.complex64],
-        y_m: NDArray[np.float64],
-        x_m: NDArray[np.float64],
-        trust: NDArray[np.float32],
-        valid: NDArray[np.bool_],
-        flags: Sequence[str],
-        time_raw: NDArray[np.float64],
-        time_done: NDArray[np.float64],
-    ) -> None:
+    def write_block(self, block: Block) -> None:
         """Keep the rows; raise the next of `errors` first."""
         error = next(self.errors, None)
         if error is not None:
             raise error
-        self.blocks.append(list(seq_nums))
-        for i, seq_num in enumerate(seq_nums):
-            value = float(patches[i, 0, 0].real)
-            self.table[seq_num] = {
-                "value": value, "y_m": y_m[i], "x_m": x_m[i], "valid": valid[i], "flag": flags[i],
-                "time_raw": time_raw[i],
-            }  # fmt: skip
+        self.blocks.append(block.seq_num.tolist())
+        for i, seq_num in enumerate(block.seq_num.tolist()):
+            row = {name: getattr(block, name)[i] for name in ("y_m", "x_m", "valid", "flag", "time_raw")}
+            self.table[seq_num] = {"value": float(block.amplitude[i, 0, 0]), **row}
 
     def write_mosaic(self, image: MosaicImage, **metadata: Any) -> None:
         """Keep the mosaic, and the metadata."""

@@ -58,7 +58,7 @@ def test_the_last_verdict_stands_in_the_result() -> None:
 
 def test_the_client_tells_it_in_one_line(catalog_server: CatalogServer) -> None:
     sink = make_sink(catalog_server, start_document(scan_id=18), frames_expected=1)
-    sink.write_block(*block_of([1]))
+    sink.write_block(block_of([1]))
     sink.write_mosaic(picture(30, 20, (3, 4)))
     why = "detector shifted: the mean pattern lies 3.0 px from the model's (rows +3.0, columns +0.0)"
     sink.update(verdict=of("wrong", why, "low trust: mean trust 0.1"))
