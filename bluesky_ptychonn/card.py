@@ -32,6 +32,8 @@ CARD_FILE = "card.json"
 MOST_CARD = 1 << 22
 #: Step over probe diameter of a scan that an iterative solver needs: 9 px in a ring of 60 px on the Velociprobe's star.
 DENSE_SAMPLING = 0.15
+#: Families whose networks are told their probe.
+PROBE_FAMILIES = ("lifted",)
 #: How far the object pixel may be from the one a model was trained at, relative.
 PIXEL_TOLERANCE = 0.02
 
@@ -160,7 +162,7 @@ class ProbeReference(_Frozen):
     source: str
 
     @classmethod
-    def of(cls, probe: NDArray[np.complexfloating], object_pixel_m: float, source: str) -> ProbeReference:
+    def from_probe(cls, probe: NDArray[np.complexfloating], object_pixel_m: float, source: str) -> ProbeReference:
         """Describe a probe (N, N) complex, given the object pixel in m and where it came from."""
         from bluesky_ptychonn.optics.simulate import illuminated_diameter_px
 
@@ -181,10 +183,10 @@ class ModelCard(_Frozen):
     ----------
     name, version : str
         What users call it.
-    family : {"lifted", "direct"}
-        Whether it works through the known probe.
+    family : str
+        Of its network: ``lifted``, which works through the known probe, ``direct``, or another.
     network : dict
-        Configuration for ``recon.networks.networks.build_network``.
+        Configuration for ``recon.networks.families.build_network``.
     input : InputContract
     probe : ProbeReference or None
     held_out : dict of str to float
@@ -209,7 +211,7 @@ class ModelCard(_Frozen):
     schema_version: Literal[1] = 1
     name: _Name
     version: _Name
-    family: Literal["lifted", "direct"]
+    family: _Name
     network: dict[str, Any]
     input: InputContract
     probe: ProbeReference | None
@@ -239,6 +241,16 @@ class ModelCard(_Frozen):
                 "give the plan a step, or measure it (ptychonn models measure)"
             )
         return min(points[0].step_m for points in curves), max(points[-1].step_m for points in curves)
+
+    @property
+    def as_start(self) -> str:
+        """How the card of a model that started from this one names it."""
+        return f"{self.name} {self.version}, sha256 {self.weights_sha256}"
+
+    @property
+    def for_any_probe(self) -> bool:
+        """Whether it waits for a probe: its network is told one with every frame, and the card has none."""
+        return self.probe is None and self.family in PROBE_FAMILIES
 
     @property
     def dense_step_m(self) -> float:

@@ -137,7 +137,7 @@ def test_dense_step_follows_from_the_probe() -> None:
 def test_a_probe_is_described_by_its_bytes_and_its_size() -> None:
     y, x = np.mgrid[:64, :64] - 32
     probe = (np.hypot(y, x) < 15).astype(np.complex128)
-    reference = ProbeReference.of(probe, 2e-8, "a disc")
+    reference = ProbeReference.from_probe(probe, 2e-8, "a disc")
     # 90 % of a disc's area lies within sqrt(0.9) of its radius.
     assert reference.diameter_px == pytest.approx(30 * 0.9**0.5, abs=1.0)
     assert reference.diameter_m == pytest.approx(reference.diameter_px * 2e-8)

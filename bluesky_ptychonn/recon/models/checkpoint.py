@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from bluesky_ptychonn.card import ModelCard, available_models, find_model, load_card
 from bluesky_ptychonn.files import write_whole
 from bluesky_ptychonn.recon.device import choose_device
-from bluesky_ptychonn.recon.networks.networks import build_network
+from bluesky_ptychonn.recon.networks.families import build_network
 
 __all__ = ["Model", "available_models", "choose_device", "load_card", "load_model", "save_model"]
 
@@ -124,7 +124,7 @@ def save_model(
         if card.probe is not None and card.probe.sha256 != digest:
             raise ValueError(
                 f"save_model: the card of {card.name!r} describes another probe (sha256 {card.probe.sha256[:12]}…, "
-                f"given {digest[:12]}…); make its reference with ProbeReference.of"
+                f"given {digest[:12]}…); make its reference with ProbeReference.from_probe"
             )
         for name, part in zip(_PROBE_PARTS, (array.real, array.imag), strict=True):
             tensors[name] = torch.from_numpy(np.ascontiguousarray(part))

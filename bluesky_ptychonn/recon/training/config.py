@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from bluesky_ptychonn.recon.data.batches import Mix
 from bluesky_ptychonn.recon.data.simulated import SyntheticConfig
-from bluesky_ptychonn.recon.networks.networks import NetworkConfig
+from bluesky_ptychonn.recon.networks.families import NetworkConfig
 from bluesky_ptychonn.recon.training.losses import Kind
 from bluesky_ptychonn.recon.training.schedule import Schedule
 

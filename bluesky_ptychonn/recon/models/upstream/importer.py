@@ -15,7 +15,8 @@ from bluesky_ptychonn.recon.models.checkpoint import save_model
 from bluesky_ptychonn.recon.models.upstream.layers import CheckpointLayout, tensors_for
 from bluesky_ptychonn.recon.models.upstream.layout import recognise
 from bluesky_ptychonn.recon.models.upstream.state_dict import read_state_dict
-from bluesky_ptychonn.recon.networks.networks import DirectConfig, build_network
+from bluesky_ptychonn.recon.networks.direct import DirectConfig
+from bluesky_ptychonn.recon.networks.families import build_network
 
 #: What the authors of the two-head network did to 256×256 frames.
 PUBLISHED_PREPROCESSING = PreprocessConfig(crop=192, resize=64, count_threshold=3)
