@@ -28,6 +28,7 @@ from bluesky_ptychonn.recon.data.simulated import SimulatedFrames, SyntheticConf
 from bluesky_ptychonn.recon.evaluation.simulated_scans import HELD_OUT_SEED, simulation_geometry
 from bluesky_ptychonn.recon.inference.reconstructor import Reconstructor
 from bluesky_ptychonn.recon.models.checkpoint import Model, load_model
+from bluesky_ptychonn.recon.mosaic.probe_tuning import aberrated, pupil_aberrations
 from bluesky_ptychonn.recon.networks.base import ObjectNetwork
 from bluesky_ptychonn.recon.quality.run_statistics import RunFigures
 from bluesky_ptychonn.recon.quality.trust import frame_score, movement, unexplained_fraction
@@ -167,15 +168,7 @@ def disturbed_frames(
 
 def refocused(probe: Tensor, rms_rad: float) -> Tensor:
     """Put a probe (N, N) out of focus: a quadratic pupil phase of `rms_rad` over the light."""
-    frequency = torch.fft.fftfreq(probe.shape[-1], device=probe.device)
-    square = frequency[:, None] ** 2 + frequency[None, :] ** 2
-    pupil = torch.fft.fft2(probe)
-    light = pupil.abs().square()
-    light = light / light.sum()
-    square = square - (square * light).sum()
-    phase = square / (square.square() * light).sum().sqrt() * rms_rad
-    moved: Tensor = torch.fft.ifft2(pupil * torch.exp(1j * phase))
-    return moved
+    return aberrated(probe, pupil_aberrations(probe)[:1], torch.tensor([rms_rad], device=probe.device))
 
 
 def run_norms(model: Model, photons: float, scans: int, seed: int) -> dict[str, RunNorm]:

@@ -72,6 +72,13 @@ class Reconstructor:
     batch_size, precision, cuda_graph
         See `bluesky_ptychonn.recon.inference.forward_pass.ForwardSettings`.
 
+    Attributes
+    ----------
+    weight : (h, w) float32 ndarray
+        Of a patch's pixels in a mosaic, peak 1: as measured in training, or the probe's intensity.
+    anchor : float
+        How strongly a mosaic pulls each patch's mean phase to zero; see `ObjectNetwork`.
+
     Raises
     ------
     ValueError
@@ -92,7 +99,7 @@ class Reconstructor:
     ) -> None:
         settings = ForwardSettings(**options)
         self.card, self.refinement = model.card, refinement
-        self._anchor = float(getattr(model.network, "anchor", ObjectNetwork.anchor))
+        self.anchor = float(getattr(model.network, "anchor", ObjectNetwork.anchor))
         self._config = preprocess or model.card.input.preprocess
         used = model.card.model_copy(update={"input": model.card.input.model_copy(update={"preprocess": self._config})})
         if geometry is not None:
@@ -110,7 +117,7 @@ class Reconstructor:
         self._probe_waves = None if probe is None else probe.numpy()
         power = None if probe is None else float(probe.abs().square().sum())
         self._flux = Flux(power, photons)
-        self._weight = _stitching_weight(model)
+        self.weight = _stitching_weight(model)
         self._statistics = self._new_statistics()
 
     def __repr__(self) -> str:
@@ -126,16 +133,6 @@ class Reconstructor:
     def pixel_m(self) -> float:
         """Object pixel of the patches, m."""
         return self.card.input.object_pixel_m if self.geometry is None else self.geometry.object_pixel_m
-
-    @property
-    def weight(self) -> NDArray[np.float32]:
-        """Weight (h, w) of a patch's pixels in a mosaic, peak 1: as measured in training, or the probe's intensity."""
-        return self._weight
-
-    @property
-    def anchor(self) -> float:
-        """How strongly a mosaic pulls each patch's mean phase to zero; see `ObjectNetwork`."""
-        return self._anchor
 
     @property
     def device_name(self) -> str:
@@ -165,7 +162,7 @@ class Reconstructor:
         return other
 
     def _new_statistics(self) -> RunStatistics:
-        return RunStatistics(self._probe_waves, self._weight, self.pixel_m)
+        return RunStatistics(self._probe_waves, self.weight, self.pixel_m)
 
     def placed(self, patches: NDArray[np.complex64], y_m: NDArray[np.floating], x_m: NDArray[np.floating]) -> None:
         """Tell where patches (n, h, w) of this run lie, m: the verdict compares them where they overlap."""
@@ -298,7 +295,7 @@ class Reconstructor:
                     self.weight,
                     settings,
                     network=self._passes.network,
-                    anchor=self._anchor,
+                    anchor=self.anchor,
                     within_s=within_s,
                 )
             except RuntimeError as error:

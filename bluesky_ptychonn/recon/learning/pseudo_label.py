@@ -28,7 +28,7 @@ from bluesky_ptychonn.recon.mosaic.probe_tuning import TunedProbe, tune_probe
 from bluesky_ptychonn.recon.mosaic.stitch import Mosaic, MosaicImage
 from bluesky_ptychonn.recon.mosaic.sweeps import ScanTensors
 from bluesky_ptychonn.recon.networks.base import ObjectNetwork
-from bluesky_ptychonn.recon.quality.trust import HALF_TRUST_UNEXPLAINED, unexplained_fraction
+from bluesky_ptychonn.recon.quality.trust import frame_trust, unexplained_fraction
 
 #: Every so many frames one is left out of the sweeps, to be foreseen.
 LEFT_OUT_EVERY = 8
@@ -152,8 +152,7 @@ def _with_trust(scan: MeasuredScan, tuned: TunedProbe, left_out: MeasuredScan) -
         solver=SOLVER,
     )
     patch, _ = views(tuned.image, scan.y_m, scan.x_m, told.shape[-1])
-    unexplained = unexplained_fraction(torch.as_tensor(patch), torch.as_tensor(scan.counts), told).clamp_min(0)
-    trust = (1 / (1 + unexplained / HALF_TRUST_UNEXPLAINED)).nan_to_num(0.0).numpy()
+    trust = frame_trust(torch.as_tensor(patch), torch.as_tensor(scan.counts), told).numpy()
     missed = unforeseen(tuned.image, left_out, told)
     knows = missed is not None and missed[1] >= LEAST_SCATTERED
     return PseudoLabel(labelled, tuned, trust, 1 - missed[0] / missed[1] if missed and knows else None)

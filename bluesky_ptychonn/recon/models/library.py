@@ -13,7 +13,6 @@ from typing import Literal
 
 from bluesky_ptychonn.card import CARD_FILE, ModelCard, model_folders
 
-#: As `recon.models.checkpoint.WEIGHTS_FILE`, which would bring torch.
 WEIGHTS_FILE = "model.safetensors"
 #: Largest weights that are copied, sent or unpacked, bytes; the shipped models take 2 to 5 MB.
 MOST_WEIGHTS = 1 << 28

@@ -349,7 +349,7 @@ def test_any_change_of_names_and_shapes_is_built_or_refused_in_words(
     except ValueError as error:
         words = str(error)
     else:
-        words = layout.words
+        words = layout.description
         config = DirectConfig(
             encoder_channels=layout.encoder.channels,
             decoder_channels=next(iter(layout.decoders.values())).channels,
