@@ -83,33 +83,33 @@ def train(
 
     from bluesky_ptychonn.cli.train.scans import read_scans
     from bluesky_ptychonn.recon.training.distributed import rank_here
+    from bluesky_ptychonn.recon.training.model import ModelInfo
     from bluesky_ptychonn.recon.training.request import TrainRequest
 
     if threads:
         torch.set_num_threads(threads)
+    geometry = {"energy_ev": energy_ev, "distance_m": distance_m, "pixel_pitch_m": pixel_pitch_m}
     request = TrainRequest(
         probe=probe,
         out=out,
-        name=name,
-        version=version,
-        command=shlex.join(["ptychonn", *sys.argv[1:]]),
+        info=ModelInfo(name or out.name, version, str(probe), shlex.join(["ptychonn", *sys.argv[1:]])),
+        settings={
+            "frames": frames,
+            "batch_size": batch,
+            "learning_rate": learning_rate,
+            "schedule": schedule,
+            "precision": precision,
+            "patience": patience,
+            "seed": seed,
+        },
+        geometry_given={name: value for name, value in geometry.items() if value is not None},
         family=family,
         start=start,
         photons=photons,
         width=width,
-        frame_size=frame_size,
         patch=patch,
-        frames=frames,
-        batch_size=batch,
-        learning_rate=learning_rate,
-        schedule=schedule,
-        precision=precision,
-        patience=patience,
-        seed=seed,
+        frame_size=frame_size,
         mix=mix,
-        energy_ev=energy_ev,
-        distance_m=distance_m,
-        pixel_pitch_m=pixel_pitch_m,
         device=device,
     )
     labelled: list[Any] = []

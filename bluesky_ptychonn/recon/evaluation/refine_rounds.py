@@ -43,16 +43,12 @@ def best_rounds(
     ----------
     network : ObjectNetwork
         Of the lifted family; others cannot look again.
-    probe : (N, N) complex64 ndarray
-        Square-root photons.
-    geometry : Geometry
-        Of the network's frames.
+    probe, geometry, seed
+        See `measure_sampling`.
     series : ScanSeries, optional
         One unseen sample of each kind, at each sampling; two samplings of small scans by default.
     most : int
         Most rounds tried. On the measured star a third brought nothing at any sampling.
-    seed : int
-        Of samples, noise and jitter.
     """
     series = series or ScanSeries(samplings=(0.4, 0.62), field_diameters=2.5)
     told = torch.as_tensor(probe)

@@ -63,9 +63,7 @@ class BatchedForward:
     network : torch.nn.Module
         On the device.
     device : Device
-        Which that is.
     settings : ForwardSettings
-        How it is run.
     frame_shape : tuple of int
         Rows and columns of a frame.
 

@@ -24,14 +24,11 @@ class Placement:
     ----------
     model : Model
         Stays where it is; a copy is kept on the CPU.
-    config : PreprocessConfig
-        Of the frames.
-    mask : (H, W) bool ndarray, optional
+    config, mask
         See `Preprocess`.
     device : Device
         Wanted. On the CPU the precision is single whatever was asked for another device, and no graph is recorded.
     settings : ForwardSettings
-        How the network is run there.
 
     Attributes
     ----------
@@ -79,15 +76,7 @@ class Placement:
         return self.device.fault(error)
 
     def leave(self, fault: Fault, error: str) -> bool:
-        """Go to the CPU; False when things are there already.
-
-        Parameters
-        ----------
-        fault : {"memory", "lost"}
-            What is wrong with the device.
-        error : str
-            Its own words.
-        """
+        """Go to the CPU for a fault of the device, in its own words; False when things are there already."""
         if self.device.kind == "cpu":
             return False
         if fault == "lost":

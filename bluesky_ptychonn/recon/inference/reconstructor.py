@@ -263,21 +263,8 @@ class Reconstructor:
     ) -> tuple[MosaicImage, dict[str, Any]]:
         """Refine a mosaic of this run by sweeps of the physics through the probe: see `recon.mosaic.refine.refine`.
 
-        Parameters
-        ----------
-        image : MosaicImage
-            The mosaic.
-        frames : (n, H, W) ndarray
-            Counts as recorded, of the frames it was made of.
-        y_m, x_m : (n,) float ndarray
-            Their positions, m.
-        within_s : float
-            Begin no sweep that would probably end later, s.
-
-        Raises
-        ------
-        ValueError
-            Without a probe, or for frames of another shape than the model takes.
+        `frames` (n, H, W) are the counts as recorded of those it was made of, `y_m` and `x_m` (n,) their positions.
+        Raises ValueError without a probe, or for frames of another shape than the model takes.
         """
         if self._probe is None:
             raise ValueError(f"model {self.card.name!r} has no probe, and without one there is nothing to refine with")

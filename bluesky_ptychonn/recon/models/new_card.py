@@ -10,23 +10,10 @@ from bluesky_ptychonn.recon.networks.base import FamilyConfig
 
 
 def new_card(config: FamilyConfig, name: str, version: str, contract: Mapping[str, Any], **promises: Any) -> ModelCard:
-    """Make a card; the digest of the weights is for `save_model` to fill in.
+    """Make a card for a network's configuration; the digest of the weights is for `save_model` to fill in.
 
-    Parameters
-    ----------
-    config : FamilyConfig
-        Of its network: family, frame and patch follow from it.
-    name, version : str
-        What users call it.
-    contract : mapping
-        What else `InputContract` says: ``object_pixel_m``, ``counts_per_frame``, …
-    **promises
-        What else `ModelCard` says; no probe by default.
-
-    Raises
-    ------
-    pydantic.ValidationError
-        For values that do not go together.
+    `contract` is what else `InputContract` says (``object_pixel_m``, ``counts_per_frame``, …), `promises` what else
+    `ModelCard` does; no probe by default. Raises ValidationError for values that do not go together.
     """
     frame, patch = config.frame_size, config.patch_size
     return ModelCard(

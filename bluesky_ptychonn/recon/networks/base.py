@@ -17,21 +17,16 @@ from torch import Tensor, nn
 class FamilyConfig(BaseModel):
     """Configuration of one family's network; each family has a subclass of its own.
 
-    Parameters
-    ----------
-    family : str
-        Name of the family, as in `recon.networks.families.FAMILIES`.
-    frame_size, patch_size : int
-        Side of a frame and of the predicted central patch, px.
-
     Attributes
     ----------
+    family : str
+        As in `recon.networks.families.FAMILIES`.
+    frame_size, patch_size : int
+        Side of a frame and of the predicted central patch, px.
     uses_probe : bool
         Whether the network is told its probe, and is nothing without one.
-    loss : {"complex", "amplitude_phase"}
-        What its training minimises, see `bluesky_ptychonn.recon.training.losses`.
-    dose_spread : float
-        How far doses vary in its training, see `SyntheticConfig`; near 1 where the network cannot know the dose.
+    loss, dose_spread : str, float
+        Of its training, see `TrainingConfig` and `SyntheticConfig`; a network that cannot know the dose wants it fixed.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypedDict, Unpack
+from typing import Any, Unpack
 
 import numpy as np
 import torch
@@ -20,13 +20,12 @@ from bluesky_ptychonn.recon.data.simulated import SyntheticConfig
 from bluesky_ptychonn.recon.models.checkpoint import Model
 from bluesky_ptychonn.recon.networks.base import FamilyConfig, ObjectNetwork
 from bluesky_ptychonn.recon.networks.families import network_config
-from bluesky_ptychonn.recon.training.config import Precision, TrainingConfig
+from bluesky_ptychonn.recon.training.config import TrainingConfig, TrainingSettings
 from bluesky_ptychonn.recon.training.data import check
 from bluesky_ptychonn.recon.training.distributed import process_group
 from bluesky_ptychonn.recon.training.loop import Progress, Training
-from bluesky_ptychonn.recon.training.schedule import Schedule
 
-__all__ = ["FineTuning", "Progress", "TrainingConfig", "fine_tune", "fit"]
+__all__ = ["Progress", "TrainingConfig", "fine_tune", "fit"]
 
 
 def fit(
@@ -89,19 +88,6 @@ def fit(
     return training.kept.cpu(), training.record
 
 
-class FineTuning(TypedDict, total=False):
-    """Settings of `fine_tune`; see `TrainingConfig`."""
-
-    frames: int
-    learning_rate: float
-    batch_size: int
-    schedule: Schedule
-    precision: Precision
-    evaluate_every: int
-    patience: int
-    seed: int
-
-
 def fine_tune(
     model: Model,
     *,
@@ -112,7 +98,7 @@ def fine_tune(
     checkpoint: Path | None = None,
     device: torch.device | str = "cpu",
     progress: Progress | None = None,
-    **settings: Unpack[FineTuning],
+    **settings: Unpack[TrainingSettings],
 ) -> tuple[ObjectNetwork, dict[str, Any]]:
     """Train a model on, with what was measured since: `fit` from its weights, at a lower rate.
 
@@ -153,7 +139,7 @@ def fine_tune(
             raise ValueError(f"fine_tune: model {model.card.name!r} has no probe to simulate through; give scans")
         mix = Mix.usual(simulated=probe is not None, labelled=bool(labelled), label_free=bool(measured))
     network = network_config({"family": model.card.family, **model.card.network})
-    values: FineTuning = {"frames": 4000, "learning_rate": 3e-4, **settings}
+    values: TrainingSettings = {"frames": 4000, "learning_rate": 3e-4, **settings}
     config = TrainingConfig(
         network=network, synthetic=synthetic or _as_trained(model, network), mix=mix, loss=network.loss, **values
     )

@@ -42,16 +42,7 @@ _WHOLE_TRAINING = 2000  # frames
 
 @dataclass(frozen=True)
 class ModelInfo:
-    """What a new model is called, and where it is from.
-
-    Attributes
-    ----------
-    name, version : str
-    source : str
-        Where the probe came from.
-    command : str
-        That trained it.
-    """
+    """What a new model is called, where its probe came from (`source`), and the command that trained it."""
 
     name: str
     version: str = "1"
@@ -61,17 +52,7 @@ class ModelInfo:
 
 @dataclass(frozen=True)
 class Effort:
-    """How thoroughly a new model is measured.
-
-    Attributes
-    ----------
-    series : ScanSeries
-        Simulated scans for its error against the sampling.
-    frames : int
-        Simulated frames for the error of patches.
-    trust : dict
-        Options of `calibrated`.
-    """
+    """How thoroughly a new model is measured: scans, frames for the error of patches, options of `calibrated`."""
 
     series: ScanSeries | None = None
     frames: int = 512
@@ -80,7 +61,7 @@ class Effort:
 
 def train_model(
     data: TrainingData,
-    geometry: Geometry,
+    geometry: Geometry | None,
     config: TrainingConfig,
     out: Path,
     info: ModelInfo,
@@ -89,7 +70,7 @@ def train_model(
     progress: Progress | None = None,
     start: Model | None = None,
 ) -> ModelCard | None:
-    """Train a model for a probe and write its folder: weights and card, the training's metrics as a table and a plot.
+    """Train a model and write its folder: weights and card, the training's metrics as a table and a plot.
 
     The training state stays in ``out/training.pt`` until the model is written, so a killed run resumes.
 
@@ -97,8 +78,8 @@ def train_model(
     ----------
     data : TrainingData
         With the probe that the model is for, whether frames are simulated through it or not.
-    geometry : Geometry
-        Of the network's frames.
+    geometry : Geometry or None
+        Of the network's frames; None for a model for any probe, trained on the family ``config.synthetic.probes``.
     config : TrainingConfig
         What and how to train.
     out : Path
@@ -118,20 +99,11 @@ def train_model(
     Raises
     ------
     ValueError
-        When probe, geometry, scans and network do not go together.
+        When probe or family of probes, geometry, scans and network do not go together.
     """
-    probe = data.probe
-    if probe is None or geometry.frame_shape != probe.shape:
-        shape = None if probe is None else probe.shape
-        raise ValueError(f"train: geometry is of {geometry.frame_shape} px frames, the probe is {shape} px")
-    for scan in data.scans:
-        if abs(scan.geometry.object_pixel_m / geometry.object_pixel_m - 1) > PIXEL_TOLERANCE:
-            raise ValueError(
-                f"train: {scan.source} has object pixels of {scan.geometry.object_pixel_m * 1e9:.4g} nm, the model's "
-                f"are {geometry.object_pixel_m * 1e9:.4g} nm; at most {PIXEL_TOLERANCE:.0%} between them are allowed"
-            )
+    _check(data, geometry, config)
     network, record = fit(
-        probe if config.mix.simulated else None,
+        data.probe if config.mix.simulated else None,
         config,
         labelled=data.labelled,
         measured=data.measured,
@@ -143,14 +115,34 @@ def train_model(
     if rank_here():
         return None
     record["scans"] = [scan.source for scan in data.scans]
-    if start is not None:
-        record["started_from"] = start.card.as_start
-    card = write_model(network, probe, geometry, config, record, out, info)
+    record["started_from"] = "" if start is None else start.card.as_start
+    if geometry is None or data.probe is None:
+        card = write_any_probe_model(network, config, record, out, info)
+    else:
+        card = write_model(network, data.probe, geometry, config, record, out, info)
     if record["metrics"]:
         write_rows(out / METRICS_FILE, record["metrics"])
         plot_rows(out / PLOT_FILE, record["metrics"], f"{info.name} {info.version}")
     (out / TRAINING_STATE).unlink(missing_ok=True)
     return card
+
+
+def _check(data: TrainingData, geometry: Geometry | None, config: TrainingConfig) -> None:
+    if geometry is None:
+        if config.synthetic.probes is None or not config.network.uses_probe:
+            raise ValueError(
+                "train: a network that is told its probe, and a family of probes (synthetic.probes) are needed"
+            )
+        return
+    shape = None if data.probe is None else data.probe.shape
+    if geometry.frame_shape != shape:
+        raise ValueError(f"train: geometry is of {geometry.frame_shape} px frames, the probe is {shape} px")
+    for scan in data.scans:
+        if abs(scan.geometry.object_pixel_m / geometry.object_pixel_m - 1) > PIXEL_TOLERANCE:
+            raise ValueError(
+                f"train: {scan.source} has object pixels of {scan.geometry.object_pixel_m * 1e9:.4g} nm, the model's "
+                f"are {geometry.object_pixel_m * 1e9:.4g} nm; at most {PIXEL_TOLERANCE:.0%} between them are allowed"
+            )
 
 
 def write_model(
@@ -191,23 +183,9 @@ def measured_model(
     source: str,
     effort: Effort,
 ) -> Model:
-    """Give a network a probe, and a card what is measured with it: errors and the meaning of trust.
+    """Give a network a probe, and its card what is measured with it: errors and the meaning of trust.
 
-    Parameters
-    ----------
-    network : ObjectNetwork
-        On the CPU.
-    card : ModelCard
-        What else it says is kept.
-    probe : (N, N) complex64 ndarray
-        Any scale; brought to the photons of `synthetic`.
-    geometry : Geometry
-        Of the network's frames.
-    synthetic : SyntheticConfig
-        What the network was trained on.
-    source : str
-        Where the probe came from.
-    effort : Effort
+    The probe (N, N), any scale and from `source`, is brought to the photons of what the network was trained on.
     """
     scaled = with_photons(probe, synthetic.photons)
     weight = stitching_weight(scaled, network.config.patch_size)
@@ -228,39 +206,6 @@ def measured_model(
 def final_loss(record: dict[str, Any]) -> dict[str, float]:
     """Last smoothed loss of a training, as a card's ``held_out`` has it; nothing where there was none."""
     return {"training_loss": float(record["loss"][-1])} if record["loss"] else {}
-
-
-def train_any_probe_model(
-    config: TrainingConfig,
-    out: Path,
-    info: ModelInfo,
-    *,
-    device: torch.device | str = "cpu",
-    progress: Progress | None = None,
-    start: Model | None = None,
-) -> ModelCard | None:
-    """Train a network on random probes and write its folder; see `train_model`.
-
-    Raises
-    ------
-    ValueError
-        When the configuration names no family of probes, or a network that is not told its probe.
-    """
-    if config.synthetic.probes is None or not config.network.uses_probe:
-        raise ValueError(
-            "train: a network that is told its probe, and a family of probes (synthetic.probes) are needed"
-        )
-    weights = None if start is None else start.network.state_dict()
-    network, record = fit(
-        None, config, checkpoint=out / TRAINING_STATE, device=device, progress=progress, start=weights
-    )
-    if rank_here():
-        return None
-    if start is not None:
-        record["started_from"] = start.card.as_start
-    card = write_any_probe_model(network, config, record, out, info)
-    (out / TRAINING_STATE).unlink(missing_ok=True)
-    return card
 
 
 def write_any_probe_model(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -22,10 +22,9 @@ from bluesky_ptychonn.recon.data.simulated import SyntheticConfig
 from bluesky_ptychonn.recon.models.checkpoint import Model, choose_device, load_model
 from bluesky_ptychonn.recon.networks.base import FamilyConfig
 from bluesky_ptychonn.recon.networks.families import family_class
-from bluesky_ptychonn.recon.training.config import Precision, TrainingConfig
+from bluesky_ptychonn.recon.training.config import TrainingConfig, TrainingSettings
 from bluesky_ptychonn.recon.training.loop import Progress
-from bluesky_ptychonn.recon.training.model import ModelInfo, train_any_probe_model, train_model
-from bluesky_ptychonn.recon.training.schedule import Schedule
+from bluesky_ptychonn.recon.training.model import ModelInfo, train_model
 
 #: Probe that means random ones, for a model that is told its probe later.
 ANY_PROBE = "any"
@@ -45,63 +44,47 @@ class TrainRequest:
         ``simulated``, a file with the complex probe, or ``any`` for random ones.
     out : Path
         The model's folder.
-    name : str, optional
-        Of the model; the folder's by default.
-    version, command : str
+    info : ModelInfo
         For the card.
+    settings : TrainingSettings
+        0 frames measure the weights of `start` for this probe.
+    geometry_given : mapping of str to float
+        ``energy_ev``, ``distance_m``, ``pixel_pitch_m``, where the probe's file has none or another.
     family : str
         Of the network, see `bluesky_ptychonn.recon.networks.families.FAMILIES`; that of `start` where there is one.
     start : str, optional
         Model to start from: its network is taken, whatever its frame size.
-    photons : float, optional
-        In a frame without sample; by default the probe's own, or 1e5.
-    width : float, optional
-        Of the network; the family's usual one by default.
+    photons, width, patch : float, float, int, optional
+        Photons of a frame without sample, the network's width, side of its patch in px; the usual ones by default.
     frame_size : int
         Side of a frame with random probes, px.
-    patch : int, optional
-        Side of the predicted patch, px; half the frame by default.
-    frames, batch_size, learning_rate, schedule, precision, patience, seed
-        See `TrainingConfig`; 0 frames measure the weights of `start` for this probe.
     mix : str, optional
-        Shares of the batches, such as ``simulated=1,labelled=1,label-free=0.5``; by default of what there is.
-    energy_ev, distance_m, pixel_pitch_m : float, optional
-        Geometry, where the probe's file has none or another.
+        See `read_mix`.
     device : str
         Where to train.
 
     Raises
     ------
     ValueError
-        In words: nothing to train, an unknown family, one that is not told its probe with random ones.
+        In words: nothing to train, an unknown family, one that is not told its probe with random ones, no geometry.
     """
 
     probe: str
     out: Path
-    name: str | None = None
-    version: str = "1"
-    command: str = ""
+    info: ModelInfo
+    settings: TrainingSettings
+    geometry_given: Mapping[str, float]
     family: str = "lifted"
     start: str | None = None
     photons: float | None = None
     width: float | None = None
-    frame_size: int = 128
     patch: int | None = None
-    frames: int = 100_000
-    batch_size: int = 16
-    learning_rate: float = 2e-3
-    schedule: Schedule = "cosine"
-    precision: Precision = "float32"
-    patience: int = 0
-    seed: int = 0
+    frame_size: int = 128
     mix: str | None = None
-    energy_ev: float | None = None
-    distance_m: float | None = None
-    pixel_pitch_m: float | None = None
     device: str = "auto"
 
     def __post_init__(self) -> None:
-        if self.frames < 1 and self.start is None:
+        if self.settings.get("frames", 1) < 1 and self.start is None:
             raise ValueError("train: --frames 0 trains nothing; give --start with a model to measure, or more frames")
         config = family_class(self.family).config_class
         if self.any_probe and not config.uses_probe:
@@ -137,33 +120,21 @@ class TrainRequest:
         measured: Sequence[MeasuredScan] = (),
         progress: Progress | None = None,
     ) -> ModelCard | None:
-        """Train the model and write its folder.
-
-        Parameters
-        ----------
-        labelled, measured
-            Scans to train on beside simulation; without effect with random probes.
-        progress : callable, optional
-
-        Returns
-        -------
-        ModelCard or None
-            As written; None in a process that `torchrun` started to help the first one.
-        """
-        info = ModelInfo(self.name or self.out.name, self.version, str(self.probe), self.command)
+        """Train the model and write its folder; see `train_model`. Scans are without effect with random probes."""
         common: dict[str, Any] = {"progress": progress, "start": self.start_model, "device": choose_device(self.device)}
         if self.any_probe:
             synthetic = SyntheticConfig(
                 photons=self.photons or _ANY_PHOTONS, dose_spread=_ANY_SPREAD, probes=ProbeFamily.broad()
             )
             network = self._network(self.frame_size, self.width or _ANY_WIDTH, synthetic.photons)
-            return train_any_probe_model(self._config(network, synthetic, Mix()), self.out, info, **common)
+            config = self._config(network, synthetic, Mix())
+            return train_model(TrainingData(), None, config, self.out, self.info, **common)
         data = TrainingData(self.probe_wave, labelled, measured)
         photons = self.photons or probe_photons(self.probe_wave)
         network = self._network(len(self.probe_wave), self.width, photons)
         mix = read_mix(self.mix, labelled=bool(labelled), label_free=bool(measured))
         config = self._config(network, SyntheticConfig(photons=photons, dose_spread=network.dose_spread), mix)
-        return train_model(data, self.geometry, config, self.out, info, **common)
+        return train_model(data, self.geometry, config, self.out, self.info, **common)
 
     def _network(self, size: int, width: float | None, photons: float) -> FamilyConfig:
         if self.start_model is None:
@@ -179,21 +150,14 @@ class TrainRequest:
             synthetic=synthetic,
             mix=mix,
             loss=network.loss,
-            frames=self.frames,
-            batch_size=self.batch_size,
-            learning_rate=self.learning_rate,
-            schedule=self.schedule,
-            precision=self.precision,
-            patience=self.patience,
-            seed=self.seed,
+            **self.settings,
         )
 
     @cached_property
     def geometry(self) -> Geometry:
         """Geometry of the network's frames, from the probe's file and what was given."""
         wave, known = self._probe_file
-        names = ("energy_ev", "distance_m", "pixel_pitch_m")
-        given = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
+        names, given = ("energy_ev", "distance_m", "pixel_pitch_m"), self.geometry_given
         if known is not None:
             return Geometry.from_document({**known.model_dump(), **given}, "command line")
         if missing := [f"--{name.replace('_', '-')}" for name in names if name not in given]:
