@@ -157,13 +157,13 @@ def disturbed_frames(
             changes["blur_px"] = min(0.2, worse * config.blur_px)
             changes["background"] = min(1000.0, worse * config.background)
         data = SimulatedFrames(probe, size, _BATCH, config.model_copy(update=changes), seed)
-        counts, told, truth = data.batch(index)
+        counts, believed, truth = data.batch(index)
         if trouble == "shift":
             rows, columns = rng.permutation([1, int(rng.integers(0, 2))]) * rng.choice([-1, 1], 2)
             counts = counts.roll((int(rows), int(columns)), dims=(1, 2))
         elif trouble == "focus":
-            told = refocused(told, float(rng.uniform(-0.8, 0.8)))
-        yield counts, told, truth, trouble
+            believed = refocused(believed, float(rng.uniform(-0.8, 0.8)))
+        yield counts, believed, truth, trouble
 
 
 def refocused(probe: Tensor, rms_rad: float) -> Tensor:
