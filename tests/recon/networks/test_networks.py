@@ -131,6 +131,7 @@ class MeanConfig(FamilyConfig):
     family: Literal["mean"] = "mean"
     frame_size: int = 32
     patch_size: int = 16
+    gain: float = 1.0
 
 
 class MeanNetwork(ObjectNetwork):
@@ -149,7 +150,7 @@ def test_a_further_family_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ValueError, match="family: got 'mean'; allowed are direct, lifted"):
         network_config({"family": "mean"})
     monkeypatch.setitem(FAMILIES, "mean", MeanNetwork)
-    config = TrainingConfig(network=MeanConfig(), frames=16, batch_size=8)
+    config = TrainingConfig(network=MeanConfig(gain=0.5), frames=16, batch_size=8)
     assert TrainingConfig.model_validate_json(config.model_dump_json()) == config
     network, _ = fit(SimulatedExperiment.demo().probe[16:48, 16:48], config)
     assert isinstance(network, MeanNetwork)
