@@ -89,7 +89,7 @@ class Faults:
     keep_orphans: bool = False
 
     @classmethod
-    def of(
+    def from_options(
         cls,
         documents: Documents,
         drop_frames: Collection[int] = (),
@@ -162,7 +162,7 @@ class SimCamera(Device):  # type: ignore[misc]
         self.folder = Path(folder).absolute()
         self.image_key = f"{name}_image"
         self.assets = make_assets(documents, self.image_key, self.folder)
-        self.faults = Faults.of(documents, **faults)
+        self.faults = Faults.from_options(documents, **faults)
         self.cam.acquire_time.put(exposure_s)
         self.cam.data_type.put(_DATA_TYPES.get(source.dtype.name, source.dtype.name))
         rows, columns = self.geometry.frame_shape
@@ -186,7 +186,7 @@ class SimCamera(Device):  # type: ignore[misc]
 
     def inject(self, **faults: Any) -> None:
         """Replace the faults, see `Faults`; holds from the next run on."""
-        self.faults = Faults.of(self.assets.kind, **faults)
+        self.faults = Faults.from_options(self.assets.kind, **faults)
         self.hdf1.compression.put("zlib" if self.faults.corrupt_frames else "none")
 
     def stage(self) -> list[object]:

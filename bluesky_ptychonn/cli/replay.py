@@ -30,7 +30,7 @@ def replay(
 
     typer.echo(f"starting the catalog in {out / CATALOG}, and a worker with the model {model} ...")
     with open_local_session(out, model, device=device) as road:
-        beamline = ReplayBeamline.of(scan, road.frames, exposure_s=exposure_s)
+        beamline = ReplayBeamline.from_scan(scan, road.frames, exposure_s=exposure_s)
         plan = replay_scan(beamline, every, first, md={"sample": file.stem, "purpose": "replay"})
         uid, took_s = road.scan(plan, words=f"replay, every {every}")
         result = road.finish(uid)
