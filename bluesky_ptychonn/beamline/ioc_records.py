@@ -122,12 +122,6 @@ class Plugin(PVGroup):  # type: ignore[misc]
     UniqueId_RBV = pvproperty(value=0)
     file: FrameFile | None = None
 
-    @ArraySize0_RBV.startup  # type: ignore[no-redef,untyped-decorator]
-    async def ArraySize0_RBV(self, instance: Any, async_lib: Any) -> None:  # noqa: N802
-        """Take the frame's size, for both sides."""
-        for size in (self.ArraySize0_RBV, self.ArraySize1_RBV):
-            await size.write(self.parent.frame_shape[0])
-
     @FilePath.setpoint.putter  # type: ignore[no-redef,untyped-decorator]
     async def FilePath(pair: Any, instance: Any, path: str) -> None:  # noqa: N802,N805  # `pair` is a group of its own
         """Make the folder where that is allowed, and say whether it is there."""
@@ -194,9 +188,10 @@ class Driver(PVGroup):  # type: ignore[misc]
 
     @ArraySizeX_RBV.startup  # type: ignore[no-redef,untyped-decorator]
     async def ArraySizeX_RBV(self, instance: Any, async_lib: Any) -> None:  # noqa: N802
-        """Take the frame's size, for both sides: one of 0 makes ophyd refuse to describe the image."""
-        for size in (self.ArraySizeX_RBV, self.ArraySizeY_RBV):
-            await size.write(self.parent.frame_shape[0])
+        """Give driver and plugin the frame's size: one of 0 makes ophyd refuse to describe the image."""
+        plugin, side = self.parent.hdf1, self.parent.frame_shape[0]
+        for size in (self.ArraySizeX_RBV, self.ArraySizeY_RBV, plugin.ArraySize0_RBV, plugin.ArraySize1_RBV):
+            await size.write(side)
 
     @Acquire.setpoint.putter  # type: ignore[no-redef,untyped-decorator]
     async def Acquire(pair: Any, instance: Any, value: Any) -> None:  # noqa: N802,N805

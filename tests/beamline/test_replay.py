@@ -63,6 +63,11 @@ def test_every_nth_frame(RE, of, tmp_path, recorded) -> None:
         RE(replay_scan(beamline, every=0))
 
 
+def test_the_name_of_version_0_1_0_warns(tmp_path, recorded) -> None:
+    with pytest.warns(DeprecationWarning, match="ReplayBeamline.from_scan now"):
+        assert ReplayBeamline.of(recorded, tmp_path / "frames", egu="um").stage.x.egu == "um"
+
+
 def test_other_plans_must_keep_to_measured_positions(RE, tmp_path, recorded) -> None:
     beamline = ReplayBeamline.from_scan(recorded, tmp_path / "frames")
     with pytest.raises(FailedStatus) as failed:
