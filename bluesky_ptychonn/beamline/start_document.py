@@ -30,8 +30,9 @@ def recorded_plan(function: Callable[_Arguments, MsgGenerator[str]]) -> Callable
     What the caller gives in `md` wins over them. Signature and docstring stay, for the queue server reads them.
     """
     signature = inspect.signature(function)
+    planned: Callable[..., MsgGenerator[str]] = plan(function)  # type: ignore[no-untyped-call]
 
-    @functools.wraps(function)
+    @functools.wraps(planned)
     def call(*args: _Arguments.args, **kwargs: _Arguments.kwargs) -> MsgGenerator[str]:
         try:
             bound = signature.bind(*args, **kwargs)
@@ -46,10 +47,9 @@ def recorded_plan(function: Callable[_Arguments, MsgGenerator[str]]) -> Callable
             "plan_args": arguments,
             **(bound.arguments["md"] or {}),
         }
-        return function(*bound.args, **bound.kwargs)
+        return planned(*bound.args, **bound.kwargs)
 
-    declared: Callable[_Arguments, MsgGenerator[str]] = plan(call)  # type: ignore[no-untyped-call]
-    return declared
+    return call
 
 
 def spacing(
