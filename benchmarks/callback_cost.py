@@ -61,10 +61,10 @@ def engine(*callbacks: Any) -> Any:
     """Make a RunEngine with callbacks."""
     from bluesky import RunEngine
 
-    made = RunEngine({}, context_managers=[])
+    engine = RunEngine({}, context_managers=[])
     for callback in callbacks:
-        made.subscribe(callback)
-    return made
+        engine.subscribe(callback)
+    return engine
 
 
 def cost(model: str, catalog: Any, writer: Any, beamline: Any, points: int, work: Path) -> dict[str, Any]:

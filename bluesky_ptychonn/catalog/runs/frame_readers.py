@@ -17,7 +17,7 @@ from bluesky_ptychonn.catalog.connection.circuit_breaker import CircuitBreaker
 from bluesky_ptychonn.catalog.connection.errors import CatalogRefusedError, CatalogUnavailableError, TooLargeError
 from bluesky_ptychonn.catalog.connection.http import TiledNode
 from bluesky_ptychonn.catalog.runs.data_keys import RunError
-from bluesky_ptychonn.optics.hdf5 import MOST_BYTES, inside, stay
+from bluesky_ptychonn.optics.hdf5 import MOST_BYTES, find_inside, refuse_external_data
 
 _MOST_FILES = 256
 _COMPARED = 2  # frames of a file to try to compare, at a time
@@ -210,7 +210,7 @@ class LocalFrames:
             raise ValueError(f"{path} is not a file")  # to open a pipe would wait for somebody to write into it
         handle = _open_hdf5(h5py.File, path)
         self._handles.append(handle)
-        found = inside(handle, dataset, path)
+        found = find_inside(handle, dataset, path)
         if not isinstance(found, h5py.Dataset) or found.shape is None:
             raise KeyError(f"{path} has no dataset {dataset}")
         frames_of = found.shape[1:] if found.shape[1:] == self._frame_shape else found.shape[2:]
@@ -239,7 +239,7 @@ class LocalFrames:
             low, high = max(first - base, 0), min(stop - base, len(dataset))
             if low >= high:
                 continue
-            stay(dataset, dataset.file.filename)  # `refresh` reads anew where the data are
+            refuse_external_data(dataset, dataset.file.filename)  # `refresh` reads anew where the data are
             if number not in self._proven:
                 self._prove(number, base, low, high)
             parts.append(dataset[low:high].reshape(-1, *self._frame_shape))
