@@ -147,7 +147,7 @@ def step(learner: Learner, frozen: Model, run: Run, build: Path) -> dict[str, An
         "defocus_rad": run.defocus_rad,
         "wrong": run.wrong,
         "frames": len(run.frames),
-        "verdict": list(reasons),
+        "verdict": [str(reason) for reason in reasons],
         "frozen_rad": error_of(frozen.network, frozen.probe, run),
         "live_rad": error_of(before.network, before.probe, run),
         "considered": considered.reason,

@@ -35,6 +35,7 @@ from bluesky_ptychonn.recon.models.library import check_name
 if TYPE_CHECKING:
     from bluesky_ptychonn.recon.learning.learner import Candidate, Considered, Judgement
     from bluesky_ptychonn.recon.models.checkpoint import Model
+    from bluesky_ptychonn.recon.quality.verdict import Reason
 
 log = logging.getLogger(__name__)
 
@@ -53,7 +54,7 @@ class Learns(Protocol):
     def rounds(self) -> int:
         """Rounds that have ended."""
 
-    def consider(self, scan: Any, *, trust: Any, verdict_reasons: Sequence[str] = ()) -> Considered:
+    def consider(self, scan: Any, *, trust: Any, verdict_reasons: Sequence[Reason] = ()) -> Considered:
         """Take a run or say why not; the same answer again for a run that was considered."""
 
     def propose(self, stop: Callable[[], bool]) -> Candidate | None:

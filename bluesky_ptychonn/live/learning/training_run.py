@@ -14,6 +14,7 @@ from bluesky_ptychonn.catalog.runs.data_keys import RunError
 from bluesky_ptychonn.catalog.runs.measured import ProbeSetup, measured_run
 from bluesky_ptychonn.catalog.runs.stored_documents import find_run
 from bluesky_ptychonn.recon.data.scans import MeasuredScan
+from bluesky_ptychonn.recon.quality.verdict import Reason
 
 #: Bytes that labelling takes for each byte of the frames (float32), estimated: the frames themselves and their fields.
 _COPIES = 8
@@ -30,7 +31,7 @@ class TrainingRun:
         Its usable frames; `source` is the run's uid.
     trust : (n,) float64 ndarray
         Of each frame, 0 for one that the reconstruction rejected, 1 throughout for a run without a reconstruction.
-    reasons : tuple of str
+    reasons : tuple of Reason
         Of the reconstruction's verdict.
     made_by : str
         ``name/version`` of the model behind trust and reasons; empty without a reconstruction.
@@ -38,7 +39,7 @@ class TrainingRun:
 
     scan: MeasuredScan
     trust: NDArray[np.float64]
-    reasons: tuple[str, ...]
+    reasons: tuple[Reason, ...]
     made_by: str
 
 
@@ -91,5 +92,5 @@ def training_run(root: Any, uid: str, model: Any, *, raw: str = RAW, memory_byte
     known = dict(zip(frames.seq_num.tolist(), np.where(frames.valid, frames.trust, 0.0).tolist(), strict=True))
     trust = np.nan_to_num(np.array([known.get(int(seq_num), 0.0) for seq_num in read.seq_num], dtype=np.float64))
     by = made.metadata["model"]
-    reasons = tuple(str(words) for words in (made.metadata.get("verdict") or {}).get("reasons", ()))
+    reasons = tuple(Reason.from_text(str(text)) for text in (made.metadata.get("verdict") or {}).get("reasons", ()))
     return TrainingRun(scan, trust, reasons, f"{by['name']}/{by['version']}")

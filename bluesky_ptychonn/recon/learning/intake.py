@@ -18,10 +18,10 @@ from bluesky_ptychonn.recon.learning.pseudo_label import PseudoLabel, label, sca
 from bluesky_ptychonn.recon.learning.replay_buffer import ReplayBuffer
 from bluesky_ptychonn.recon.mosaic.probe_tuning import TunedProbe
 from bluesky_ptychonn.recon.networks.networks import ObjectNetwork
-from bluesky_ptychonn.recon.quality.verdict import ENERGY, INTENSITY, LOST, SHIFTED
+from bluesky_ptychonn.recon.quality.verdict import Reason, ReasonKind
 
 #: Verdicts by which the frames are not what the network takes them for. Another probe or sample is what to learn from.
-_UNFIT = (SHIFTED, ENERGY, LOST, INTENSITY)
+_UNFIT = (ReasonKind.SHIFTED, ReasonKind.ENERGY, ReasonKind.LOST, ReasonKind.INTENSITY)
 #: Gaps between the halves of a run, in probe diameters: the widest that leaves a quarter of the frames to learn from.
 _GAPS, _LEAST_HALF = (1.0, 0.5, 0.25), 0.25
 
@@ -81,7 +81,7 @@ class Intake:
         probe: Tensor,
         scan: MeasuredScan,
         trust: NDArray[np.float64],
-        reasons: Sequence[str],
+        reasons: Sequence[Reason],
         *,
         axis: int,
         insist: bool,
@@ -102,7 +102,7 @@ class Intake:
             tuned = None if made is None else made.tuned
             return Considered(False, f"not taken: {why}", scan.source, 0, 0, tuned, _numbers(made))
 
-        unfit = [] if insist else [words for words in reasons if words.split(":")[0] in _UNFIT]
+        unfit = [] if insist else [reason for reason in reasons if reason.kind in _UNFIT]
         if unfit:
             return refused(f"the verdict on the run says {unfit[0]}")
         usable = np.isfinite(trust) & (trust > 0)

@@ -33,6 +33,7 @@ from bluesky_ptychonn.recon.learning.judge import Judgement, compare_models, lab
 from bluesky_ptychonn.recon.learning.replay_buffer import ReplayBuffer
 from bluesky_ptychonn.recon.models.checkpoint import Model, load_model
 from bluesky_ptychonn.recon.networks.networks import ObjectNetwork
+from bluesky_ptychonn.recon.quality.verdict import Reason
 
 __all__ = ["Candidate", "Considered", "Judgement", "Learner", "LearningConfig", "never"]
 
@@ -128,7 +129,7 @@ class Learner:
         return int(self._state["rounds"])
 
     def consider(
-        self, scan: MeasuredScan, *, trust: ArrayLike, verdict_reasons: Sequence[str] = (), insist: bool = False
+        self, scan: MeasuredScan, *, trust: ArrayLike, verdict_reasons: Sequence[Reason] = (), insist: bool = False
     ) -> Considered:
         """Take a finished run to learn from, or say why not.
 
@@ -138,8 +139,8 @@ class Learner:
             All usable frames of the run; its `probe` is the one it was reconstructed with, at the flux of the run.
         trust : (n,) float
             Of each frame, 0 to 1.
-        verdict_reasons : sequence of str
-            Of the run's verdict, see `bluesky_ptychonn.recon.quality.verdict`.
+        verdict_reasons : sequence of Reason
+            Of the run's verdict.
         insist : bool
             Take the run whatever verdict, probe and label look like. The judgement of a candidate stays, and where it
             is against it the run is forgotten again.

@@ -24,7 +24,7 @@ from bluesky_ptychonn.recon.learning.judge import compare_models, label_error
 from bluesky_ptychonn.recon.learning.learner import Considered, Judgement, Learner, LearningConfig
 from bluesky_ptychonn.recon.models.checkpoint import Model, load_model, save_model
 from bluesky_ptychonn.recon.networks.networks import DirectConfig, LiftedConfig, ObjectNetwork, build_network
-from bluesky_ptychonn.recon.quality.verdict import PROBE, SHIFTED
+from bluesky_ptychonn.recon.quality.verdict import Reason, ReasonKind
 
 UNIT = torch.as_tensor(zone_plate_probe((32, 32), 14))
 BELIEVED = (UNIT * 1e5**0.5).numpy()
@@ -106,7 +106,7 @@ def lesson(tmp_path_factory: pytest.TempPathFactory, champion: Model) -> tuple[P
     folder = tmp_path_factory.mktemp("taught")
     learner = Learner(folder, champion, CONFIG)
     assert learner.propose() is None
-    found = learner.consider(GOOD, trust=ALL, verdict_reasons=[f"{PROBE}: patches differ"])
+    found = learner.consider(GOOD, trust=ALL, verdict_reasons=[Reason(ReasonKind.PROBE, "patches differ")])
     assert learner.propose() is not None
     return folder, found
 
@@ -157,14 +157,14 @@ def test_a_drifted_run_is_taken_and_what_it_teaches_is_crowned(
 @pytest.mark.parametrize(
     ("scan", "trust", "reasons", "words"),
     [
-        (GOOD, ALL, (f"{SHIFTED}: by 3 px",), "the verdict on the run says detector shifted: by 3 px"),
+        (GOOD, ALL, (Reason(ReasonKind.SHIFTED, "by 3 px"),), "the verdict on the run says detector shifted: by 3 px"),
         (GOOD, np.where(np.arange(len(ALL)) < 9, 1.0, 0.0), (), "9 of 64 frames have any trust, 16 are needed"),
         (GOOD, ALL * np.nan, (), "0 of 64 frames have any trust"),
         (scrambled(GOOD), ALL, (), "its label foresees 0% of what the sample does to frames left out"),
     ],
 )
 def test_a_bad_run_is_not_taken_and_says_why(
-    tmp_path: Path, champion: Model, scan: MeasuredScan, trust: np.ndarray, reasons: tuple[str, ...], words: str
+    tmp_path: Path, champion: Model, scan: MeasuredScan, trust: np.ndarray, reasons: tuple[Reason, ...], words: str
 ) -> None:
     learner = Learner(tmp_path, champion, CONFIG)
     found = learner.consider(scan, trust=trust, verdict_reasons=reasons)
