@@ -15,6 +15,7 @@ from bluesky_ptychonn.catalog.results.field_of_view import FieldOfView
 from bluesky_ptychonn.catalog.runs.data_keys import RunError
 from bluesky_ptychonn.catalog.runs.frame_source import FrameReader
 from bluesky_ptychonn.catalog.runs.pairing import NOT_THERE, UNREADABLE, FrameRef, RunPairing, count_reasons
+from bluesky_ptychonn.live.pipeline.problems import ProblemKind
 from bluesky_ptychonn.live.pipeline.progress import Progress, Timing
 from bluesky_ptychonn.live.pipeline.protocols import Patches, Reconstructs, Sink
 from bluesky_ptychonn.live.pipeline.refining import Refining
@@ -290,3 +291,6 @@ class Assembly:
         since = self.sink.waits_since
         progress.lag_s = self._lag_s if since is None else max(0.0, time.time() - since)
         progress.problem = self.sink.problem or self._problem
+        progress.problem_kind = (
+            ProblemKind.CATALOG if self.sink.problem else ProblemKind.FRAMES if self._problem else ""
+        )

@@ -75,6 +75,8 @@ class Progress:
         wait on disk, how long the first has. By the clock of the session's machine, whatever those of detectors say.
     problem : str
         The last thing that went wrong, in words.
+    problem_kind : str
+        What that is about, see `ProblemKind`.
     model : str
         ``name/version`` of the model that this run is reconstructed by, from its start to its end.
     spooled : int
@@ -94,6 +96,7 @@ class Progress:
     rejected: dict[str, int] = field(default_factory=dict)
     lag_s: float | None = None
     problem: str = ""
+    problem_kind: str = ""
     model: str = ""
     spooled: int = 0
     spool_bytes: int = 0
@@ -149,6 +152,8 @@ class Status:
         in the scan.
     problem : str
         The last thing that went wrong, in words.
+    problem_kind : str
+        What that is about, see `ProblemKind`.
     model : str
         ``name/version`` of the model at work; each run says which it has.
     """
@@ -159,6 +164,7 @@ class Status:
     runs: dict[str, Progress] = field(default_factory=dict)
     journal_errors: int = 0
     problem: str = ""
+    problem_kind: str = ""
     model: str = ""
 
     @property

@@ -11,6 +11,7 @@ from bluesky_ptychonn.catalog.connection.errors import is_outage
 from bluesky_ptychonn.catalog.runs.data_keys import DataKeys, DocumentError, RunError, RunLayout, geometry_of
 from bluesky_ptychonn.catalog.runs.pairing import RunPairing
 from bluesky_ptychonn.live.pipeline.assembly import LONGEST_REST, Assembly
+from bluesky_ptychonn.live.pipeline.problems import Problem, ProblemKind
 from bluesky_ptychonn.live.pipeline.progress import Progress, Timing
 from bluesky_ptychonn.live.pipeline.protocols import ComponentFactory
 from bluesky_ptychonn.optics.geometry import Geometry
@@ -178,8 +179,7 @@ class RunReconstruction:
         self._failing = (since, times + 1)
         outage = is_outage(error)
         self._due = now + min(0.5 * 2 ** min(times, 8), _LONGEST_S[not outage])
-        words = str(error) if isinstance(error, ConnectionError) else f"{type(error).__name__}: {error}"
-        self.progress.problem = words
+        words, _ = self.progress.problem, self.progress.problem_kind = Problem.from_error(error)
         if times == 0 or not outage:
             level = logging.INFO if outage else logging.WARNING  # an outage is told once a session, not for each run
             log.log(level, "run %s: %s; trying again", self.progress.uid, words, exc_info=None if outage else error)
@@ -221,7 +221,8 @@ class RunReconstruction:
         if parts.tried:
             if self._whole_at is None:
                 self._due = max(self._due, self._ask_at)
-                self.progress.problem = self.progress.problem or RAW_BEHIND
+                if not self.progress.problem:
+                    self.progress.problem, self.progress.problem_kind = RAW_BEHIND, ProblemKind.RAW_RUN
                 if self._late(self._ended):
                     self._give_up(outage=True)
         elif parts.sink.behind:
@@ -243,7 +244,7 @@ class RunReconstruction:
                 if self._factory.whole(self.start):
                     self._whole_at = now
             except ConnectionError as error:
-                self.progress.problem = str(error)
+                self.progress.problem, self.progress.problem_kind = Problem.from_error(error)
         if self._whole_at is not None:
             return now - self._whole_at >= self.pace.patience_s
         return now - self._ended >= self.pace.raw_s
@@ -283,7 +284,7 @@ class RunReconstruction:
 
     def _fail(self, error: RunError) -> None:
         """Mark the run failed: in the catalog too, where it says that it is ptychography."""
-        self.progress.problem = str(error)
+        self.progress.problem, self.progress.problem_kind = str(error), ProblemKind.RUN
         log.warning("run %s: %s", self.progress.uid, error)
         if self._parts is None and not isinstance(self.start.get("ptychography"), Mapping):
             self.progress.state = "ignored"
