@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bluesky_ptychonn.catalog.connection.server import CatalogServer
+from bluesky_ptychonn.catalog.results.block import Block
 from bluesky_ptychonn.catalog.results.sink import ResultSink
 from bluesky_ptychonn.recon.mosaic.stitch import MosaicImage
 
@@ -38,8 +39,8 @@ def patches_of(seq_nums: Any, take: int = 0) -> NDArray[np.complex64]:
     return wave.astype(np.complex64)
 
 
-def block_of(seq_nums: Any, take: int = 0, flags: dict[int, str] | None = None) -> tuple[Any, ...]:
-    """Arguments of `ResultSink.write_block`."""
+def columns_of(seq_nums: Any, take: int = 0, flags: dict[int, str] | None = None) -> tuple[Any, ...]:
+    """What `Block.of` takes after the shape."""
     numbers = list(seq_nums)
     flag = [(flags or {}).get(number, "") for number in numbers]
     wave = patches_of(numbers, take)
@@ -47,7 +48,13 @@ def block_of(seq_nums: Any, take: int = 0, flags: dict[int, str] | None = None) 
     wave[~valid] = np.nan
     place = np.array(numbers) * 1e-7
     trust = np.full(len(numbers), 0.25 + take / 4)
-    return numbers, wave, place, -place, trust, valid, flag, np.full(len(numbers), time.time())
+    now, nothing = np.full(len(numbers), time.time()), np.zeros(len(numbers))
+    return numbers, wave, place, -place, trust, valid, flag, now, nothing
+
+
+def block_of(seq_nums: Any, take: int = 0, flags: dict[int, str] | None = None) -> Block:
+    """Results of frames."""
+    return Block.of(SHAPE, *columns_of(seq_nums, take, flags))
 
 
 def picture(rows: int, columns: int, corner: tuple[int, int] = (0, 0), value: float = 1.0) -> MosaicImage:

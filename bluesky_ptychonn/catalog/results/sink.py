@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Callable, Mapping, Sequence, Set
+from collections.abc import Callable, Mapping, Set
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import ArrayLike
 
 from bluesky_ptychonn.catalog.connection.connect import PROCESSED
 from bluesky_ptychonn.catalog.connection.http import CatalogRefusedError, CatalogUnavailableError, TiledNode
@@ -160,53 +159,28 @@ class ResultSink:
         """Seconds that the catalog took to answer, so far."""
         return self._wire.seconds
 
-    def write_block(
-        self,
-        seq_nums: ArrayLike,
-        patches: ArrayLike,
-        y_m: ArrayLike,
-        x_m: ArrayLike,
-        trust: ArrayLike,
-        valid: ArrayLike,
-        flags: Sequence[str],
-        time_raw: ArrayLike,
-        time_done: ArrayLike | None = None,
-    ) -> None:
+    def write_block(self, block: Block) -> None:
         """Write frames; of two with one sequence number the last wins.
 
         With a spool this returns also when the catalog does not answer: see `pending`.
 
         Parameters
         ----------
-        seq_nums : (n,) int
-            Count from 1; row ``seq_num - 1`` of the patch arrays.
-        patches : (n, h, w) complex64
-            NaN where a frame has none.
-        y_m, x_m : (n,) float
-            Positions, m; NaN where unknown.
-        trust : (n,) float
-            0 to 1.
-        valid : (n,) bool
-            Whether the frame could be used.
-        flags : sequence of str
-            What is wrong with it, empty when nothing is.
-        time_raw : (n,) float
-            When the frame was taken, POSIX seconds.
-        time_done : (n,) float, optional
-            When it was reconstructed. The table says when the catalog had acknowledged amplitude and phase, so that any
-            reader could have them; never earlier than this.
+        block : Block
+            Row ``seq_num - 1`` of the patch arrays is a frame's. The table's ``time_done`` says when the catalog had
+            acknowledged amplitude and phase, so that any reader could have them; never earlier than the block's.
 
         Raises
         ------
         ValueError
-            When shapes disagree or a sequence number is below 1. Nothing is written then.
+            When its patches are not of `patch_shape`. Nothing is written then.
         CatalogUnavailableError
             Without a spool, or with a full one after waiting.
         CatalogRefusedError
             When the catalog will not take it.
         """
-        done = np.zeros(np.shape(seq_nums)) if time_done is None else time_done
-        block = Block.of(self.patch_shape, seq_nums, patches, y_m, x_m, trust, valid, flags, time_raw, done)
+        if block.amplitude.shape[1:] != self.patch_shape:
+            raise ValueError(f"write_block: patches {block.amplitude.shape}, patch_shape {self.patch_shape} px")
         if not len(block):
             return
         if self._spool is None:

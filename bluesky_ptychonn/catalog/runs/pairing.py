@@ -322,15 +322,3 @@ def _reason(point: _Point) -> str:
     if not point.event:
         return NO_EVENT
     return BAD_POSITION if point.position is None else NO_FRAME
-
-
-def count_reasons(reasons: Iterable[str]) -> dict[str, int]:
-    """How often each reason occurs, the commonest first.
-
-    >>> count_reasons(["b", "a", "b"])
-    {'b': 2, 'a': 1}
-    """
-    counts: dict[str, int] = {}
-    for reason in reasons:
-        counts[reason] = counts.get(reason, 0) + 1
-    return dict(sorted(counts.items(), key=lambda item: -item[1]))

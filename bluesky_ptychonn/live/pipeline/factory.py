@@ -15,7 +15,7 @@ from bluesky_ptychonn.catalog.connection.http import TiledNode
 from bluesky_ptychonn.catalog.registry.champion import Champion, cache_folder
 from bluesky_ptychonn.catalog.runs.data_keys import RunLayout
 from bluesky_ptychonn.catalog.runs.frame_source import TiledFrames, WatchedFrames
-from bluesky_ptychonn.live.pipeline.protocols import Reconstructs, Sink
+from bluesky_ptychonn.live.pipeline.protocols import FrameReconstructor, Sink
 from bluesky_ptychonn.live.pipeline.settings import SPOOL, ReconstructionSettings
 from bluesky_ptychonn.optics.geometry import Geometry
 
@@ -62,7 +62,7 @@ class _LoadedModel:
             self._first.warm_up()
             self._warm = True
 
-    def reconstructor(self, geometry: Geometry) -> Reconstructs:
+    def reconstructor(self, geometry: Geometry) -> FrameReconstructor:
         from bluesky_ptychonn.recon.inference.reconstructor import Reconstructor
 
         key = geometry.model_dump_json(exclude={"sources"})
@@ -128,9 +128,9 @@ class TiledComponentFactory:
         self._spool = None if folder is None else folder / SPOOL
         self._session = uuid.uuid5(uuid.NAMESPACE_URL, f"ptychonn:{session}")
         self.problem = ""
-        bench = None
+        loaded = None
         if model is not None or order.model:  # what is wrong with it is said at once, not when the catalog answers
-            bench = _LoadedModel.load(order.model, order) if model is None else _LoadedModel(model, "", order)
+            loaded = _LoadedModel.load(order.model, order) if model is None else _LoadedModel(model, "", order)
         _import_early()
         if root is None:
             ask_for_a_sign(order.catalog)
@@ -140,27 +140,27 @@ class TiledComponentFactory:
         if order.champion:
             place = cache_folder(None if folder is None else folder.parent)
             self._champion = Champion(self._root, order.champion, place, self._line.wait)
-            bench = self._of_now(bench)
-        if bench is None:
+            loaded = self._current_model(loaded)
+        if loaded is None:
             raise ValueError(f"model {order.champion or order.model!r} is neither here nor a champion in this catalog")
-        self._bench = bench
-        bench.warm_up()
+        self._loaded = loaded
+        loaded.warm_up()
         log.info("%s on %s, ready in %.1f s", self.model, self.device, time.monotonic() - began)
 
     @property
     def device(self) -> str:
         """What the network runs on, and what befell that."""
-        return self._bench.device
+        return self._loaded.device
 
     @property
     def model(self) -> str:
         """Model that makes reconstructors, ``name/version``."""
-        return self._bench.name
+        return self._loaded.name
 
     @property
     def model_folder(self) -> str:
         """Where that lies; empty for one that was given loaded."""
-        return self._bench.folder
+        return self._loaded.folder
 
     def for_run(self, made_by: str = "") -> TiledComponentFactory:
         """Make a factory that keeps its model for one run; looks once whether the champion changed.
@@ -172,16 +172,16 @@ class TiledComponentFactory:
         """
         if self._champion is None:
             return copy.copy(self)
-        there = self._bench
-        self._bench = self._of_now(there) or there
-        if self._bench is not there:
+        there = self._loaded
+        self._loaded = self._current_model(there) or there
+        if self._loaded is not there:
             log.info("champion is %s now, before %s", self.model, there.name)
         run = copy.copy(self)
         if made_by and made_by != self.model:
-            run._bench = self._of_then(self._champion, made_by, there)
+            run._loaded = self._earlier_model(self._champion, made_by, there)
         return run
 
-    def _of_now(self, there: _LoadedModel | None) -> _LoadedModel | None:
+    def _current_model(self, there: _LoadedModel | None) -> _LoadedModel | None:
         """Champion, or the order's model where none is decided; what is there when that cannot be had."""
         if self._champion is None:
             return there
@@ -189,9 +189,9 @@ class TiledComponentFactory:
             found = self._champion.look()
             folder = self._order.model if found is None else str(found)
             if folder and (there is None or there.folder != folder):
-                bench = _LoadedModel.load(folder, self._order)
-                bench.warm_up()
-                there = bench
+                loaded = _LoadedModel.load(folder, self._order)
+                loaded.warm_up()
+                there = loaded
             self.problem = ""
         except Exception as error:  # shown in status and log; a run is not lost for a model that cannot be had
             if there is None:
@@ -200,7 +200,7 @@ class TiledComponentFactory:
             log.warning("%s", self.problem)
         return there
 
-    def _of_then(self, champion: Champion, made_by: str, there: _LoadedModel) -> _LoadedModel:
+    def _earlier_model(self, champion: Champion, made_by: str, there: _LoadedModel) -> _LoadedModel:
         """Model that a run began with; where it cannot be had again, the one at work."""
         if made_by == there.name:
             return there
@@ -212,11 +212,11 @@ class TiledComponentFactory:
             return _LoadedModel.load(str(champion.version(made_by.partition("/")[2])), self._order)
         except Exception as error:  # noqa: BLE001  # as above
             log.warning("model %s, which the run began with: %s; %s goes on with it", made_by, error, self.model)
-            return self._bench
+            return self._loaded
 
-    def reconstructor(self, geometry: Geometry) -> Reconstructs:
+    def reconstructor(self, geometry: Geometry) -> FrameReconstructor:
         """Make a reconstructor for a run of this geometry; the network is shared."""
-        return self._bench.reconstructor(geometry)
+        return self._loaded.reconstructor(geometry)
 
     def source(self, start: Mapping[str, Any], stream: str, layout: RunLayout) -> WatchedFrames:
         """Frames of a run in this catalog."""
@@ -225,7 +225,7 @@ class TiledComponentFactory:
         frames = TiledFrames(self._root, path, layout.frame_shape, before_request=self._line.wait)
         return WatchedFrames(frames, self._line)
 
-    def whole(self, start: Mapping[str, Any]) -> bool:
+    def is_raw_run_complete(self, start: Mapping[str, Any]) -> bool:
         """Whether the raw run in the catalog has its stop document: one request."""
         where = [part for part in self._order.raw.split("/") if part]
         with self._line.watched():
