@@ -27,7 +27,7 @@ def label(
     from bluesky_ptychonn.live.batch.label import label as make_label
     from bluesky_ptychonn.recon.solver.labelling import MOST_SAMPLING
 
-    ProbeSetup.of(model, probe)  # an unknown model or file is said before a server is started
+    ProbeSetup.from_source(model, probe)  # an unknown model or file is said before a server is started
     with open_catalog(catalog) as root:
         made = make_label(
             run_key(run),

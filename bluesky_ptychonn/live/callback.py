@@ -169,7 +169,7 @@ class LiveReconstruction:
             spool_mib=spool_mib,
         )
         loaded = hasattr(model, "network")
-        address = Address.of(catalog)
+        address = Address.from_catalog(catalog)
         order = replace(order, catalog=address.uri)
         if not loaded:
             order = replace(order, model=local_or_champion(model, address), champion=bare_name(model))

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from bluesky_ptychonn.catalog.connection.errors import is_outage
+from bluesky_ptychonn.catalog.connection.requests import require_answer
 from bluesky_ptychonn.files import lock
 from bluesky_ptychonn.journal.reader import JournalReader, journaled_runs
 from bluesky_ptychonn.live.pipeline.progress import Progress
@@ -319,14 +320,14 @@ def main(arguments: list[str]) -> int:
     api_key = _key()
     closing = threading.Event()
     threading.Thread(target=_close_with_owner, args=(closing,), daemon=True).start()
-    from bluesky_ptychonn.live.pipeline.factory import TiledComponentFactory, ask_for_a_sign
+    from bluesky_ptychonn.live.pipeline.factory import TiledComponentFactory
 
     again = False
 
     def factory(order: ReconstructionSettings) -> TiledComponentFactory:
         nonlocal again
         if again:  # before the network is loaded once more
-            ask_for_a_sign(order.catalog)
+            require_answer(order.catalog)
         again = True
         return TiledComponentFactory(
             order, folder.name, api_key=api_key, folder=folder, before_request=before_request(folder)

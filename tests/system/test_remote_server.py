@@ -21,7 +21,8 @@ from bluesky_tiled_plugins import TiledWriter
 from tiled.client.container import Container
 
 from bluesky_ptychonn.catalog.connection.connect import connect, disconnect
-from bluesky_ptychonn.catalog.connection.http import CatalogRefusedError, TiledNode
+from bluesky_ptychonn.catalog.connection.errors import CatalogRefusedError
+from bluesky_ptychonn.catalog.connection.http import TiledNode
 from bluesky_ptychonn.catalog.registry.registry import Registry
 from bluesky_ptychonn.catalog.results.client import reconstructions
 from bluesky_ptychonn.live.batch.reconstruct import reconstruct

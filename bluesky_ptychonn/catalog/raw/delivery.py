@@ -7,7 +7,7 @@ import threading
 import time
 from typing import TYPE_CHECKING, Any
 
-from bluesky_ptychonn.catalog.connection.http import CatalogUnavailableError
+from bluesky_ptychonn.catalog.connection.errors import CatalogUnavailableError
 from bluesky_ptychonn.catalog.raw.connection import RawCatalog
 from bluesky_ptychonn.catalog.raw.upload import NotARunError, RunUpload, describe
 from bluesky_ptychonn.journal.append_file import RunFile, run_files

@@ -1,6 +1,6 @@
 """Where mosaics lie in the catalog: canvases of one chunk, larger than the picture, replaced as a whole.
 
-A stored array cannot move its origin, and one that spans chunks is not written in one step. So a picture is laid on a
+A stored array cannot move its origin, and one that spans chunks is not written in one step. So a picture is arrays on a
 canvas with some room on the sides it grew towards; a picture that no longer fits gets new nodes, which readers find
 only once they are filled, because the container's metadata names the nodes in use.
 """
@@ -82,11 +82,11 @@ class Canvas:
             raise ValueError(f"a picture {image.amplitude.shape} px at {image.origin_m} m is not within {self}")
         rows, columns = image.amplitude.shape
         window = np.s_[corner[0] : corner[0] + rows, corner[1] : corner[1] + columns]
-        laid = {}
+        arrays = {}
         for name in PICTURES:
-            laid[name] = np.full(self.shape, 0.0 if name == "coverage" else np.nan, np.float32)
-            laid[name][window] = getattr(image, name)
-        return laid
+            arrays[name] = np.full(self.shape, 0.0 if name == "coverage" else np.nan, np.float32)
+            arrays[name][window] = getattr(image, name)
+        return arrays
 
     def describe(self, image: MosaicImage) -> dict[str, Any]:
         """Describe canvas and picture for the container's metadata."""

@@ -41,10 +41,10 @@ class FieldOfView:
         patch_m : tuple of float
             Height and width of a patch, m.
         """
-        said = start.get("ptychography")
+        given = start.get("ptychography")
         try:
-            extent = said["extent_m"]  # type: ignore[index]
-            room = float(said.get("step_m") or 0.0) / 2  # type: ignore[union-attr]
+            extent = given["extent_m"]  # type: ignore[index]
+            room = float(given.get("step_m") or 0.0) / 2  # type: ignore[union-attr]
             sides = [
                 (float(low) - room - size / 2, float(high) + room + size / 2)
                 for (low, high), size in zip((extent["y"], extent["x"]), patch_m, strict=True)

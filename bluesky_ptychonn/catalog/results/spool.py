@@ -58,10 +58,10 @@ class Spool:
             draft.unlink()  # of a process that died while it wrote
         files = sorted(folder.glob("*.npz")) if folder.is_dir() else []
         for path in files:
-            self._find(path)
+            self._recover(path)
         self._next = int(files[-1].stem) + 1 if files else 0
 
-    def _find(self, path: Path) -> None:
+    def _recover(self, path: Path) -> None:
         try:
             with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
                 numbers = stored["seq_num"].tolist()
@@ -70,11 +70,11 @@ class Spool:
             log.warning("%s cannot be read and is left out: %s", path, error)
             path.unlink(missing_ok=True)
             return
-        self._take(path, numbers)
+        self._register(path, numbers)
 
-    def _take(self, path: Path, seq_nums: list[int]) -> None:
-        about = path.stat()
-        file = _File(path, tuple(seq_nums), about.st_size, about.st_mtime)
+    def _register(self, path: Path, seq_nums: list[int]) -> None:
+        status = path.stat()
+        file = _File(path, tuple(seq_nums), status.st_size, status.st_mtime)
         self._files.append(file)
         self._numbers.update(file.seq_nums)
         self._largest = max(self._largest, file.nbytes)
@@ -133,7 +133,7 @@ class Spool:
         path = self.folder / f"{self._next:08d}.npz"
         block.save(path)
         self._next += 1
-        self._take(path, block.seq_num.tolist())
+        self._register(path, block.seq_num.tolist())
 
     def first(self) -> Block:
         """Return the block that waits longest, joined with what came after where they are small.

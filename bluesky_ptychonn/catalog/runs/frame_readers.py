@@ -13,92 +13,90 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bluesky_ptychonn.catalog.connection.scopes import lacking
+from bluesky_ptychonn.catalog.connection.circuit_breaker import CircuitBreaker
+from bluesky_ptychonn.catalog.connection.errors import CatalogRefusedError, CatalogUnavailableError, TooLargeError
+from bluesky_ptychonn.catalog.connection.http import TiledNode
 from bluesky_ptychonn.catalog.runs.data_keys import RunError
 from bluesky_ptychonn.optics.hdf5 import MOST_BYTES, inside, stay
 
 _MOST_FILES = 256
-_LOOKS = 2  # frames of a file to try to compare, at a time
+_COMPARED = 2  # frames of a file to try to compare, at a time
+_NOT_NOW = (None, 429, 502, 503, 504)  # states of a catalog that say nothing of the frames
 
 
 class HTTPFrames:
     """Frames by slices from the Tiled server."""
 
-    def __init__(self, look_up: Callable[[], Any], node: Any, frame_shape: tuple[int, int]) -> None:
+    def __init__(
+        self,
+        look_up: Callable[[], Any],
+        node: Any,
+        frame_shape: tuple[int, int],
+        breaker: CircuitBreaker | None = None,
+    ) -> None:
         self._look_up = look_up
-        self._node = node
+        self._recording = contextlib.nullcontext if breaker is None else breaker.recording
+        self._array = TiledNode(node)
+        self._name = node.uri
+        self._dtype = node.dtype
         self._length = int(node.shape[0])
         self._frame_shape = frame_shape
 
     def get(self, first: int, stop: int) -> NDArray[Any]:
-        """Read rows; fewer where there are no more."""
-        import httpx
+        """Read rows; fewer where there are no more.
 
+        Raises
+        ------
+        KeyError
+            When the catalog does not have them (any more).
+        ConnectionError
+            When it does not answer, or does not give them to this key: no matter of the frames.
+        OSError
+            When they cannot be read.
+        RunError
+            When something else than frames is sent.
+        """
         if first >= self._length and not self.has(first):
-            return np.zeros((0, *self._frame_shape), self._node.dtype)
+            return np.zeros((0, *self._frame_shape), self._dtype)
+        pixels = math.prod(self._frame_shape)
         try:
-            content = self._ask_for(first, stop)
-        except (httpx.ReadError, httpx.RemoteProtocolError):
-            # After an answer of 500 the server closes the connection that the client would use again.
-            try:
-                content = self._ask_for(first, stop)
-            except httpx.HTTPError as error:
-                raise ConnectionError(f"catalog does not answer: {error!r}") from None
-        except httpx.HTTPError as error:
-            raise ConnectionError(f"catalog does not answer: {error!r}") from None
-        frames = np.frombuffer(content, self._node.dtype)
-        if frames.size % int(np.prod(self._frame_shape)):
-            raise RunError(f"{self._node.uri}: frames are not {self._frame_shape} px, as the descriptor promises")
+            # Not node[first:stop]: that checks the slice against the shape the client saw when it looked the node up.
+            with self._recording():
+                content = self._array.read_slice("", first, stop, pixels * self._dtype.itemsize)
+        except TooLargeError:
+            raise RunError(f"{self._name}: more than the {stop - first} frames asked for were sent") from None
+        except CatalogUnavailableError as error:
+            if error.status in _NOT_NOW:
+                raise
+            raise OSError(f"frames cannot be read through the catalog (HTTP {error.status})") from None
+        except CatalogRefusedError as error:
+            message = error.lacks or f"HTTP {error.status}"
+            if error.status == 404:  # its writer has taken the run back, to write it once more
+                raise KeyError(f"frames are not in the catalog ({message})") from None
+            if error.status in (401, 403):
+                raise ConnectionError(f"catalog does not give frames to this key ({message})") from None
+            raise OSError(f"frames cannot be read through the catalog ({message})") from None
+        frames = np.frombuffer(content, self._dtype)
+        if frames.size % pixels:
+            raise RunError(f"{self._name}: frames are not {self._frame_shape} px, as the descriptor promises")
         return frames.reshape(-1, *self._frame_shape)
-
-    def _ask_for(self, first: int, stop: int) -> bytearray:
-        # Not node[first:stop]: that checks the slice against the shape the client saw when it looked the node up.
-        request = self._node.context.http_client.stream(
-            "GET",
-            self._node.item["links"]["full"],
-            params={"slice": f"{first}:{stop}"},
-            headers={"Accept": "application/octet-stream"},
-        )
-        most = (stop - first) * int(np.prod(self._frame_shape)) * self._node.dtype.itemsize
-        content = bytearray()
-        with request as response:
-            if response.status_code != 200:
-                response.read()
-                _refused(response)
-            for piece in response.iter_bytes():
-                content += piece
-                if len(content) > most:  # however small it was when compressed
-                    raise RunError(f"{self._node.uri}: more than the {stop - first} frames asked for were sent")
-        return content
 
     def has(self, row: int) -> bool:
         """Whether the catalog knows the row by now."""
         if row >= self._length:
-            self._length = int(ask(self._look_up).shape[0])
+            self._length = int(self._look_up().shape[0])
         return row < self._length
 
 
-def _refused(response: Any) -> None:
-    """Say why frames are not given: a matter of the key or the server is not one of the frames."""
-    words = f"HTTP {response.status_code}"
-    if response.status_code == 404:  # its writer has taken the run back, to write it once more
-        raise KeyError(f"frames are not in the catalog ({words})")
-    if response.status_code in (401, 403):
-        raise ConnectionError(f"catalog does not give frames to this key ({lacking(response.text) or words})")
-    if response.status_code in (429, 502, 503, 504):
-        raise ConnectionError(f"catalog does not answer: {words}")
-    raise OSError(f"frames cannot be read through the catalog ({words})")
-
-
-def node_at(root: Any, path: Sequence[str]) -> Any:
+def node_at(root: Any, path: Sequence[str], breaker: CircuitBreaker | None = None) -> Any:
     """Client of the node at `path`, in one request; KeyError where there is none, ConnectionError without an answer."""
     from tiled.client.container import Container
 
     # The base class's way: a catalog of runs takes a tuple for a list of runs.
-    return ask(lambda: Container.__getitem__(root, tuple(path)))
+    return ask(lambda: Container.__getitem__(root, tuple(path)), breaker)
 
 
-def ask(look_up: Callable[[], Any]) -> Any:
+def ask(look_up: Callable[[], Any], breaker: CircuitBreaker | None = None) -> Any:
     """Look a node up in Tiled; ConnectionError or KeyError when there is no server or no node."""
     import httpx
     from tiled.client.utils import ClientError
@@ -108,7 +106,11 @@ def ask(look_up: Callable[[], Any]) -> Any:
     except (ClientError, httpx.HTTPError) as error:
         if isinstance(error, ClientError) and error.response.status_code == 404:
             raise KeyError(str(error)) from None
-        raise ConnectionError(f"catalog does not answer: {error}") from None
+        timed_out = isinstance(error, httpx.TimeoutException)
+        unavailable = CatalogUnavailableError(f"catalog does not answer: {error}", timed_out=timed_out)
+        if breaker is not None:
+            breaker.record_failure(unavailable)
+        raise unavailable from None
 
 
 class UnprovenError(Exception):
@@ -135,7 +137,7 @@ class LocalFrames:
         Rows and columns.
     dtype : dtype
         Of the frames.
-    same : callable
+    from_server : callable
         ``(row) -> (1, H, W)`` frame as the server gives it, or none where it does not have it yet.
 
     Raises
@@ -152,10 +154,10 @@ class LocalFrames:
         dataset: str,
         frame_shape: tuple[int, int],
         dtype: np.dtype[Any],
-        same: Callable[[int], NDArray[Any]],
+        from_server: Callable[[int], NDArray[Any]],
     ) -> None:
         self._frame_shape = frame_shape
-        self._same = same
+        self._from_server = from_server
         self._handles: list[Any] = []
         self._datasets: list[Any] = []
         self._proven: set[int] = set()
@@ -170,7 +172,7 @@ class LocalFrames:
 
     @classmethod
     def from_data_source(
-        cls, source: Any, frame_shape: tuple[int, int], dtype: np.dtype[Any], same: Callable[[int], NDArray[Any]]
+        cls, source: Any, frame_shape: tuple[int, int], dtype: np.dtype[Any], from_server: Callable[[int], NDArray[Any]]
     ) -> LocalFrames:
         """Open the files of a Tiled data source; see the class.
 
@@ -188,7 +190,7 @@ class LocalFrames:
         if not assets:
             raise ValueError("the catalog names no file")
         paths = [str(path_from_uri(asset.data_uri)) for asset in assets]
-        return cls(paths, parameters["dataset"], frame_shape, dtype, same)
+        return cls(paths, parameters["dataset"], frame_shape, dtype, from_server)
 
     def _open(self, path: str, dataset: str, dtype: np.dtype[Any]) -> None:
         import h5py
@@ -240,10 +242,10 @@ class LocalFrames:
     def _prove(self, number: int, base: int, low: int, high: int) -> None:
         """Compare one frame with the server's, which is one request."""
         dataset = self._datasets[number]
-        for row in range(low, min(high, low + _LOOKS)):
+        for row in range(low, min(high, low + _COMPARED)):
             try:
                 here = dataset[row].reshape(self._frame_shape)
-                there = self._same(base + row)
+                there = self._from_server(base + row)
             except ConnectionError:
                 raise
             except OSError:

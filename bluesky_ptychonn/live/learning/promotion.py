@@ -5,8 +5,9 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING, Any
 
-from bluesky_ptychonn.catalog.registry.learning_log import Kind, LearningLog, LearningRecord, finite
+from bluesky_ptychonn.catalog.registry.learning_log import Kind, LearningLog, LearningRecord
 from bluesky_ptychonn.catalog.registry.registry import Registry
+from bluesky_ptychonn.files import as_json
 
 if TYPE_CHECKING:
     from bluesky_ptychonn.recon.learning.learner import Candidate
@@ -48,7 +49,7 @@ class Promotions:
         if words := self._rolled_back(candidate.model.card.weights_sha256):
             return self.record(candidate, "keep", champion, words, numbers)
         version = self._registry.publish(candidate.folder, by=BY)
-        numbers = finite({**numbers, "learner": self._learner})
+        numbers = as_json({**numbers, "learner": self._learner})
         try:
             self._registry.promote(self._name, version, reason, numbers, by=BY, over=champion)
         except ValueError as error:

@@ -178,7 +178,7 @@ class CatalogLearner:
         if self._ended is None:
             self._ended = EndedRuns(self._runs, (lesson.key for lesson in self._lessons.read()), self._since)
         self._looked = time.monotonic()
-        self.waiting_for = self._busy(self._ended.look())
+        self.waiting_for = self._busy(self._ended.refresh())
         if self.waiting_for:
             return False
         self._duty.begin()
@@ -197,7 +197,7 @@ class CatalogLearner:
 
     def _follow(self) -> None:
         """Work for the champion of now, whoever made it so."""
-        folder = self._champion.look()
+        folder = self._champion.current()
         if folder is None:
             raise ValueError(f"learning: the catalog has no champion {self.name!r} any more")
         from bluesky_ptychonn.recon.models.checkpoint import load_model

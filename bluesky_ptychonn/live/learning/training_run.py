@@ -84,7 +84,7 @@ def training_run(root: Any, uid: str, model: Any, *, raw: str = RAW, memory_byte
             f"its {expected} frames would take {needed / 2**20:.0f} MiB to learn from, {memory_bytes / 2**20:.0f} MiB "
             "are allowed (memory_bytes)"
         )
-    read = measured_run(root, run, ProbeSetup.of(model=model), raw=raw)
+    read = measured_run(root, run, ProbeSetup.from_source(model=model), raw=raw)
     scan = MeasuredScan(**{**vars(read.scan), "source": uid})
     if made is None:
         return TrainingRun(scan, np.ones(len(scan)), (), "")

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
 from bluesky_ptychonn.catalog.results.block import Block
 from bluesky_ptychonn.catalog.results.field_of_view import FieldOfView
 from bluesky_ptychonn.catalog.runs.data_keys import RunError
 from bluesky_ptychonn.catalog.runs.frame_source import FrameReader
-from bluesky_ptychonn.catalog.runs.pairing import NOT_THERE, UNREADABLE, FrameRef, RunPairing
+from bluesky_ptychonn.catalog.runs.pairing import FrameRef, NoFrame, RunPairing
 from bluesky_ptychonn.live.pipeline.frame_ledger import Attempt, FrameLedger, FrameState
 from bluesky_ptychonn.live.pipeline.problems import ProblemKind
 from bluesky_ptychonn.live.pipeline.progress import Progress, Timing
@@ -107,7 +107,7 @@ class Assembly:
         for attempt, is_found, is_broken in zip(attempts, fetched.found, fetched.broken, strict=True):
             attempt.looks += bool(is_broken)
             if not is_found and (over or attempt.looks >= _LOOKS):
-                self._reject(attempt.ref, UNREADABLE if is_broken else NOT_THERE, fetched.problem)
+                self._reject(attempt.ref, NoFrame.UNREADABLE if is_broken else NoFrame.NOT_THERE, fetched.problem)
         return took
 
     def _usable(self, attempts: list[Attempt], frames: NDArray[Any], *, running: bool) -> NDArray[np.bool_]:
@@ -127,7 +127,8 @@ class Assembly:
         seq_nums = [ref.seq_num for ref in refs]
         y_m, x_m, time_raw = np.array([(ref.y_m, ref.x_m, ref.time_raw) for ref in refs]).T
         before = self.sink.asked_s
-        self._write_block(seq_nums, batch.patches, y_m, x_m, batch.trust, batch.valid, batch.flag, time_raw)
+        columns = {"y_m": y_m, "x_m": x_m, "trust": batch.trust, "valid": batch.valid, "time_raw": time_raw}
+        self.sink.write_block(Block.from_patches(seq_nums, batch.patches, **columns, flag=batch.flag))
         # The first block makes the result's nodes: much at once, and never again.
         took = self.sink.asked_s - before if self.frames.committed else 0.0
         self._lag_s = max(0.0, time.time() - float(np.median([ref.heard for ref in refs])))
@@ -139,10 +140,6 @@ class Assembly:
         self._stitch(batch, y_m, x_m)
         self._refiner.keep(seq_nums, frames, y_m, x_m, batch.valid)
         return took
-
-    def _write_block(self, seq_nums: Sequence[int], patches: NDArray[np.complex64], *columns: ArrayLike) -> None:
-        done = np.full(len(seq_nums), time.time())
-        self.sink.write_block(Block.of(self.reconstructor.patch_shape, seq_nums, patches, *columns, done))
 
     def _stitch(self, batch: PatchBatch, y_m: NDArray[np.float64], x_m: NDArray[np.float64]) -> None:
         valid = batch.valid
@@ -228,13 +225,13 @@ class Assembly:
 
     def _record_rejected(self) -> None:
         """Give frames without a reconstruction their line in the table too."""
-        reasons = self.frames.unrecorded
+        reasons, patch_shape = self.frames.unrecorded, self.reconstructor.patch_shape
         seq_nums = list(reasons)
         for some in (seq_nums[i : i + self._pace.block] for i in range(0, len(seq_nums), self._pace.block)):
             n, nothing = len(some), np.full(len(some), np.nan)
-            patches = np.full((n, *self.reconstructor.patch_shape), np.nan, np.complex64)
-            flags = [reasons[seq_num] for seq_num in some]
-            self._write_block(some, patches, nothing, nothing, np.zeros(n), np.zeros(n, bool), flags, nothing)
+            columns = {"y_m": nothing, "x_m": nothing, "trust": np.zeros(n), "valid": np.zeros(n), "time_raw": nothing}
+            patches, flag = np.full((n, *patch_shape), np.nan, np.complex64), [reasons[number] for number in some]
+            self.sink.write_block(Block.from_patches(some, patches, **columns, flag=flag))
         self.frames.record(seq_nums)
 
     def report(self, pairing: RunPairing, progress: Progress) -> None:

@@ -12,16 +12,15 @@ from typing import Any
 
 from bluesky_ptychonn.catalog.connection.circuit_breaker import CircuitBreaker
 from bluesky_ptychonn.catalog.connection.http import TiledNode
+from bluesky_ptychonn.catalog.connection.requests import require_answer
 from bluesky_ptychonn.catalog.registry.champion import Champion, cache_folder
 from bluesky_ptychonn.catalog.runs.data_keys import RunLayout
-from bluesky_ptychonn.catalog.runs.frame_source import TiledFrames, WatchedFrames
+from bluesky_ptychonn.catalog.runs.frame_source import TiledFrames
 from bluesky_ptychonn.live.pipeline.protocols import FrameReconstructor, Sink
 from bluesky_ptychonn.live.pipeline.settings import SPOOL, ReconstructionSettings
 from bluesky_ptychonn.optics.geometry import Geometry
 
 log = logging.getLogger(__name__)
-
-_SIGN_S = 10.0
 
 
 class _LoadedModel:
@@ -133,7 +132,7 @@ class TiledComponentFactory:
             loaded = _LoadedModel.load(order.model, order) if model is None else _LoadedModel(model, "", order)
         _import_early()
         if root is None:
-            ask_for_a_sign(order.catalog)
+            require_answer(order.catalog)
         self._root = connect(order.catalog, api_key=api_key) if root is None else root
         self._line = CircuitBreaker(self._root, before_request, own=root is None)
         self._champion = None
@@ -186,7 +185,7 @@ class TiledComponentFactory:
         if self._champion is None:
             return there
         try:
-            found = self._champion.look()
+            found = self._champion.current()
             folder = self._order.model if found is None else str(found)
             if folder and (there is None or there.folder != folder):
                 loaded = _LoadedModel.load(folder, self._order)
@@ -218,17 +217,16 @@ class TiledComponentFactory:
         """Make a reconstructor for a run of this geometry; the network is shared."""
         return self._loaded.reconstructor(geometry)
 
-    def source(self, start: Mapping[str, Any], stream: str, layout: RunLayout) -> WatchedFrames:
+    def source(self, start: Mapping[str, Any], stream: str, layout: RunLayout) -> TiledFrames:
         """Frames of a run in this catalog."""
         where = [part for part in self._order.raw.split("/") if part]
         path = (*where, start["uid"], stream, layout.frame_key)
-        frames = TiledFrames(self._root, path, layout.frame_shape, before_request=self._line.wait)
-        return WatchedFrames(frames, self._line)
+        return TiledFrames(self._root, path, layout.frame_shape, breaker=self._line)
 
     def is_raw_run_complete(self, start: Mapping[str, Any]) -> bool:
         """Whether the raw run in the catalog has its stop document: one request."""
         where = [part for part in self._order.raw.split("/") if part]
-        with self._line.watched():
+        with self._line.recording():
             found = TiledNode(self._root, [*where, start["uid"]], self._line.wait).attributes()
         return found is not None and found["metadata"].get("stop") is not None
 
@@ -240,40 +238,22 @@ class TiledComponentFactory:
         expected: int | None,
     ) -> Sink:
         """Make a result in this catalog."""
+        from bluesky_ptychonn.catalog.results.provenance import initial_metadata
         from bluesky_ptychonn.catalog.results.sink import ResultSink
+        from bluesky_ptychonn.catalog.results.spool import Spool
 
-        with self._line.watched():
+        # The same for every worker of a session: one that starts again goes on with the same result.
+        key = uuid.uuid5(self._session, start["uid"]).hex
+        spool = None if self._spool is None else Spool(self._spool / key, self._order.spool_mib << 20)
+        with self._line.recording():
             return ResultSink(
                 self._root,
-                start=start,
-                metadata=dict(metadata),
-                patch_shape=patch_shape,
-                frames_expected=expected,
-                # The same for every worker of a session: one that starts again goes on with the same result.
-                key=uuid.uuid5(self._session, start["uid"]).hex,
-                spool=self._spool,
-                spool_limit_bytes=self._order.spool_mib << 20,
-                before_request=self._line.wait,
-                on_outage=self._line.lost,
+                initial_metadata(start, metadata, patch_shape, expected),
+                key=key,
+                spool=spool,
+                breaker=self._line,
                 patience_s=1.0,  # the run is tried again later; others go on meanwhile
             )
-
-
-def ask_for_a_sign(uri: str) -> None:
-    """Ask for any answer: Tiled's client would wait for one for half a minute, and then once more.
-
-    Raises
-    ------
-    ConnectionError
-        When there is none within ten seconds.
-    """
-    import httpx
-
-    try:
-        httpx.get(uri, timeout=_SIGN_S)
-    except httpx.TransportError as error:
-        if "CERTIFICATE_VERIFY_FAILED" not in str(error):  # `connect` says that in words
-            raise ConnectionError(f"catalog {uri} does not answer: {str(error) or type(error).__name__}") from error
 
 
 def _import_early() -> None:

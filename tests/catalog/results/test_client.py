@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from bluesky_ptychonn.catalog.connection.http import CatalogUnavailableError, TiledNode
+from bluesky_ptychonn.catalog.connection.errors import CatalogUnavailableError
+from bluesky_ptychonn.catalog.connection.http import TiledNode
 from bluesky_ptychonn.catalog.connection.server import CatalogServer
-from bluesky_ptychonn.catalog.results.block import Block
 from bluesky_ptychonn.catalog.results.canvas import PICTURES
 from bluesky_ptychonn.catalog.results.client import PtychoReconstruction, reconstructions
 from bluesky_ptychonn.recon.mosaic.stitch import Mosaic
@@ -183,7 +183,6 @@ def test_databroker_hands_them_out_too(
     key = finished.path_parts[-1]
     code = f"""
 import warnings, databroker
-from bluesky_ptychonn.catalog.results.block import Block
 from bluesky_ptychonn.catalog.results.client import reconstructions
 for catalog in (databroker.from_profile("ptychonn"), databroker.catalog["ptychonn"]):
     found = catalog["processed"][{key!r}]
@@ -224,9 +223,8 @@ def test_a_real_mosaic_goes_through_unchanged(catalog_server: CatalogServer) -> 
     for part in np.split(np.arange(24), 4):
         wave = patches_of(part + 1)
         trust = rng.uniform(0, 1, len(part)).astype(np.float32)
-        ones = np.ones(len(part))
-        columns = (*place[part].T, trust, ones > 0, [""] * len(part), ones, ones)
-        sink.write_block(Block.of((8, 8), part + 1, wave, *columns))
+        y_m, x_m = place[part].T
+        sink.write_block(block_of(part + 1, patches=wave, y_m=y_m, x_m=x_m, trust=trust))
         mosaic.add(wave, *place[part].T, trust)
         sink.write_mosaic(mosaic.snapshot())
     mosaic.synchronise()

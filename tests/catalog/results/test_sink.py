@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from bluesky_ptychonn.catalog.connection.http import CatalogRefusedError, CatalogUnavailableError, TiledNode
+from bluesky_ptychonn.catalog.connection.errors import CatalogRefusedError, CatalogUnavailableError
+from bluesky_ptychonn.catalog.connection.http import TiledNode
 from bluesky_ptychonn.catalog.connection.server import CatalogServer, serve_catalog
 from bluesky_ptychonn.catalog.results.block import Block
 from bluesky_ptychonn.catalog.results.canvas import PICTURES, Canvas
@@ -18,17 +19,7 @@ from bluesky_ptychonn.catalog.results.client import PtychoReconstruction
 from bluesky_ptychonn.catalog.results.sink import ResultSink, warm_up
 from bluesky_ptychonn.catalog.results.spool import Spool
 from bluesky_ptychonn.catalog.results.verification import ReadBack, decide_status
-from tests.support.results import (
-    PIXEL_M,
-    SHAPE,
-    block_of,
-    columns_of,
-    counts_of,
-    make_sink,
-    patches_of,
-    picture,
-    start_document,
-)
+from tests.support.results import PIXEL_M, SHAPE, block_of, counts_of, make_sink, patches_of, picture, start_document
 
 
 def result_of(server: CatalogServer, sink: ResultSink) -> PtychoReconstruction:
@@ -143,15 +134,15 @@ def test_a_block_whose_answer_was_lost_is_sent_again_without_doubling(
 ) -> None:
     sink = make_sink(catalog_server)
     sink.write_block(block_of(range(1, 11)))
-    append = sink._wire.append_rows
+    append = sink._container.append_rows
 
     def lose_the_answer(path: str, rows: Any) -> None:
         append(path, rows)
         raise CatalogUnavailableError("connection reset")
 
     with monkeypatch.context() as patch:
-        patch.setattr(sink._wire, "append_rows", lose_the_answer)
-        patch.setattr(sink._wire, "read_rows", _unavailable)
+        patch.setattr(sink._container, "append_rows", lose_the_answer)
+        patch.setattr(sink._container, "read_rows", _unavailable)
         with pytest.raises(CatalogUnavailableError, match="connection reset|gone"):
             sink.write_block(block_of(range(11, 21)))
     sink.write_block(block_of(range(8, 26), take=1))
@@ -351,14 +342,14 @@ def test_blocks_wait_in_the_spool_while_the_server_is_away(tmp_path: Path) -> No
         with pytest.raises(CatalogUnavailableError, match="does not answer"):
             sink.finish("success", counts_of(30))
         assert sink.pending == 26
-        start, key, before = {"uid": "x"}, sink.key, server
+        key, before = sink.key, server
         (tmp_path / "catalog" / "api_key").chmod(0o644)
         server = serve_catalog(tmp_path / "catalog")
         # Where the worker still looks for it, with the key it has, and that key private again.
         assert (server.uri, server.api_key) == (before.uri, before.api_key)
         assert (tmp_path / "catalog" / "api_key").stat().st_mode & 0o777 == 0o600
         # Both the sink that lived through it and one that finds the spool of a process that did not.
-        after = ResultSink(client, start=start, metadata={}, patch_shape=SHAPE, spool=tmp_path / "spool", key=key)
+        after = make_sink(server, {"uid": "x"}, root=client, spool=tmp_path / "spool", key=key)
         assert after.pending == 26
         assert sink.finish("success", counts_of(30)) == "complete"
         assert (sink.pending, sink.spool_bytes, sink.behind, sink.problem) == (0, 0, False, "")
@@ -377,7 +368,7 @@ def test_without_a_spool_an_outage_is_the_callers(
     catalog_server: CatalogServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sink = make_sink(catalog_server)
-    monkeypatch.setattr(sink._wire, "_send", _unavailable)
+    monkeypatch.setattr(sink._container, "_send", _unavailable)
     with pytest.raises(CatalogUnavailableError, match="gone"):
         sink.write_block(block_of([1]))
     assert sink.pending == 0
@@ -386,14 +377,14 @@ def test_without_a_spool_an_outage_is_the_callers(
 def test_a_full_spool_says_so(catalog_server: CatalogServer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     sink = make_sink(catalog_server, spool=tmp_path, spool_limit_bytes=10_000, patience_s=0.2)
     with monkeypatch.context() as patch:
-        patch.setattr(sink._wire, "_send", _unavailable)
+        patch.setattr(sink._container, "_send", _unavailable)
         sink.write_block(block_of(range(1, 21)))
         with pytest.raises(CatalogUnavailableError, match="its limit is 10000"):
             sink.write_block(block_of(range(21, 41)))
         with pytest.raises(CatalogUnavailableError, match=r"its limit is 10000 for all runs, .* \(gone\)"):
             sink.make_room()
     assert sink.pending == 20
-    sink._retry_at = 0.0
+    sink._backoff.succeed()
     sink.write_block(block_of(range(21, 41)))
     assert sink.pending == 0
 
@@ -407,20 +398,20 @@ def test_a_catalog_that_says_no_is_not_waited_for(catalog_server: CatalogServer,
 
 
 @pytest.mark.parametrize(
-    ("change", "words"),
+    ("change", "message"),
     [
-        ({0: [1, 2, 0]}, "sequence number 0 is below 1"),
-        ({1: np.zeros((3, 8, 9), np.complex64)}, r"patches \(3, 8, 9\), patch_shape \(8, 8\) px"),
-        ({4: [0.5]}, r"trust has shape \(1,\), expected \(3,\)"),
+        ({"seq_nums": [1, 2, 0]}, "sequence number 0 is below 1"),
+        ({"patches": np.zeros((3, 8, 9), np.complex64)}, r"patches \(3, 8, 9\), patch_shape \(8, 8\) px"),
+        ({"patches": np.zeros((2, 8, 8), np.complex64)}, r"3 sequence numbers, patches \(2, 8, 8\)"),
+        ({"trust": [0.5]}, r"trust has shape \(1,\), expected \(3,\)"),
     ],
 )
 def test_blocks_that_do_not_fit_are_refused_in_words(
-    catalog_server: CatalogServer, change: dict[int, Any], words: str
+    catalog_server: CatalogServer, change: dict[str, Any], message: str
 ) -> None:
     sink = make_sink(catalog_server)
-    arguments = [change.get(i, value) for i, value in enumerate(columns_of([1, 2, 3]))]
-    with pytest.raises(ValueError, match=words):
-        sink.write_block(Block.of(SHAPE, *arguments))
+    with pytest.raises(ValueError, match=message):
+        sink.write_block(block_of(change.pop("seq_nums", [1, 2, 3]), **change))
     assert not sink.written
 
 

@@ -17,7 +17,7 @@ from bluesky_ptychonn.catalog.connection.server import CatalogServer
 from bluesky_ptychonn.catalog.runs.data_keys import DataKeys, RunError
 from bluesky_ptychonn.catalog.runs.frame_readers import HTTPFrames, LocalFrames, UnprovenError, ask
 from bluesky_ptychonn.catalog.runs.frame_source import TiledFrames, slices
-from bluesky_ptychonn.catalog.runs.pairing import NO_FRAME, RunPairing
+from bluesky_ptychonn.catalog.runs.pairing import NoFrame, RunPairing
 from bluesky_ptychonn.catalog.runs.stored_documents import documents_of, find_run
 from bluesky_ptychonn.live.pipeline.testing import GEOMETRY, RunMaker, frame_of
 
@@ -356,7 +356,7 @@ def test_sizes_are_looked_at_before_frames_are(monkeypatch: pytest.MonkeyPatch) 
     def source(shape: tuple[int, ...], kind: str) -> TiledFrames:
         monkeypatch.setattr(
             "bluesky_ptychonn.catalog.runs.frame_source.node_at",
-            lambda root, path: SimpleNamespace(shape=(1 << 40, *shape), dtype=np.dtype(kind)),
+            lambda *_: SimpleNamespace(shape=(1 << 40, *shape), dtype=np.dtype(kind)),
         )
         return TiledFrames(None, ("raw", "x", "primary", "img"), shape)
 
@@ -379,10 +379,8 @@ def test_more_than_was_asked_for_is_not_taken() -> None:
         return httpx.Response(200, content=bomb, headers={"Content-Encoding": "gzip"})
 
     with httpx.Client(transport=httpx.MockTransport(answer)) as client:
-        node = SimpleNamespace(
-            shape=(2, 16, 16), dtype=np.dtype("<u2"), uri="here", context=SimpleNamespace(http_client=client)
-        )
-        node.item = {"links": {"full": "http://here"}}
+        context = SimpleNamespace(http_client=client, api_uri="http://here")
+        node = SimpleNamespace(shape=(2, 16, 16), dtype=np.dtype("<u2"), uri="here", context=context, path_parts=())
         reader = HTTPFrames(lambda: node, node, (16, 16))
         with pytest.raises(RunError, match="more than the 1 frames asked for were sent"):
             reader.get(0, 1)
@@ -406,7 +404,7 @@ def test_catalog_that_does_not_answer_is_told_from_missing_frames(monkeypatch: p
     def refuse() -> Any:
         raise httpx.ConnectError("refused")
 
-    monkeypatch.setattr("bluesky_ptychonn.catalog.runs.frame_source.node_at", lambda root, path: ask(refuse))
+    monkeypatch.setattr("bluesky_ptychonn.catalog.runs.frame_source.node_at", lambda *_: ask(refuse))
     got = TiledFrames(None, ("raw", "x", "primary", "img"), (16, 16)).read([0, 1])
     assert got.unreachable
     assert got.problem == "catalog does not answer: refused"
@@ -486,7 +484,7 @@ def test_missed_frames_of_a_stored_run_are_found_by_the_file_plugins_counter(
     send(writer, [*documents, *run.close()])
     pairing = pairing_of(catalog_server, run)
     assert [(ref.seq_num, ref.row) for ref in pairing.take()] == [(1, 0), (3, 1), (4, 2)]
-    assert pairing.unpaired() == {2: NO_FRAME}
+    assert pairing.unpaired() == {2: NoFrame.NOT_TAKEN}
 
 
 def test_what_cannot_be_found_is_said(catalog_server: CatalogServer, writer: Any) -> None:
