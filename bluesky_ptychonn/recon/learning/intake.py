@@ -35,7 +35,7 @@ class Considered:
     taken : bool
         Whether it is learned from.
     reason : str
-        Why, or why not, in words with numbers.
+        Why, or why not, with numbers.
     source : str
         The run.
     frames, held_out : int
@@ -53,6 +53,9 @@ class Considered:
     held_out: int
     probe: TunedProbe | None
     numbers: dict[str, Any]
+
+    def __str__(self) -> str:
+        return f"{'taken' if self.taken else 'not taken'}: {self.reason}"
 
 
 class Intake:
@@ -100,7 +103,7 @@ class Intake:
 
         def refused(why: str, pseudo: PseudoLabel | None = None) -> Considered:
             tuned = None if pseudo is None else pseudo.tuned
-            return Considered(False, f"not taken: {why}", scan.source, 0, 0, tuned, _numbers(pseudo))
+            return Considered(False, why, scan.source, 0, 0, tuned, _numbers(pseudo))
 
         unfit = [] if insist else [reason for reason in reasons if reason.kind in _UNFIT]
         if unfit:
@@ -122,7 +125,7 @@ class Intake:
             return refused(f"{learnt} frames to learn from and {held} to judge by had room and trust", pseudo)
         saw = "" if pseudo.foreseen is None else f", label foresees {pseudo.foreseen:.0%}"
         numbers = {**_numbers(pseudo), "gap_diameters": gap, **({"insisted": True} if insist else {})}
-        reason = f"taken: probe moved by {pseudo.tuned.rms_rad:.2f} rad{saw}"
+        reason = f"probe moved by {pseudo.tuned.rms_rad:.2f} rad{saw}"
         return Considered(True, reason, scan.source, learnt, held, pseudo.tuned, numbers)
 
     def _label(self, network: ObjectNetwork, probe: Tensor, scan: MeasuredScan) -> PseudoLabel:
