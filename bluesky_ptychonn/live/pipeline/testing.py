@@ -177,7 +177,7 @@ class FakeComponentFactory:
 
     sources: dict[str, FakeSource] = field(default_factory=dict)
     sinks: dict[str, FakeSink] = field(default_factory=dict)
-    made: FakeReconstructor = field(default_factory=FakeReconstructor)
+    fake: FakeReconstructor = field(default_factory=FakeReconstructor)
     model: str = "fake/0"
     model_folder: str = ""
     problem: str = ""
@@ -193,7 +193,7 @@ class FakeComponentFactory:
         """Give the one reconstructor; ValueError for another frame shape."""
         if geometry.frame_shape != GEOMETRY.frame_shape:
             raise ValueError(f"model 'fake' takes {GEOMETRY.frame_shape} px, the detector gives {geometry.frame_shape}")
-        return self.made
+        return self.fake
 
     def source(self, start: Mapping[str, Any], stream: str, layout: RunLayout) -> FakeSource:
         """Give the run's frames."""
@@ -254,8 +254,8 @@ class RunMaker:
 
     def start(self, points: int | None = None) -> Document:
         """Make the start document."""
-        said = {"geometry": GEOMETRY.model_dump(mode="json"), "frame_key": "img", "x_key": "sx", "y_key": "sy"}
-        doc = {"uid": self.uid, "time": 1.0, "scan_id": 7, "plan_name": "test", "ptychography": said, **self.md}
+        metadata = {"geometry": GEOMETRY.model_dump(mode="json"), "frame_key": "img", "x_key": "sx", "y_key": "sy"}
+        doc = {"uid": self.uid, "time": 1.0, "scan_id": 7, "plan_name": "test", "ptychography": metadata, **self.md}
         return "start", doc if points is None else {**doc, "num_points": points}
 
     def open(self, points: int | None = None) -> Iterator[Document]:

@@ -617,7 +617,7 @@ def test_field_beyond_reason_is_left_alone() -> None:
 
 def refining(points: int, **pace: Any) -> Bench:
     bench = Bench(RunMaker(), points, pace=Timing(flush_s=0.1, mosaic_s=0.1, **pace))
-    bench.factory.made.refinement = Refinement()
+    bench.factory.fake.refinement = Refinement()
     return bench
 
 
@@ -647,7 +647,7 @@ def test_what_cannot_be_refined_is_said_and_the_run_is_whole(monkeypatch: pytest
     def refuse(*arguments: Any) -> Any:
         raise RuntimeError("not enough memory")
 
-    monkeypatch.setattr(bench.factory.made, "refine", refuse, raising=False)
+    monkeypatch.setattr(bench.factory.fake, "refine", refuse, raising=False)
     bench.point(1)
     bench.point(2)
     bench.close()

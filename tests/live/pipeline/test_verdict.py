@@ -41,11 +41,11 @@ def test_the_catalog_hears_when_a_run_turns_bad_and_not_at_every_mosaic(monkeypa
         ),
         start=1,
     ):
-        bench.factory.made.judgement = verdict
+        bench.factory.fake.judgement = verdict
         bench.point(seq_num)
         bench.work(seconds=30)
     assert [verdict["level"] for verdict in told] == ["ok", "wrong", "doubtful"]
-    assert bench.factory.made.heard == pytest.approx([1e-8 * n for n in (1, 2, 3, 4, 5)])
+    assert bench.factory.fake.heard == pytest.approx([1e-8 * n for n in (1, 2, 3, 4, 5)])
 
 
 def test_the_last_verdict_stands_in_the_result() -> None:
@@ -53,7 +53,7 @@ def test_the_last_verdict_stands_in_the_result() -> None:
     bench.point(1)
     bench.work(seconds=30)
     assert "verdict" not in bench.sink.metadata
-    bench.factory.made.judgement = verdict_of("doubtful", "low trust: mean trust 0.2")
+    bench.factory.fake.judgement = verdict_of("doubtful", "low trust: mean trust 0.2")
     bench.feed(bench.run.close())
     bench.work(seconds=30)
     assert bench.sink.metadata["verdict"]["level"] == "doubtful"
