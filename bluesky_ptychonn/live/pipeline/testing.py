@@ -37,6 +37,7 @@ class FakeReconstructor:
     calls: list[int] = field(default_factory=list)
     heard: list[float] = field(default_factory=list)
     judgement: Verdict | None = None
+    refinement: Refinement | None = None
 
     @property
     def weight(self) -> NDArray[np.float32]:
@@ -54,16 +55,7 @@ class FakeReconstructor:
         flags = ["" if ok else "not finite or negative" for ok in valid]
         return PatchBatch(patches.astype(np.complex64), np.ones(len(frames), np.float32), valid, flags)
 
-    refinement: Refinement | None = None
-
-    def refine(
-        self,
-        image: MosaicImage,
-        frames: NDArray[Any],
-        y_m: NDArray[np.float64],
-        x_m: NDArray[np.float64],
-        within_s: float = np.inf,
-    ) -> tuple[MosaicImage, dict[str, Any]]:
+    def refine(self, image: MosaicImage, frames: NDArray[Any], *_: Any) -> tuple[MosaicImage, dict[str, Any]]:
         """Double the amplitude, and tell of how many frames."""
         return replace(image, amplitude=2 * image.amplitude), {"frames": len(frames), "seconds": 0.0}
 
@@ -203,13 +195,7 @@ class FakeComponentFactory:
         """Whether a test has not put the run among those whose writer is `behind`."""
         return start["uid"] not in self.behind
 
-    def sink(
-        self,
-        start: Mapping[str, Any],
-        metadata: Mapping[str, Any],
-        patch_shape: tuple[int, int] | None,
-        expected: int | None,
-    ) -> FakeSink:
+    def sink(self, start: Mapping[str, Any], metadata: Mapping[str, Any], *_: Any) -> FakeSink:
         """Give the run's result; the same one when asked again."""
         sink = self.sinks.setdefault(start["uid"], FakeSink(key=f"result of {start['uid']}"))
         sink.metadata.update(metadata)
