@@ -148,10 +148,10 @@ def step(learner: Learner, frozen: Model, run: Run, build: Path) -> dict[str, An
         "defocus_rad": run.defocus_rad,
         "wrong": run.wrong,
         "frames": len(run.frames),
-        "verdict": list(reasons),
+        "verdict": [str(reason) for reason in reasons],
         "frozen_rad": error_of(frozen.network, frozen.probe, run),
         "live_rad": error_of(before.network, before.probe, run),
-        "considered": considered.reason,
+        "considered": str(considered),
         "taken": considered.taken,
         "decision": "no candidate",
         "promoted": False,
@@ -166,7 +166,7 @@ def step(learner: Learner, frozen: Model, run: Run, build: Path) -> dict[str, An
         if found.promote:
             kept = build / "champions" / candidate.model.card.version
             shutil.copytree(candidate.folder, kept, dirs_exist_ok=True)
-            learner.crown(load_model(kept, "cpu"))
+            learner.set_champion(load_model(kept, "cpu"))
     champion = learner.champion
     assert champion.probe is not None  # noqa: S101
     tuned_probe = _tuned(learner, source_of(run.number))

@@ -76,7 +76,7 @@ class WorkerStatus:
         values = read_json(folder / _STATUS)
         if values is None:
             return cls()
-        runs = {uid: Progress.of(progress) for uid, progress in values.pop("runs", {}).items()}
+        runs = {uid: Progress.from_values(progress) for uid, progress in values.pop("runs", {}).items()}
         known = {item.name: values[item.name] for item in fields(cls) if item.name in values}
         return cls(**known, runs=runs)
 
@@ -103,7 +103,7 @@ def mark_done(journal: Path, progress: Progress) -> None:
 def done(journal: Path) -> Progress | None:
     """How a finished run ended; None for one that is not finished."""
     values: Mapping[str, Any] | None = read_json(journal.with_suffix(_DONE))
-    return None if values is None else Progress.of(values)
+    return None if values is None else Progress.from_values(values)
 
 
 def unfinished(folder: Path) -> int:

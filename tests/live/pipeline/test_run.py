@@ -14,8 +14,9 @@ from bluesky_ptychonn.catalog.results.field_of_view import FieldOfView
 from bluesky_ptychonn.catalog.runs.data_keys import DataKeys
 from bluesky_ptychonn.catalog.runs.pairing import NoFrame
 from bluesky_ptychonn.live.pipeline.progress import Timing
-from bluesky_ptychonn.live.pipeline.refining import Refining
-from bluesky_ptychonn.live.pipeline.run import RAW_BEHIND, RunReconstruction
+from bluesky_ptychonn.live.pipeline.raw_run_wait import RAW_BEHIND
+from bluesky_ptychonn.live.pipeline.refining import MosaicRefiner
+from bluesky_ptychonn.live.pipeline.run import RunReconstruction
 from bluesky_ptychonn.live.pipeline.testing import (
     GEOMETRY,
     FakeComponentFactory,
@@ -616,7 +617,7 @@ def test_field_beyond_reason_is_left_alone() -> None:
 
 def refining(points: int, **pace: Any) -> Bench:
     bench = Bench(RunMaker(), points, pace=Timing(flush_s=0.1, mosaic_s=0.1, **pace))
-    bench.factory.made.refinement = Refinement()
+    bench.factory.fake.refinement = Refinement()
     return bench
 
 
@@ -646,7 +647,7 @@ def test_what_cannot_be_refined_is_said_and_the_run_is_whole(monkeypatch: pytest
     def refuse(*arguments: Any) -> Any:
         raise RuntimeError("not enough memory")
 
-    monkeypatch.setattr(bench.factory.made, "refine", refuse, raising=False)
+    monkeypatch.setattr(bench.factory.fake, "refine", refuse, raising=False)
     bench.point(1)
     bench.point(2)
     bench.close()
@@ -656,12 +657,14 @@ def test_what_cannot_be_refined_is_said_and_the_run_is_whole(monkeypatch: pytest
 
 def test_a_point_measured_again_is_refined_with_its_last_frame_and_too_many_frames_are_said() -> None:
     made = FakeReconstructor(refinement=Refinement())
-    kept = Refining(made, limit_bytes=3 * 64 * 4)
+    kept = MosaicRefiner(made, limit_bytes=3 * 64 * 4)
     frame, at, valid = np.ones((1, 8, 8), np.float32), np.zeros(1), np.ones(1, bool)
     mosaic = Mosaic(1e-8, np.ones((8, 8), np.float32))
     mosaic.add(np.ones((1, 8, 8), np.complex64), at, at, np.ones(1))
     for seq_num in (1, 2, 2, 3):
         kept.keep([seq_num], frame, at, at, valid)
-    assert kept.whole(mosaic.snapshot())[1] == {"frames": 3, "seconds": 0.0}
+    assert kept.refine_final(mosaic.snapshot())[1] == {"frames": 3, "seconds": 0.0}
     kept.keep([4], frame, at, at, valid)
-    assert kept.whole(mosaic.snapshot())[1] == {"skipped": "the run's frames exceed 0 MiB; refine a part of them"}
+    assert kept.refine_final(mosaic.snapshot())[1] == {
+        "skipped": "the run's frames exceed 0 MiB; refine a part of them"
+    }
