@@ -17,6 +17,7 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from bluesky_ptychonn.catalog.connection.address import is_same_catalog
 from bluesky_ptychonn.files import is_locked, read_json, write_json
 from bluesky_ptychonn.journal.append_file import SUFFIX, run_files
 from bluesky_ptychonn.live.pipeline.progress import Progress
@@ -133,7 +134,7 @@ def left_behind(root: Path, catalog: str) -> list[Path]:
             if order is None:
                 continue
             usable = order.champion or (order.model and Path(order.model).is_dir())
-            if order.catalog == catalog and usable:
+            if is_same_catalog(order.catalog, catalog) and usable:
                 found.append(folder)
         else:
             old.append(folder)
