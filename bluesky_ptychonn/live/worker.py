@@ -52,7 +52,6 @@ _AGAIN_S = 1.0  # between tries to write what a full disk did not take
 
 @dataclass
 class _Followed:
-    path: Path
     reader: JournalReader
     run: RunReconstruction | None = None
     heard: float = 0.0
@@ -173,7 +172,7 @@ class Worker:
                 self._finished.add(path)
                 self.status.runs[before.uid] = before
             else:
-                self._followed[path] = _Followed(path, JournalReader(path, slimmed=True), heard=time.monotonic())
+                self._followed[path] = _Followed(JournalReader(path, slimmed=True), heard=time.monotonic())
 
     def _read(self, followed: _Followed, closing: bool) -> bool:
         entries = followed.reader.read()
@@ -193,7 +192,7 @@ class Worker:
             followed.heard = now
         elif closing and now - followed.heard > self._silence_s:
             if followed.run is None:  # not even a whole start document
-                path = followed.path
+                path = followed.reader.path
                 words = "journal without a start document"
                 self._unmarked[path] = Progress(path.stem, state="ignored", problem=words)
                 self._mark(now=True)
@@ -217,12 +216,12 @@ class Worker:
         except Exception as error:  # one run that cannot even begin must not end the others, worker after worker
             log.exception("run %s cannot begin", start["uid"])
             words = f"{type(error).__name__}: {error}"
-            self._unmarked[followed.path] = self.status.runs[start["uid"]] = Progress(
+            self._unmarked[followed.reader.path] = self.status.runs[start["uid"]] = Progress(
                 start["uid"], state="failed", problem=words
             )
             self._mark(now=True)
-            self._finished.add(followed.path)
-            self._followed.pop(followed.path, None)
+            self._finished.add(followed.reader.path)
+            self._followed.pop(followed.reader.path, None)
             return
         self.status.runs[start["uid"]] = progress = followed.run.progress
         self._say(force=True)  # with its model, before any of its frames: who takes it up must know

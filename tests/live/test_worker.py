@@ -569,7 +569,7 @@ def test_worker_process_that_keeps_dying_is_tried_again_and_again(
     monkeypatch.setattr(supervisor, "_LONGEST_S", 0.1)
     folder = new_session(tmp_path)
     (folder / "order.json").write_text("not an order")
-    kept = supervisor.WorkerSupervisor(folder, ORDER, "secret")
+    kept = supervisor.ProcessKeeper(folder, ORDER, "secret")
     assert b"secret" not in Path(f"/proc/{kept.pid}/cmdline").read_bytes()
     end = time.monotonic() + 60
     while kept.restarts < 2 and time.monotonic() < end:
