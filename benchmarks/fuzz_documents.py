@@ -21,10 +21,10 @@ def _work(folder: Path, factory: Any) -> bool:
     from bluesky_ptychonn.live.worker import Worker
 
     pace = Timing(block=4, flush_s=0, mosaic_s=0, share=1, patience_s=0, outage_s=0)
-    order = ReconstructionSettings(model="fake", catalog="http://nowhere", pace=pace)
+    settings = ReconstructionSettings(model="fake", catalog="http://nowhere", pace=pace)
     closing = threading.Event()
     closing.set()
-    worker = Worker(folder, order, lambda order: factory, silence_s=0)
+    worker = Worker(folder, settings, lambda: factory, silence_s=0)
     worker.run(closing)
     for uid, run in worker.status.runs.items():
         if run.state not in FINISHED:

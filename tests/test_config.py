@@ -87,9 +87,9 @@ def test_no_file_is_said_with_how_to_name_one(tmp_path, monkeypatch) -> None:
     ("change", "words"),
     [
         (("port = 8123", "prot = 8123"), r"catalog\.prot: unknown; allowed: address, folder, port"),
-        (("block = 32", "blocks = 32"), r"reconstruction\.pace: blocks: unknown; allowed: block, flush_s"),
+        (("block = 32", "blocks = 32"), r"reconstruction\.pace\.blocks: unknown; allowed: block, flush_s"),
         (("block = 32", "block = 0"), r"pace: block 0 must be at least 1 frame"),
-        (('frame = "eiger_image"', 'image = "eiger"'), r"reconstruction\.keys: image: unknown; allowed: frame, x, y"),
+        (('frame = "eiger_image"', 'image = "eiger"'), r"reconstruction\.keys\.image: unknown; allowed: frame, x, y"),
         (('folder = "catalog"', 'folder = "c"\naddress = "b"'), "give either address .* or folder"),
         (("port = 8123", "port = 81230"), r"catalog\.port: .*less than or equal to 65535, got 81230"),
         (('position_unit = "um"', 'position_unit = "inch"'), "unit 'inch' is not a length; allowed: m, mm"),
@@ -100,7 +100,7 @@ def test_no_file_is_said_with_how_to_name_one(tmp_path, monkeypatch) -> None:
         (("port = 8123", "port = " + "9" * 9_000), "not TOML: Exceeds the limit"),
         (
             ("block = 32", "block = 32\n[reconstruction.refine]\nround = 1"),
-            r"refine\.Refinement\.round: unknown",
+            r"reconstruction\.refine\.round: unknown; allowed: sweeps, rounds",
         ),
         (("[reconstruction]\nmodel", "[reconstruction]\nmodle"), r"reconstruction\.model: Field required"),
     ],

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import warnings
-from typing import Literal, get_args
+from typing import get_args
 
 import torch
 from torch import Tensor, nn
 
 from bluesky_ptychonn.recon.device import Device
+from bluesky_ptychonn.recon.inference.precision import Precision
 from bluesky_ptychonn.recon.networks.networks import ObjectNetwork
 from bluesky_ptychonn.recon.quality.trust import movement
 
-Precision = Literal["fp32", "bf16", "fp16"]
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 

@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from bluesky_ptychonn.recon.device import Device, Fault
-from bluesky_ptychonn.recon.inference.forward_pass import BatchedForward, Precision
+from bluesky_ptychonn.recon.inference.forward_pass import BatchedForward
+from bluesky_ptychonn.recon.inference.precision import Precision
 from bluesky_ptychonn.recon.inference.preprocess import Preprocess, PreprocessConfig
 from bluesky_ptychonn.recon.models.checkpoint import Model
 

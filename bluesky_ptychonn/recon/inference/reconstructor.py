@@ -17,7 +17,7 @@ from torch import Tensor
 from bluesky_ptychonn.optics.geometry import Geometry
 from bluesky_ptychonn.recon.device import Device, Fault
 from bluesky_ptychonn.recon.inference.flux import LOST, Flux
-from bluesky_ptychonn.recon.inference.forward_pass import BatchedForward, Precision
+from bluesky_ptychonn.recon.inference.forward_pass import BatchedForward
 from bluesky_ptychonn.recon.inference.patch_batch import (
     BEAM_LOST,
     NO_MEMORY,
@@ -27,6 +27,7 @@ from bluesky_ptychonn.recon.inference.patch_batch import (
     summable,
 )
 from bluesky_ptychonn.recon.inference.placement import Placement
+from bluesky_ptychonn.recon.inference.precision import Precision
 from bluesky_ptychonn.recon.inference.preprocess import EMPTY, PreprocessConfig
 from bluesky_ptychonn.recon.models.checkpoint import Model
 from bluesky_ptychonn.recon.mosaic.refine_config import Refinement
