@@ -201,7 +201,7 @@ def find_sessions(root: Path) -> list[Session]:
     return found
 
 
-def remove_journals(folder: Path, keep: int) -> None:
+def tidy(folder: Path, keep: int) -> None:
     """Remove the journals of finished runs but the last `keep`; Tiled has all that is in them."""
     finished = sorted(folder.glob(f"*{_DONE}"), key=lambda path: path.stat().st_mtime_ns)
     for path in finished[: max(0, len(finished) - keep)]:

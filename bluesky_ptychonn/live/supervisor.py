@@ -82,28 +82,12 @@ class WorkerSupervisor(Supervisor):
 
     def __init__(self, folder: Path, settings: ReconstructionSettings, api_key: str | None) -> None:
         super().__init__(folder)
-        self._environment = _environment(settings)
+        self._settings = settings
         self._api_key = api_key
         self._gave_up = False
-        self._process = self._start()
+        self._process = _start(self._folder, self._settings, self._api_key)
         self._watch = threading.Thread(target=self._watch_over, name="ptychonn worker watch", daemon=True)
         self._watch.start()
-
-    def _start(self) -> subprocess.Popen[bytes]:
-        with _error_file(self._folder) as errors:
-            process = subprocess.Popen(
-                _command(self._folder),
-                stdin=subprocess.PIPE,  # its end tells the worker that we closed, or died
-                stdout=errors,
-                stderr=errors,
-                env=self._environment,
-                start_new_session=True,  # Ctrl-C pauses the plan; the worker goes on
-            )
-        if process.stdin is not None:
-            with contextlib.suppress(OSError):  # it ended at once: its watch says so
-                process.stdin.write(_first_line(self._api_key))
-                process.stdin.flush()
-        return process
 
     @property
     def pid(self) -> int:
@@ -123,7 +107,7 @@ class WorkerSupervisor(Supervisor):
                 self._backoff.succeed()
                 self.problem = ""
                 continue
-            self._close_input()
+            _close_input(self._process)
             if self._closing.is_set():
                 return
             if code == MISCONFIGURED:
@@ -142,7 +126,7 @@ class WorkerSupervisor(Supervisor):
             if self._closing.wait(wait_s):
                 return False
             try:
-                self._process = self._start()
+                self._process = _start(self._folder, self._settings, self._api_key)
             except OSError as error:  # no memory or no process to be had
                 message, wait_s = f"worker cannot be started: {error}", self._backoff.longest_s
                 continue
@@ -163,12 +147,7 @@ class WorkerSupervisor(Supervisor):
     def detach(self) -> None:
         """Tell the worker that no more will come, and leave it to finish by itself."""
         self._closing.set()
-        self._close_input()
-
-    def _close_input(self) -> None:
-        if self._process.stdin is not None:
-            with contextlib.suppress(OSError):
-                self._process.stdin.close()
+        _close_input(self._process)
 
     def close(self, timeout: float) -> bool:
         """Let the worker finish what was journaled, at most `timeout` s, then end it; whether it finished."""
@@ -266,20 +245,32 @@ def resume(sessions: list[Path], api_key: str | None) -> threading.Thread:
 
 def _finish(folder: Path, api_key: str | None) -> int:
     """Let a worker finish what is in a session's folder; returns its exit code."""
+    process = _start(folder, ReconstructionSettings.load(folder), api_key)
+    _close_input(process)  # no more will come: finish and end
+    return process.wait()
+
+
+def _start(folder: Path, settings: ReconstructionSettings, api_key: str | None) -> subprocess.Popen[bytes]:
     with _error_file(folder) as errors:
-        return subprocess.run(
-            _command(folder),
-            input=_first_line(api_key),  # and no more will come: finish and end
+        process = subprocess.Popen(
+            [sys.executable, "-m", "bluesky_ptychonn.live.worker", str(folder)],
+            stdin=subprocess.PIPE,  # its end tells the worker that we closed, or died
             stdout=errors,
             stderr=errors,
-            env=_environment(ReconstructionSettings.load(folder)),
-            start_new_session=True,
-            check=False,
-        ).returncode
+            env=_environment(settings),
+            start_new_session=True,  # Ctrl-C pauses the plan; the worker goes on
+        )
+    if process.stdin is not None:
+        with contextlib.suppress(OSError):  # it ended at once: who waits for it is told so
+            process.stdin.write(f"{api_key or ''}\n".encode())
+            process.stdin.flush()
+    return process
 
 
-def _command(folder: Path) -> list[str]:
-    return [sys.executable, "-m", "bluesky_ptychonn.live.worker", str(folder)]
+def _close_input(process: subprocess.Popen[bytes]) -> None:
+    if process.stdin is not None:
+        with contextlib.suppress(OSError):
+            process.stdin.close()
 
 
 def _error_file(folder: Path) -> IO[bytes]:
@@ -291,10 +282,6 @@ def _error_file(folder: Path) -> IO[bytes]:
         return path.open("ab")
     except OSError:
         return Path(os.devnull).open("ab")
-
-
-def _first_line(api_key: str | None) -> bytes:
-    return f"{api_key or ''}\n".encode()
 
 
 def _environment(settings: ReconstructionSettings) -> dict[str, str]:

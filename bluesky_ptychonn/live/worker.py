@@ -34,7 +34,7 @@ from bluesky_ptychonn.live.session import (
     finished_progress,
     log_to,
     mark_finished,
-    remove_journals,
+    tidy,
 )
 
 log = logging.getLogger(__name__)
@@ -52,6 +52,7 @@ _SILENCE_S = 2.0
 
 @dataclass
 class _Followed:
+    path: Path
     reader: JournalReader
     read_at: float
     run: RunReconstruction | None = None
@@ -175,7 +176,7 @@ class Worker:
                 self._finished.add(path)
                 self.status.runs[progress.uid] = progress
             else:
-                self._followed[path] = _Followed(JournalReader(path), read_at=time.monotonic())
+                self._followed[path] = _Followed(path, JournalReader(path), read_at=time.monotonic())
 
     def _read(self, followed: _Followed, closing: bool) -> bool:
         entries = followed.reader.read()
@@ -195,8 +196,8 @@ class Worker:
             followed.read_at = now
         elif closing and now - followed.read_at > self._silence_s:
             if followed.run is None:  # not even a whole start document
-                uid = followed.reader.path.stem
-                self._drop(followed, Progress(uid, state="ignored", problem="journal without a start document"))
+                problem = "journal without a start document"
+                self._drop(followed, Progress(followed.path.stem, state="ignored", problem=problem))
             else:
                 followed.run.end("unknown", "the session ended without a stop document")
         return bool(entries)
@@ -227,7 +228,7 @@ class Worker:
         # One that was given up is left to the next worker of this session.
         self._drop(followed, None if run.given_up else run.progress)
         with contextlib.suppress(OSError):  # tried again after the next run
-            remove_journals(self._folder, _JOURNALS_KEPT)
+            tidy(self._folder, _JOURNALS_KEPT)
         runs = self.status.runs
         for uid in [uid for uid, progress in runs.items() if progress.finished][:-_RUNS_KEPT]:
             del runs[uid]
@@ -235,13 +236,12 @@ class Worker:
 
     def _drop(self, followed: _Followed, finished: Progress | None) -> None:
         """Follow a journal no longer, and mark its run where it is finished."""
-        path = followed.reader.path
         if finished is not None:
-            self._unmarked[path] = finished
+            self._unmarked[followed.path] = finished
             self._mark_finished(now=True)
         followed.reader.close()
-        self._followed.pop(path, None)
-        self._finished.add(path)
+        self._followed.pop(followed.path, None)
+        self._finished.add(followed.path)
 
     def _mark_finished(self, *, now: bool = False) -> None:
         """Mark finished runs; those that cannot be are tried again: unmarked they would only be done once more."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import json
 import os
 import signal
 import threading
@@ -15,6 +16,7 @@ import pytest
 from bluesky_ptychonn.catalog.runs.data_keys import DataKeys
 from bluesky_ptychonn.files import lock
 from bluesky_ptychonn.journal.writer import JournalWriter, journal_path
+from bluesky_ptychonn.live.pipeline.problems import ProblemKind
 from bluesky_ptychonn.live.pipeline.progress import Progress, Timing
 from bluesky_ptychonn.live.pipeline.settings import ReconstructionSettings
 from bluesky_ptychonn.live.pipeline.testing import (
@@ -32,7 +34,7 @@ from bluesky_ptychonn.live.session import (
     left_behind,
     mark_finished,
     new_session,
-    remove_journals,
+    tidy,
 )
 from bluesky_ptychonn.live.worker import Worker
 from bluesky_ptychonn.optics.framing import PreprocessConfig
@@ -260,8 +262,17 @@ def test_status_of_another_version_is_read(tmp_path: Path) -> None:
     (tmp_path / "status.json").write_text(
         '{"state": "ready", "new": 1, "runs": {"u": {"uid": "u", "state": "live", "done": 3, "newer": 2}}}'
     )
-    said = WorkerStatus.load(tmp_path)
-    assert (said.state, said.runs["u"].done, said.runs["u"].spooled) == ("ready", 3, 0)
+    status = WorkerStatus.load(tmp_path)
+    assert (status.state, status.runs["u"].done, status.runs["u"].spooled) == ("ready", 3, 0)
+
+
+def test_status_of_the_first_version_names_problems_without_their_kind(tmp_path: Path) -> None:
+    run = {"uid": "u", "state": "live", "problem": "run ended (abort) before its first frame"}
+    status = {"state": "ready", "problem": "catalog http://c does not answer", "runs": {"u": run}}
+    (tmp_path / "status.json").write_text(json.dumps(status))
+    found = WorkerStatus.load(tmp_path)
+    assert (found.problem, found.problem_kind) == (status["problem"], ProblemKind.UNKNOWN)
+    assert (found.runs["u"].problem, found.runs["u"].problem_kind) == (run["problem"], ProblemKind.UNKNOWN)
 
 
 def test_two_workers_do_not_share_a_session(session: Session) -> None:
@@ -300,6 +311,16 @@ def test_settings_survive_the_folder_and_holds_no_key(tmp_path: Path) -> None:
         ReconstructionSettings.load(tmp_path)
 
 
+def test_settings_of_the_first_version_are_read_and_written_alike(tmp_path: Path) -> None:
+    written = (Path(__file__).parent / "data" / "order_0_1_0.json").read_text()
+    (tmp_path / "order.json").write_text(written)
+    settings = ReconstructionSettings.load(tmp_path)
+    assert (settings.keys, settings.refine) == (DataKeys("img", x_sign=-1), Refinement(sweeps=3))
+    assert (settings.geometry, settings.pace.block, settings.threads) == (GEOMETRY, 7, 2)
+    settings.save(tmp_path)
+    assert json.loads((tmp_path / "order.json").read_text()) == json.loads(written)
+
+
 def test_status_is_empty_before_the_worker_begins(tmp_path: Path) -> None:
     assert WorkerStatus.load(tmp_path) == WorkerStatus()
 
@@ -334,7 +355,7 @@ def test_journals_of_finished_runs_are_tidied_up(tmp_path: Path) -> None:
         mark_finished(path, Progress(f"run{i}", state="complete"))
         os.utime(path.with_suffix(".done"), (i, i))
     journal_path(tmp_path, "open").touch()
-    remove_journals(tmp_path, keep=2)
+    tidy(tmp_path, keep=2)
     assert sorted(path.stem for path in tmp_path.glob("*.jsonl")) == ["open", "run3", "run4"]
 
 
@@ -419,6 +440,27 @@ def test_trouble_is_told_in_the_session_once_and_shown(
     assert "2 on disk until the catalog takes them (3.0 MiB)" in repr(live)
     sink.spooled, sink.spool_bytes, sink.problem = set(), 0, ""
     assert live.wait(timeout=20)[0].state == "complete"
+
+
+def test_trouble_of_a_finished_run_is_over_with_the_next_that_is_whole(fake_live: Any) -> None:
+    live = fake_live()
+    live.wait_ready(20)
+    bad, good = RunMaker("stream", md={"ptychography": {}}), RunMaker("stream")
+    feed(live, bad, 1)
+    assert live.wait(bad.uid, 20)[0].state == "failed"
+    ((problem, _),) = live._find_problems()
+    assert problem.kind == ProblemKind.FAILED
+    assert "start document: no geometry" in problem.message
+    feed(live, good, 2)
+    assert live.wait(good.uid, 20)[0].state == "complete"
+    assert live._find_problems() == []
+    assert "start document: no geometry" in live.status.problem  # still the last one there was
+
+
+def test_a_former_name_still_works(fake_live: Any) -> None:
+    live = fake_live()
+    with pytest.warns(DeprecationWarning, match=r"LiveReconstruction\.settings now"):
+        assert live.order is live.settings
 
 
 def test_wait_says_what_it_waited_for(fake_live: Any) -> None:

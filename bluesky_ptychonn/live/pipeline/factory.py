@@ -38,7 +38,7 @@ class _LoadedModel:
             "batch_size": order.batch_size,
             "precision": order.precision,
             "preprocess": order.preprocess,
-            "refinement": order.refinement,
+            "refinement": order.refine,
         }
         self._first = self._last = Reconstructor(model, order.geometry, **self._settings)
         self._reconstructors: dict[str, Reconstructor] = {}

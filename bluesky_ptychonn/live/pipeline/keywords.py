@@ -61,21 +61,12 @@ class LiveKeywords(ReconstructionKeywords, total=False):
 
 
 def with_keywords(options: _Options, keywords: Mapping[str, object], allowed: type) -> _Options:
-    """Return options, changed by the keywords of a function; None leaves one as it is.
-
-    Parameters
-    ----------
-    options : ReconstructionOptions
-        Which hold where no keyword says otherwise.
-    keywords : mapping
-        What the function was given.
-    allowed : type
-        `ReconstructionKeywords` or `LiveKeywords`.
+    """Return options, changed by the keywords that a function was given; None leaves one as it is.
 
     Raises
     ------
     TypeError
-        For another keyword.
+        For a keyword that the TypedDict `allowed` does not have.
     ValueError
         In words, for a value that is not allowed.
 
@@ -85,58 +76,39 @@ def with_keywords(options: _Options, keywords: Mapping[str, object], allowed: ty
     >>> options.keys.x, options.pace.flush_s
     ('px', 0.1)
     """
-    names = allowed.__annotations__
-    if unknown := ", ".join(sorted(set(keywords) - set(names))):
-        raise TypeError(f"{unknown}: unknown; allowed: {', '.join(names)}")
+    if unknown := sorted(set(keywords) - set(allowed.__annotations__)):
+        raise TypeError(f"{', '.join(unknown)}: unknown; allowed: {', '.join(allowed.__annotations__)}")
     values: dict[str, Any] = {name: value for name, value in keywords.items() if value is not None}
     keys = {field: values.pop(name) for name, field in _DATA_KEYS.items() if name in values}
     pace = {"flush_s": values.pop("flush_s")} if "flush_s" in values else {}
     values["keys"] = dataclasses.replace(values.get("keys", options.keys), **keys)
     values["pace"] = dataclasses.replace(values.get("pace", options.pace), **pace)
-    values["refinement"] = values.pop("refine", options.refinement)
     try:
-        return options.model_validate({**vars(options), **values})
+        return options.model_validate(vars(options) | values)
     except ValidationError as error:
         raise ValueError(explain(error, type(options))) from None
 
 
 def takes_options(options: type[ReconstructionOptions], allowed: type) -> Callable[[_Takes], _Takes]:
-    """Show options by name in the signature of what takes them as ``**keywords``, and explain them in its docstring.
-
-    Parameters
-    ----------
-    options : type
-        `ReconstructionOptions` or `LiveOptions`.
-    allowed : type
-        `ReconstructionKeywords` or `LiveKeywords`.
-    """
+    """Show options by name in the signature of what takes them as ``**keywords``, and explain them in its docstring."""
+    defaults = {name: field.default for name, field in options.model_fields.items() if name not in ("keys", "pace")}
+    defaults |= {"stream": DataKeys().stream, "refine": False}
     names = allowed.__annotations__
-    fields = {name: field.default for name, field in options.model_fields.items() if name not in ("keys", "pace")}
-    defaults = {**fields, "stream": DataKeys().stream, "refine": False}
     shown = [
-        Parameter(name, Parameter.KEYWORD_ONLY, default=defaults.get(name), annotation=annotation.__forward_arg__)
-        for name, annotation in names.items()
+        Parameter(name, Parameter.KEYWORD_ONLY, default=defaults.get(name), annotation=kind.__forward_arg__)
+        for name, kind in names.items()
     ]
-    explained = "\n".join(text for name, text in _entries(options).items() if name in names)
+    docs = "\n".join(inspect.getdoc(kind) or "" for kind in options.__mro__ if issubclass(kind, ReconstructionOptions))
+    entries = re.finditer(r"^(\w+) : .*(?:\n .*)*", docs, re.MULTILINE)
+    explained = "\n".join(entry[0] for entry in entries if entry[1] in names)
 
     def apply(target: _Takes) -> _Takes:
         function: Any = target.__init__ if inspect.isclass(target) else target
         signature = inspect.signature(function)
         own = [item for item in signature.parameters.values() if item.kind is not Parameter.VAR_KEYWORD]
         function.__signature__ = signature.replace(parameters=[*own, *shown])
-        if target.__doc__:
-            place = re.compile(r"^( *)\*\*keywords$", re.MULTILINE)
-            target.__doc__ = place.sub(lambda found: textwrap.indent(explained, found[1]), target.__doc__)
+        place = re.compile(r"^( *)\*\*keywords$", re.MULTILINE)
+        target.__doc__ = place.sub(lambda found: textwrap.indent(explained, found[1]), target.__doc__ or "")
         return target
 
     return apply
-
-
-def _entries(options: type[ReconstructionOptions]) -> dict[str, str]:
-    """Find what the docstrings of options, and of those that they are made of, say of each."""
-    found: dict[str, str] = {}
-    for kind in options.__mro__:
-        if issubclass(kind, ReconstructionOptions):
-            _, _, parameters = (inspect.getdoc(kind) or "").partition("Parameters\n----------\n")
-            found |= {text.partition(" : ")[0]: text for text in re.split(r"\n(?=\S)", parameters)}
-    return found

@@ -5,12 +5,10 @@ A new one is a field here, and a line in `keywords` for who gives it to a functi
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import AliasChoices, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
-from pydantic.fields import FieldInfo
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from bluesky_ptychonn.catalog.runs.data_keys import DataKeys
 from bluesky_ptychonn.files import read_json, write_json
@@ -18,15 +16,15 @@ from bluesky_ptychonn.live.pipeline.progress import Timing
 from bluesky_ptychonn.optics.framing import PreprocessConfig
 from bluesky_ptychonn.optics.geometry import Geometry
 from bluesky_ptychonn.recon.inference.precision import Precision
-from bluesky_ptychonn.recon.mosaic.refine_config import Refinement
+from bluesky_ptychonn.recon.mosaic.refine_config import Refinement, asked_for
 
 SETTINGS_FILE = "order.json"
 SPOOL = "spool"  # folder beside it, where results wait for the catalog
 
 
-def _refinement(value: Any) -> Any:
+def _read_refine(value: Any) -> Any:
     """Read what a user gives: False is none, True the defaults."""
-    return {True: Refinement(), False: None}[value] if isinstance(value, bool) else value
+    return asked_for(value) if isinstance(value, bool) else value
 
 
 class ReconstructionOptions(BaseModel):
@@ -71,9 +69,7 @@ class ReconstructionOptions(BaseModel):
     threads: int | None = Field(default=None, ge=0)
     precision: Precision = "fp32"
     preprocess: PreprocessConfig | None = None
-    refinement: Annotated[Refinement | None, BeforeValidator(_refinement)] = Field(
-        default=None, validation_alias=AliasChoices("refine", "refinement")
-    )
+    refine: Annotated[Refinement | None, BeforeValidator(_read_refine)] = None
     spool_mib: int = Field(default=1024, ge=1)
 
 
@@ -123,7 +119,9 @@ class ReconstructionSettings(ReconstructionOptions):
 
     def save(self, folder: Path) -> None:
         """Write into a session's folder."""
-        write_json(folder / SETTINGS_FILE, self.model_dump(mode="json"), private=True)
+        values = self.model_dump(mode="json")
+        values["refinement"] = values.pop("refine")
+        write_json(folder / SETTINGS_FILE, values, private=True)
 
     @classmethod
     def load(cls, folder: Path) -> ReconstructionSettings:
@@ -137,7 +135,11 @@ class ReconstructionSettings(ReconstructionOptions):
         values = read_json(folder / SETTINGS_FILE)
         if values is None:
             raise ValueError(f"{folder}: no session of LiveReconstruction ({SETTINGS_FILE} is missing)")
-        return cls.model_validate(values)
+        values["refine"] = values.pop("refinement", None)
+        try:
+            return cls.model_validate(values)
+        except ValidationError as error:
+            raise ValueError(f"{folder / SETTINGS_FILE}: {explain(error, cls)}") from None
 
 
 def explain(error: ValidationError, model: type[BaseModel]) -> str:
@@ -146,27 +148,20 @@ def explain(error: ValidationError, model: type[BaseModel]) -> str:
 
 
 def _explain(item: Any, section: Any) -> str:
-    place = [str(part) for part in item["loc"]]
+    place = ".".join(map(str, item["loc"]))
     if item["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
-        for part in place[:-1]:
-            section = _fields(section).get(part)
-        return f"{'.'.join(place)}: unknown; allowed: {', '.join(_fields(section))}"
+        for part in item["loc"][:-1]:
+            section = getattr(_fields(section).get(part), "annotation", None)
+        return f"{place}: unknown; allowed: {', '.join(_fields(section))}"
     if item["type"] == "value_error":
-        return f"{'.'.join(place)}: {item['ctx']['error']}"
-    got = "" if item["type"] == "missing" else f", got {item['input']!r}"
-    return f"{'.'.join(place)}: {item['msg']}{got}"
+        return f"{place}: {item['ctx']['error']}"
+    return f"{place}: {item['msg']}" + ("" if item["type"] == "missing" else f", got {item['input']!r}")
 
 
 def _fields(annotation: Any) -> dict[str, Any]:
-    """Names that a section takes, and what each is."""
-    for kind in (annotation, *get_args(annotation)):
-        if dataclasses.is_dataclass(kind):
-            return {field.name: field.type for field in dataclasses.fields(kind)}
-        if hasattr(kind, "model_fields"):
-            return {_name_in_file(name, field): field.annotation for name, field in kind.model_fields.items()}
-    return {}
-
-
-def _name_in_file(name: str, field: FieldInfo) -> str:
-    alias = field.validation_alias
-    return str(alias.choices[0]) if isinstance(alias, AliasChoices) else name
+    """Fields of the first model or dataclass in an annotation."""
+    found = (
+        getattr(kind, "model_fields", None) or getattr(kind, "__dataclass_fields__", None)
+        for kind in (annotation, *get_args(annotation))
+    )
+    return next(filter(None, found), {})
