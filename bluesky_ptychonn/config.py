@@ -13,7 +13,7 @@ from typing import Any, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 from bluesky_ptychonn.catalog.connection.server import connect, serve_catalog
-from bluesky_ptychonn.catalog.raw.writer import raw_writer
+from bluesky_ptychonn.catalog.raw.writer import RawWriter, raw_writer
 from bluesky_ptychonn.live.callback import LiveReconstruction
 from bluesky_ptychonn.live.learning.config import LearnerConfig
 from bluesky_ptychonn.live.pipeline.settings import LiveOptions, explain
@@ -102,7 +102,7 @@ class CatalogConfig(_Section):
             return self.backup
         return raw_backup() if self.folder is None else self.folder / "raw-backup"
 
-    def raw_writer(self, catalog: Any) -> Any:
+    def raw_writer(self, catalog: Any) -> RawWriter:
         """Make the callback that writes raw runs; subscribe it first. See `catalog.raw.writer.raw_writer`."""
         return raw_writer(catalog, self.backup_folder)
 
@@ -135,9 +135,9 @@ class ReconstructionConfig(LiveOptions):
 
     _from_file = _beside_the_file("journal_dir")
 
-    def live(self, catalog: Any) -> LiveReconstruction:
-        """Start live reconstruction into a catalog; subscribe what this returns to a RunEngine."""
-        return LiveReconstruction(self.model, catalog, self)
+    def live(self, catalog: Any, raw_writer: RawWriter | None = None) -> LiveReconstruction:
+        """Start live reconstruction into a catalog; subscribe what this returns to a RunEngine, after `raw_writer`."""
+        return LiveReconstruction(self.model, catalog, self, raw_writer=raw_writer)
 
 
 class LearningSection(LearnerConfig):

@@ -16,8 +16,9 @@ from typing import Any, Unpack
 
 from bluesky_ptychonn.catalog.connection.address import Address
 from bluesky_ptychonn.catalog.connection.connect import PROCESSED
+from bluesky_ptychonn.catalog.raw.writer import RawWriter
 from bluesky_ptychonn.catalog.registry.champion import bare_name, local_or_champion
-from bluesky_ptychonn.journal.writer import JournalWriter
+from bluesky_ptychonn.journal.router import Journal
 from bluesky_ptychonn.live.notifier import ProblemNotifier
 from bluesky_ptychonn.live.pipeline.keywords import LiveKeywords, takes_options, with_keywords
 from bluesky_ptychonn.live.pipeline.problems import Problem, ProblemKind
@@ -63,7 +64,10 @@ class LiveReconstruction:
     catalog : CatalogServer, Tiled client, address or profile name
         Where runs are, and results go.
     options : LiveOptions, optional
-        All that follows in one, such as a configuration's ``reconstruction``; keywords go before it.
+        All that follows `raw_writer` in one, such as a configuration's ``reconstruction``; keywords go before it.
+    raw_writer : RawWriter, optional
+        Subscribed to the same RunEngine before this: the file in which it keeps a run is this run's journal too, so
+        that each document is written once. For a run that it does not keep, or keeps on another disk, there is an own.
     **keywords
 
     Attributes
@@ -87,7 +91,13 @@ class LiveReconstruction:
     """
 
     def __init__(
-        self, model: Any, catalog: Any, options: LiveOptions | None = None, **keywords: Unpack[LiveKeywords]
+        self,
+        model: Any,
+        catalog: Any,
+        options: LiveOptions | None = None,
+        *,
+        raw_writer: RawWriter | None = None,
+        **keywords: Unpack[LiveKeywords],
     ) -> None:
         options = with_keywords(options or LiveOptions(), keywords, LiveKeywords)
         own_process = options.worker == "process"
@@ -96,7 +106,7 @@ class LiveReconstruction:
         self._error = ""
         self._delayed = ""
         self._model_name = str(model if loaded is None else loaded.card.name)
-        self._address = address = Address.of(catalog)
+        self._address = address = Address.from_catalog(catalog)
         folder = "" if loaded is not None else local_or_champion(model, address)
         if own_process and address.in_process:
             raise ValueError(
@@ -114,7 +124,8 @@ class LiveReconstruction:
             champion=bare_name(model),
         )
         self.settings.save(self.folder)
-        self._journal = JournalWriter(self.folder)
+        self._journal = Journal(self.folder, slimmed=True)
+        self._raw_writer = raw_writer
         self._log_handler = None if own_process else log_to(self.folder)
         self._supervisor: Supervisor
         if own_process:
@@ -146,7 +157,11 @@ class LiveReconstruction:
     def __call__(self, name: str, doc: Mapping[str, Any]) -> None:
         """Journal a document. Never raises, never waits."""
         try:
+            if name == "start" and self._raw_writer is not None:
+                self._journal.follow(str(doc["uid"]), self._raw_writer.journal)
             self._journal.append(name, doc)
+            if name == "stop":
+                self._journal.release(sync=False)
         except OSError as error:  # it waits in memory; status shows it, and the notifier tries again
             self._delayed = f"journal {self.folder}: {type(error).__name__}: {error}"
         except BaseException as error:  # noqa: BLE001  # SystemExit from a callback hangs a RunEngine; status shows it
@@ -159,7 +174,9 @@ class LiveReconstruction:
     def status(self) -> Status:
         """Where things stand; read from the session's folder, so it costs a fraction of a millisecond."""
         worker = WorkerStatus.load(self.folder)
-        own = Problem(self._error or self._delayed, ProblemKind.JOURNAL)
+        held = self._journal.held
+        on_hold = "the disk is full, documents wait in memory" if held else ""
+        own = Problem(self._error or self._delayed or on_hold, ProblemKind.JOURNAL)
         state, problem = worker.state, own or Problem(worker.problem, worker.problem_kind)
         if self._supervisor.alive:
             if state in ("stopped", "failed"):  # and will be there again
@@ -176,14 +193,15 @@ class LiveReconstruction:
             worker.device,
             self._supervisor.restarts,
             worker.runs | {uid: Progress(uid) for uid in self._journal.begun if uid not in worker.runs},
-            self._errors + self._journal.waiting,
+            self._errors + held,
             *problem,
             worker.model,
         )
 
     def _find_problems(self) -> list[tuple[Problem, str]]:
         """Find what a user should hear of now. Also tries again to journal what a full disk did not take."""
-        if self._delayed and self._journal.retry():
+        if self._delayed and self._journal.flush():
+            self._journal.release()
             self._delayed = ""
         status = self.status
         runs = [run for run in status.runs.values() if run.state != "ignored"]

@@ -20,8 +20,10 @@ from typing import Any
 
 from bluesky_ptychonn.backoff import Backoff
 from bluesky_ptychonn.catalog.connection.errors import is_outage
+from bluesky_ptychonn.catalog.connection.requests import require_answer
 from bluesky_ptychonn.files import lock
-from bluesky_ptychonn.journal.reader import JournalReader, journaled_runs
+from bluesky_ptychonn.journal.append_file import run_files
+from bluesky_ptychonn.journal.reader import JournalReader
 from bluesky_ptychonn.live.pipeline.problems import Problem, ProblemKind
 from bluesky_ptychonn.live.pipeline.progress import Progress
 from bluesky_ptychonn.live.pipeline.protocols import ComponentFactory
@@ -168,7 +170,7 @@ class Worker:
         return bool(self._followed)
 
     def _discover(self) -> None:
-        for path in journaled_runs(self._folder):
+        for path in run_files(self._folder):
             if path in self._followed or path in self._finished:
                 continue
             progress = finished_progress(path)
@@ -176,7 +178,7 @@ class Worker:
                 self._finished.add(path)
                 self.status.runs[progress.uid] = progress
             else:
-                self._followed[path] = _Followed(path, JournalReader(path), read_at=time.monotonic())
+                self._followed[path] = _Followed(path, JournalReader(path, slimmed=True), read_at=time.monotonic())
 
     def _read(self, followed: _Followed, closing: bool) -> bool:
         entries = followed.reader.read()
@@ -322,14 +324,14 @@ def main(arguments: list[str]) -> int:
     api_key = _read_api_key()
     closing = threading.Event()
     threading.Thread(target=_close_with_owner, args=(closing,), daemon=True).start()
-    from bluesky_ptychonn.live.pipeline.factory import TiledComponentFactory, ask_for_a_sign
+    from bluesky_ptychonn.live.pipeline.factory import TiledComponentFactory
 
     again = False
 
     def make_factory() -> TiledComponentFactory:
         nonlocal again
         if again:  # before the network is loaded once more
-            ask_for_a_sign(settings.catalog)
+            require_answer(settings.catalog)
         again = True
         return TiledComponentFactory(
             settings, folder.name, api_key=api_key, folder=folder, before_request=before_request(folder)

@@ -67,7 +67,7 @@ def reconstruct(
     """
     options = with_keywords(_OPTIONS, keywords, ReconstructionKeywords)
     loaded = model if hasattr(model, "network") else None
-    address = Address.of(catalog)
+    address = Address.from_catalog(catalog)
     root = address.client
     stored = find_run(root, run, options.raw)
     settings = ReconstructionSettings.from_options(
