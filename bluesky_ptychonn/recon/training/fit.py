@@ -17,6 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from bluesky_ptychonn.moved import called
 from bluesky_ptychonn.recon.data.batches import Mix
 from bluesky_ptychonn.recon.data.scans import LabelledScan, MeasuredScan
 from bluesky_ptychonn.recon.data.simulated import SyntheticConfig
@@ -31,6 +32,8 @@ from bluesky_ptychonn.recon.training.losses import batch_loss
 from bluesky_ptychonn.recon.training.schedule import Schedule, rate
 
 __all__ = ["Progress", "TrainingConfig", "fine_tune", "fit"]
+
+called(__name__)  # `from ...recon.training import fit` gave the function in 0.1.0
 
 #: Called after a step with (frames done, frames in all, smoothed loss).
 Progress = Callable[[int, int, float], None]
