@@ -48,7 +48,7 @@ def test_type_checkers_are_told_the_same_names(repository) -> None:
 
 
 def test_pages_and_start_up_files_name_nothing_deeper_than_the_package(repository) -> None:
-    docs = [page for page in (repository / "docs").rglob("*") if "reference" not in page.parts]
+    docs = [page for page in (repository / "docs").rglob("*") if not {"reference", "_build"} & {*page.parts}]
     pages = [repository / "README.md", *docs, *(repository / "profile_startup").iterdir()]
     readers = [page for page in pages if page.suffix in {".md", ".py", ".toml"} and page.name != "conf.py"]
     assert len(readers) > 25
