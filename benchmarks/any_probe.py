@@ -38,6 +38,7 @@ from bluesky_ptychonn.recon.models.checkpoint import Model, load_model
 from bluesky_ptychonn.recon.mosaic.refine import refine
 from bluesky_ptychonn.recon.mosaic.refine_config import Refinement
 from bluesky_ptychonn.recon.mosaic.stitch import Mosaic, MosaicImage
+from bluesky_ptychonn.recon.mosaic.sweeps import ScanTensors
 from bluesky_ptychonn.recon.networks.lift import lift
 
 SHIPPED = "zone-plates"
@@ -127,7 +128,9 @@ def images(
             if own is not None:
                 made["own"].append(own.network(some, _probe_of(own)).numpy())
     found = {k: _mosaic(np.concatenate(v), y, x, weight, pixel_m) for k, v in made.items() if v}
-    refined, _ = refine(found["any"], counts, y, x, told, weight, Refinement(), network=model.network)
+    refined, _ = refine(
+        found["any"], ScanTensors(counts, np.stack([y, x], -1), told), weight, Refinement(), network=model.network
+    )
     return {**found, "any_refined": refined}
 
 

@@ -55,7 +55,9 @@ def small_models(folder: Path) -> list[tuple[dict[str, Any], bytes]]:
 
     from bluesky_ptychonn.card import InputContract, ModelCard, ProbeReference
     from bluesky_ptychonn.recon.models.checkpoint import save_model
-    from bluesky_ptychonn.recon.networks.networks import DirectConfig, LiftedConfig, build_network
+    from bluesky_ptychonn.recon.networks.direct import DirectConfig
+    from bluesky_ptychonn.recon.networks.families import build_network
+    from bluesky_ptychonn.recon.networks.lifted import LiftedConfig
 
     torch.manual_seed(0)
     scan = small_scan()
@@ -72,7 +74,7 @@ def small_models(folder: Path) -> list[tuple[dict[str, Any], bytes]]:
             input=InputContract(
                 frame_shape=(16, 16), patch_shape=(16, 16), object_pixel_m=pixel, counts_per_frame=(1.0, 1e6)
             ),
-            probe=None if light is None else ProbeReference.of(light, pixel, "seed"),
+            probe=None if light is None else ProbeReference.from_probe(light, pixel, "seed"),
             weights_sha256="0" * 64,
         )
         home = folder / config.family

@@ -28,14 +28,14 @@ from numpy.typing import NDArray
 from benchmarks.star import RESULTS, _cpu
 from bluesky_ptychonn.optics.simulate import SampleKind, SimulatedExperiment, make_sample
 from bluesky_ptychonn.recon.data.scans import MeasuredScan
-from bluesky_ptychonn.recon.evaluation.simulated_scans import score_mosaic
+from bluesky_ptychonn.recon.evaluation.simulated_scans import score_mosaic, stitched
 from bluesky_ptychonn.recon.evaluation.trust_calibration import refocused, synthetic_config
 from bluesky_ptychonn.recon.inference.reconstructor import Reconstructor
 from bluesky_ptychonn.recon.learning.learner import Learner, LearningConfig
-from bluesky_ptychonn.recon.learning.pseudo_label import stitched
 from bluesky_ptychonn.recon.models.checkpoint import Model, load_model
 from bluesky_ptychonn.recon.mosaic.stitch import MosaicImage
-from bluesky_ptychonn.recon.networks.networks import ObjectNetwork, network_config
+from bluesky_ptychonn.recon.networks.base import ObjectNetwork
+from bluesky_ptychonn.recon.networks.families import network_config
 from bluesky_ptychonn.recon.training.fit import TrainingConfig, fit
 
 MODEL, SEED, RUNS = "simulated-zp64", 60_000_011, 30
@@ -122,7 +122,8 @@ def error_of(network: torch.nn.Module, probe: torch.Tensor, run: Run) -> float |
     if run.wrong:
         return None
     assert isinstance(network, ObjectNetwork)  # noqa: S101
-    return run.error(stitched(network, run.frames, run.y_m, run.x_m, probe, run.experiment.pixel_m))
+    scan = MeasuredScan(run.frames, run.y_m, run.x_m, probe.numpy(), run.experiment.geometry, "drift")
+    return run.error(stitched(network, scan, probe))
 
 
 def step(learner: Learner, frozen: Model, run: Run, build: Path) -> dict[str, Any]:

@@ -34,7 +34,7 @@ from bluesky_ptychonn.recon.evaluation.trust_calibration import (
 )
 from bluesky_ptychonn.recon.inference.reconstructor import Reconstructor
 from bluesky_ptychonn.recon.models.checkpoint import Model, load_model
-from bluesky_ptychonn.recon.networks.networks import ObjectNetwork
+from bluesky_ptychonn.recon.networks.base import ObjectNetwork
 from bluesky_ptychonn.recon.quality.trust import frame_trust, movement
 
 SHIPPED = Path(__file__).parents[1] / "bluesky_ptychonn" / "models" / "simulated-zp64"

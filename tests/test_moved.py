@@ -32,8 +32,7 @@ recon.learning_config: LearningConfig
 recon.losses: AGREEMENT Overlap amplitude_phase_loss batch_loss disagreement gauge_free_loss label_free_loss merged
 recon.losses: overlap poisson_deviance probe_weight
 recon.measure: Judge measure_labelled measure_simulated measured_card
-recon.metrics: RingCorrelation align amplitude_mae amplitude_nrmse fourier_ring_correlation phase_correlation
-recon.metrics: phase_error phase_mae phase_rmse ssim
+recon.metrics: RingCorrelation align fourier_ring_correlation phase_correlation phase_error phase_mae ssim
 recon.novelty: features novelty
 recon.probe_tuning: ABERRATIONS TunedProbe aberrated pupil_aberrations tune_probe
 recon.pseudo_label: PseudoLabel label

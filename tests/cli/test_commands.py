@@ -201,10 +201,13 @@ GEOMETRY = ("--energy-ev", 9000, "--distance-m", 1, "--pixel-pitch-m", 75e-6)
 
 def test_a_model_is_measured_for_another_probe_without_training(ptychonn, refused, tmp_path, monkeypatch) -> None:
     from bluesky_ptychonn.optics.simulate import zone_plate_probe
+    from bluesky_ptychonn.recon.evaluation.simulated_scans import ScanSeries, measure_sampling
     from bluesky_ptychonn.recon.training import model as produce
 
-    short = functools.partial(produce.measure_sampling, samplings=(0.4, 0.6), field_diameters=2.0, kinds=("etched",))
-    monkeypatch.setattr(produce, "measure_sampling", short)  # the whole curve takes half a minute
+    few = ScanSeries((0.4, 0.6), ("etched",), 2.0)
+    monkeypatch.setattr(
+        produce, "measure_sampling", lambda *given: measure_sampling(*given[:3], few)
+    )  # the whole curve takes half a minute
     monkeypatch.setattr(produce, "calibrated", functools.partial(produce.calibrated, frames=64, scans=2))
     np.save(tmp_path / "probe.npy", zone_plate_probe((48, 48), 16))
     made = ("train", "--probe", tmp_path / "probe.npy", "--out", tmp_path / "mine", *GEOMETRY, "--frames", 0)

@@ -20,7 +20,7 @@ def printable(words: str) -> str:
 def one_line(card: ModelCard) -> str:
     """Say what a model takes, and where its error was measured."""
     shape = "×".join(map(str, card.input.frame_shape))
-    if card.family == "lifted" and card.probe is None:
+    if card.for_any_probe:
         return f"{card.family}, for any probe: give it yours (ptychonn train --start {card.name} --frames 0)"
     words = f"{card.family}, frames {shape}, object pixel {card.input.object_pixel_m * 1e9:.1f} nm"
     if card.sampling or card.labelled:

@@ -17,7 +17,7 @@ from bluesky_ptychonn.recon.learning.novelty import novelty
 from bluesky_ptychonn.recon.learning.pseudo_label import PseudoLabel, label, scaled_like
 from bluesky_ptychonn.recon.learning.replay_buffer import ReplayBuffer
 from bluesky_ptychonn.recon.mosaic.probe_tuning import TunedProbe
-from bluesky_ptychonn.recon.networks.networks import ObjectNetwork
+from bluesky_ptychonn.recon.networks.base import ObjectNetwork
 from bluesky_ptychonn.recon.quality.verdict import ENERGY, INTENSITY, LOST, SHIFTED
 
 #: Verdicts by which the frames are not what the network takes them for. Another probe or sample is what to learn from.

@@ -32,7 +32,7 @@ from bluesky_ptychonn.recon.learning.intake import Considered, Intake
 from bluesky_ptychonn.recon.learning.judge import Judgement, compare_models, label_error
 from bluesky_ptychonn.recon.learning.replay_buffer import ReplayBuffer
 from bluesky_ptychonn.recon.models.checkpoint import Model, load_model
-from bluesky_ptychonn.recon.networks.networks import ObjectNetwork
+from bluesky_ptychonn.recon.networks.base import ObjectNetwork
 
 __all__ = ["Candidate", "Considered", "Judgement", "Learner", "LearningConfig", "never"]
 

@@ -23,11 +23,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from bluesky_ptychonn.recon.data.scans import LabelledScan, MeasuredScan, light_on
-from bluesky_ptychonn.recon.evaluation.simulated_scans import predict, stitching_weight
+from bluesky_ptychonn.recon.evaluation.simulated_scans import stitched
 from bluesky_ptychonn.recon.mosaic.probe_tuning import TunedProbe, tune_probe
 from bluesky_ptychonn.recon.mosaic.stitch import Mosaic, MosaicImage
-from bluesky_ptychonn.recon.networks.networks import ObjectNetwork
-from bluesky_ptychonn.recon.quality.trust import HALF_TRUST_UNEXPLAINED, unexplained_fraction
+from bluesky_ptychonn.recon.mosaic.sweeps import ScanTensors
+from bluesky_ptychonn.recon.networks.base import ObjectNetwork
+from bluesky_ptychonn.recon.quality.trust import frame_trust, unexplained_fraction
 
 #: Every so many frames one is left out of the sweeps, to be foreseen.
 LEFT_OUT_EVERY = 8
@@ -57,17 +58,6 @@ class PseudoLabel:
     tuned: TunedProbe
     trust: NDArray[np.float32]
     foreseen: float | None
-
-
-def stitched(
-    network: ObjectNetwork, counts: NDArray[np.float32], y_m: Any, x_m: Any, probe: Tensor, pixel_m: float
-) -> MosaicImage:
-    """Mosaic of a network's patches of frames (n, N, N), told a probe (N, N)."""
-    weight = stitching_weight(probe.detach().cpu().numpy(), network.config.patch_size)
-    mosaic = Mosaic(pixel_m, weight, anchor=network.anchor)
-    mosaic.add(predict(network, counts, probe), y_m, x_m, np.ones(len(counts)))
-    mosaic.synchronise()
-    return mosaic.snapshot()
 
 
 def scaled_like(probe: Tensor, other: Tensor) -> Tensor:
@@ -141,23 +131,20 @@ def label(
     """
     out = np.zeros(len(scan), dtype=bool)
     out[LEFT_OUT_EVERY // 2 :: LEFT_OUT_EVERY] = True
-    made, asked = scan.select(~out), scan.select(out)
+    swept, left_out = scan.select(~out), scan.select(out)
     pixel = scan.geometry.object_pixel_m
-    believed = probe.to(device)
-    if network is None:
-        image = _bare(made, pixel)
-    else:
-        image = stitched(network, made.counts, made.y_m, made.x_m, believed, pixel)
-    tuned = tune_probe(image, torch.as_tensor(made.counts, device=device), made.y_m, made.x_m, believed)
-    told = tuned.probe.cpu()
+    start = probe.to(device)
+    image = _bare(swept, pixel) if network is None else stitched(network, swept, start)
+    tuned = tune_probe(image, ScanTensors.from_scan(swept, start))
+    return _with_trust(scan, tuned, left_out)
+
+
+def _with_trust(scan: MeasuredScan, tuned: TunedProbe, left_out: MeasuredScan) -> PseudoLabel:
+    """Make the label of what tuning found, and say how far it explains the frames, and foresees those left out."""
+    told, pixel = tuned.probe.cpu(), scan.geometry.object_pixel_m
     rows, columns = ((p - o) / pixel for p, o in zip((scan.y_m, scan.x_m), tuned.image.origin_m, strict=True))
     labelled = LabelledScan(
-        counts=scan.counts,
-        y_m=scan.y_m,
-        x_m=scan.x_m,
-        probe=told.numpy(),
-        geometry=scan.geometry,
-        source=scan.source,
+        *(scan.counts, scan.y_m, scan.x_m, told.numpy(), scan.geometry, scan.source),
         object=tuned.image.complex,
         origin_m=tuned.image.origin_m,
         pixel_m=pixel,
@@ -165,9 +152,8 @@ def label(
         solver=SOLVER,
     )
     patch, _ = views(tuned.image, scan.y_m, scan.x_m, told.shape[-1])
-    unexplained = unexplained_fraction(torch.as_tensor(patch), torch.as_tensor(scan.counts), told).clamp_min(0)
-    trust = (1 / (1 + unexplained / HALF_TRUST_UNEXPLAINED)).nan_to_num(0.0).numpy()
-    missed = unforeseen(tuned.image, asked, told)
+    trust = frame_trust(torch.as_tensor(patch), torch.as_tensor(scan.counts), told).numpy()
+    missed = unforeseen(tuned.image, left_out, told)
     knows = missed is not None and missed[1] >= LEAST_SCATTERED
     return PseudoLabel(labelled, tuned, trust, 1 - missed[0] / missed[1] if missed and knows else None)
 

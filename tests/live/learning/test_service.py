@@ -335,7 +335,7 @@ def test_killed_in_the_midst_of_training_it_goes_on(
     tiny = load_model(small_model, "cpu")
     assert tiny.probe is not None
     probe = tiny.probe.numpy() * 300  # as of a trained model: root of the photons
-    reference = ProbeReference.of(probe, tiny.card.input.object_pixel_m, "simulated")
+    reference = ProbeReference.from_probe(probe, tiny.card.input.object_pixel_m, "simulated")
     card = tiny.card.model_copy(update={"name": name, "version": "2", "probe": reference})
     save_model(tmp_path / "lit", tiny.network, card, probe)
     registry.promote(name, registry.publish(tmp_path / "lit"), "knows its light")

@@ -18,13 +18,18 @@ from bluesky_ptychonn.optics.geometry import Geometry
 from bluesky_ptychonn.optics.simulate import SimulatedExperiment, make_sample, zone_plate_probe
 from bluesky_ptychonn.recon.data.scans import LabelledScan, MeasuredScan
 from bluesky_ptychonn.recon.data.simulated import SyntheticConfig
+from bluesky_ptychonn.recon.evaluation.simulated_scans import ScanSeries
 from bluesky_ptychonn.recon.evaluation.trust_calibration import refocused
 from bluesky_ptychonn.recon.learning.candidate import KnownProbes
 from bluesky_ptychonn.recon.learning.judge import compare_models, label_error
 from bluesky_ptychonn.recon.learning.learner import Considered, Judgement, Learner, LearningConfig
 from bluesky_ptychonn.recon.models.checkpoint import Model, load_model, save_model
-from bluesky_ptychonn.recon.networks.networks import DirectConfig, LiftedConfig, ObjectNetwork, build_network
+from bluesky_ptychonn.recon.networks.base import ObjectNetwork
+from bluesky_ptychonn.recon.networks.direct import DirectConfig
+from bluesky_ptychonn.recon.networks.families import build_network
+from bluesky_ptychonn.recon.networks.lifted import LiftedConfig
 from bluesky_ptychonn.recon.quality.verdict import PROBE, SHIFTED
+from bluesky_ptychonn.recon.training.model import Effort
 
 UNIT = torch.as_tensor(zone_plate_probe((32, 32), 14))
 BELIEVED = (UNIT * 1e5**0.5).numpy()
@@ -44,10 +49,8 @@ CONFIG = LearningConfig(
 def _small_measurements() -> object:
     """A card measured in a second: what it says is tested elsewhere."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("bluesky_ptychonn.recon.learning.candidate._SAMPLINGS", (0.4,))
-        patch.setattr("bluesky_ptychonn.recon.learning.candidate._DIAMETERS", 2.0)
-        patch.setattr("bluesky_ptychonn.recon.learning.candidate._TRUST_FRAMES", 128)
-        patch.setattr("bluesky_ptychonn.recon.learning.candidate._TRUST_SCANS", 1)
+        effort = Effort(ScanSeries((0.4,), field_diameters=2.0), 256, {"frames": 128, "scans": 1})
+        patch.setattr("bluesky_ptychonn.recon.learning.candidate._EFFORT", effort)
         yield
 
 
@@ -65,7 +68,7 @@ def model_of(folder: Path, config: DirectConfig | LiftedConfig) -> Model:
             object_pixel_m=GEOMETRY.object_pixel_m,
             counts_per_frame=(1e4, 3e5),
         ),
-        probe=ProbeReference.of(BELIEVED, GEOMETRY.object_pixel_m, "test"),
+        probe=ProbeReference.from_probe(BELIEVED, GEOMETRY.object_pixel_m, "test"),
         weights_sha256="0" * 64,
     )
     save_model(folder, network, card, BELIEVED)
@@ -305,7 +308,7 @@ def test_small_losses_do_not_add_up(champion: Model, made: LabelledScan, judge_o
 
 
 def test_known_probes_are_drawn_by_their_shares() -> None:
-    family = KnownProbes.of([BELIEVED, 2 * BELIEVED], [1, 3])
+    family = KnownProbes.from_probes([BELIEVED, 2 * BELIEVED], [1, 3])
     drawn = [float(np.abs(family.draw(32, np.random.default_rng(k))).max()) for k in range(200)]
     assert 0.65 < np.mean(np.array(drawn) > 1.5 * min(drawn)) < 0.85
 

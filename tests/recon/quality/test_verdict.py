@@ -186,12 +186,12 @@ def test_patches_are_compared_where_they_overlap_whatever_their_global_phase() -
     for error, low, high in ((0.0, 0.0, 1e-5), (0.2, 0.2, 0.25)):
         watch = RunStatistics(None, weight, pixel_m=1e-8)
         wrong = patches * np.exp(1j * error * rng.normal(size=patches.shape))
-        watch.placed(wrong.astype(np.complex64), rows * 1e-8, columns * 1e-8)
+        watch.add_patches(wrong.astype(np.complex64), rows * 1e-8, columns * 1e-8)
         apart = watch.figures().overlap_rad
         assert apart is not None
         assert low <= apart <= high  # mean |difference| of two normal errors of 0.2: 0.2 * 2 / sqrt(pi)
     apart_by = RunStatistics(None, weight, pixel_m=1e-8)
-    apart_by.placed(patches.astype(np.complex64), rows * 1e-6, columns * 1e-6)
+    apart_by.add_patches(patches.astype(np.complex64), rows * 1e-6, columns * 1e-6)
     assert apart_by.figures().overlap_rad is None  # nowhere do they overlap
 
 
@@ -203,7 +203,7 @@ def test_positions_between_pixels_are_met_half_way() -> None:
 
     steps = np.arange(8) * 3.4
     watch = RunStatistics(zone_plate_probe((32, 32), 14), np.ones((32, 32), np.float32), pixel_m=1.0)
-    watch.placed(np.stack([patch(0.7 * s, s) for s in steps]), 0.7 * steps, steps)
+    watch.add_patches(np.stack([patch(0.7 * s, s) for s in steps]), 0.7 * steps, steps)
     apart = watch.figures().overlap_rad
     assert apart is not None
     assert apart < 0.01
