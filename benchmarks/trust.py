@@ -241,7 +241,9 @@ def cost(model: Model, frames: int = 256) -> dict[str, float]:
         for k in range(0, frames, size):
             moved = movement(made[k : k + size], made[k : k + size], run._probe)
             run._scores(made[k : k + size], moved, counts[k : k + size], run._probe)
-        run._watch.frames(counts, np.full(frames, 1e5), np.ones(frames, bool), [False] * frames, [False] * frames)
+        run._statistics.add_frames(
+            counts, np.full(frames, 1e5), np.ones(frames, bool), [False] * frames, [False] * frames
+        )
         run.placed(patches, positions, positions * 0)
         run.verdict()
 

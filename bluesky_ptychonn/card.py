@@ -320,11 +320,7 @@ class ModelCard(_Frozen):
                 f"the smallest is {errors[0]:.3g} rad, at a step of {steps[0] * 1e6:.3g} µm. "
                 "Tolerate more, or use another model"
             )
-        for k in range(len(steps) - 1):
-            if errors[k + 1] > tolerated_error_rad:
-                part = (tolerated_error_rad - errors[k]) / (errors[k + 1] - errors[k])
-                return steps[k] + part * (steps[k + 1] - steps[k])
-        return steps[-1]
+        return float(np.interp(tolerated_error_rad, errors, steps))  # of equal errors the largest step
 
     def error_at(self, step_m: float) -> float:
         """Phase error to expect at a step, rad: the largest measured up to it, linear between measured steps.

@@ -17,7 +17,8 @@ from bluesky_ptychonn.cli.train.scans import read_scans
 from bluesky_ptychonn.recon.data.batches import Mix
 from bluesky_ptychonn.recon.data.scans import MeasuredScan
 from bluesky_ptychonn.recon.training.metrics_table import read_rows
-from bluesky_ptychonn.recon.training.request import read_mix
+from bluesky_ptychonn.recon.training.model import ModelInfo
+from bluesky_ptychonn.recon.training.request import TrainRequest, read_mix
 from tests.support.scans import PROBE, labelled_scan
 
 
@@ -61,6 +62,17 @@ def test_shares_are_read_and_refused_in_words() -> None:
             read_mix(words, labelled=True, label_free=True)
     with pytest.raises(ValueError, match="gives everything a share of 0"):
         read_mix("simulated=0", labelled=True, label_free=True)
+
+
+def test_a_request_refuses_at_once_what_it_cannot_do(tmp_path: Path) -> None:
+    info = ModelInfo("mine")
+    with pytest.raises(ValueError, match="family: got 'oracle'; allowed are direct, lifted"):
+        TrainRequest("simulated", tmp_path, info, {}, {}, family="oracle")
+    with pytest.raises(ValueError, match="--frames 0 trains nothing"):
+        TrainRequest("simulated", tmp_path, info, {"frames": 0}, {})
+    np.save(tmp_path / "probe.npy", PROBE)
+    with pytest.raises(ValueError, match="give --distance-m, --pixel-pitch-m"):
+        TrainRequest(str(tmp_path / "probe.npy"), tmp_path, info, {}, {"energy_ev": 1e4})
 
 
 def test_scans_need_a_catalog_or_a_file(tmp_path: Path) -> None:

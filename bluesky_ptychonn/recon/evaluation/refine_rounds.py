@@ -51,12 +51,12 @@ def best_rounds(
         Most rounds tried. On the measured star a third brought nothing at any sampling.
     """
     series = series or ScanSeries(samplings=(0.4, 0.62), field_diameters=2.5)
-    told = torch.as_tensor(probe)
+    wave = torch.as_tensor(probe)
     weight = stitching_weight(probe, network.config.patch_size)
     errors = np.zeros(most)
     for k, (sampling, kind) in enumerate(product(series.samplings, series.kinds)):
         experiment, scan = held_out_scan(probe, geometry, kind, sampling, series.field_diameters, (seed, k))
-        image, frames = stitched(network, scan, told), ScanTensors.from_scan(scan, told)
+        image, frames = stitched(network, scan, wave), ScanTensors.from_scan(scan, wave)
         truth = experiment.truth_on(image.origin_m, image.amplitude.shape)
         for rounds in range(1, most + 1):
             refined, _ = refine(

@@ -252,9 +252,9 @@ def patch_error(
     phase, batches = 0.0, max(1, frames // batch)
     with torch.inference_mode():
         for index in range(batches):
-            counts, told, truth = data.batch(index)
-            weight = patch_weight(told, truth.shape[-2:])
-            phase += float(phase_error(network(counts, told), truth, weight)) / batches
+            counts, believed, truth = data.batch(index)
+            weight = patch_weight(believed, truth.shape[-2:])
+            phase += float(phase_error(network(counts, believed), truth, weight)) / batches
     return phase
 
 

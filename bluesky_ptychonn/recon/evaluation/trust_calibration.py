@@ -30,6 +30,7 @@ from bluesky_ptychonn.recon.inference.reconstructor import Reconstructor
 from bluesky_ptychonn.recon.models.checkpoint import Model, load_model
 from bluesky_ptychonn.recon.mosaic.probe_tuning import aberrated, pupil_aberrations
 from bluesky_ptychonn.recon.networks.base import ObjectNetwork
+from bluesky_ptychonn.recon.networks.families import family_class
 from bluesky_ptychonn.recon.quality.run_statistics import RunFigures
 from bluesky_ptychonn.recon.quality.trust import frame_score, movement, unexplained_fraction
 
@@ -91,11 +92,12 @@ def recalibrate(folder: str | os.PathLike[str], *, frames: int = 4096, scans: in
 
 
 def synthetic_config(model: Model) -> SyntheticConfig:
-    """Read what the model was trained on in its card; where that says nothing, the defaults at its probe's flux."""
+    """Read what the model was trained on in its card, but for its own probe; what that does not say as usual."""
     kept = (model.card.training.get("config") or {}).get("synthetic") or {}
-    power = 1e5 if model.probe is None else float(model.probe.abs().square().sum())
+    photons = 1e5 if model.probe is None else float(model.probe.abs().square().sum())
+    usual = {"photons": photons, "dose_spread": family_class(model.card.family).config_class.dose_spread}
     known = {name: value for name, value in kept.items() if name in SyntheticConfig.model_fields and name != "probes"}
-    return SyntheticConfig.model_validate({"photons": power, **known})
+    return SyntheticConfig.model_validate({**usual, **known})
 
 
 def fit_table(scores: NDArray[np.floating], errors: NDArray[np.floating]) -> TrustCalibration:
@@ -157,13 +159,13 @@ def disturbed_frames(
             changes["blur_px"] = min(0.2, worse * config.blur_px)
             changes["background"] = min(1000.0, worse * config.background)
         data = SimulatedFrames(probe, size, _BATCH, config.model_copy(update=changes), seed)
-        counts, told, truth = data.batch(index)
+        counts, believed, truth = data.batch(index)
         if trouble == "shift":
             rows, columns = rng.permutation([1, int(rng.integers(0, 2))]) * rng.choice([-1, 1], 2)
             counts = counts.roll((int(rows), int(columns)), dims=(1, 2))
         elif trouble == "focus":
-            told = refocused(told, float(rng.uniform(-0.8, 0.8)))
-        yield counts, told, truth, trouble
+            believed = refocused(believed, float(rng.uniform(-0.8, 0.8)))
+        yield counts, believed, truth, trouble
 
 
 def refocused(probe: Tensor, rms_rad: float) -> Tensor:

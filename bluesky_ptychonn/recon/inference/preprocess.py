@@ -173,11 +173,11 @@ class Preprocess:
         mended = _mended(raw, (strange | saturated) & ~rejected[:, None, None])
         mended = torch.where(rejected[:, None, None], 0.0, mended.clamp_min(0))
         found = torch.stack([strange.any(-1).any(-1), negative.any(-1).any(-1), saturated.any(-1).any(-1)], 1).tolist()
-        words = [
-            join_flags(*(word for word, is_so in zip((NAN, NEGATIVE, SATURATED), row, strict=True) if is_so))
+        flags = [
+            join_flags(*(flag for flag, is_so in zip((NAN, NEGATIVE, SATURATED), row, strict=True) if is_so))
             for row in found
         ]
-        return mended, (~rejected).tolist(), words
+        return mended, (~rejected).tolist(), flags
 
     def _framed(self, counts: Tensor) -> Tensor:
         """Orient, cut, bin or resize, and cut small counts. (n, H, W) → (n, h, w)."""

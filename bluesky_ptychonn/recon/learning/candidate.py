@@ -147,8 +147,8 @@ def written(folder: Path, number: int, champion: str) -> tuple[Model, dict[str, 
     """Read the candidate of round `number` from a champion (digest), where it was written whole."""
     try:
         record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
-        ours = (record["round"], record["champion"]) == (number, champion)
-        return (load_model(folder, "cpu"), record) if ours else None
+        matches = (record["round"], record["champion"]) == (number, champion)
+        return (load_model(folder, "cpu"), record) if matches else None
     except (OSError, ValueError, KeyError):
         return None
 

@@ -61,24 +61,24 @@ def label_error(network: ObjectNetwork, scan: LabelledScan, probe: Tensor | None
     Weighted by the light and by how far the label is known; global phase removed frame by frame.
     """
     own = torch.as_tensor(scan.probe)
-    told = own if probe is None else scaled_like(probe.detach().cpu(), own)
+    scaled = own if probe is None else scaled_like(probe.detach().cpu(), own)
     size = network.config.patch_size
-    made = torch.as_tensor(predict(network, scan.counts, told))
+    patches = torch.as_tensor(predict(network, scan.counts, scaled))
     everything = slice(None)
     weight = patch_weight(own, (size, size)) * torch.as_tensor(scan.known(everything, size))
-    return float(phase_error(made, torch.as_tensor(scan.truth(everything, size)), weight))
+    return float(phase_error(patches, torch.as_tensor(scan.truth(everything, size)), weight))
 
 
 def unforeseen_by(network: ObjectNetwork, scan: LabelledScan, probe: Tensor) -> float | None:
     """Part of the photons that a network's mosaic of every other frame leaves unexplained in the frames between."""
     order = np.lexsort((scan.x_m, scan.y_m))  # frames lie in the order of their worth
-    told = scaled_like(probe.detach().cpu(), torch.as_tensor(scan.probe))
+    scaled = scaled_like(probe.detach().cpu(), torch.as_tensor(scan.probe))
     missed = []
     for fold in range(_FOLDS):
         asked, shown = scan.select(np.sort(order[fold::_FOLDS])), scan.select(np.sort(order[1 - fold :: _FOLDS]))
         if not len(shown):
             return None
-        found = unforeseen(stitched(network, shown, told), asked, told)
+        found = unforeseen(stitched(network, shown, scaled), asked, scaled)
         missed += [] if found is None else [found[0]]
     return float(np.mean(missed)) if missed else None
 
@@ -113,8 +113,10 @@ def compare_models(
     now = {scan.source: _compare_newest(champion, candidate, scan) | simulated(scan) for scan in newest}
     before = {scan.source: _compare_older(networks, scan, best) | simulated(scan) for scan in older}
     against = _objections(now, before, config.margin_rad)
-    was, comes = (float(np.mean([found[name] for found in now.values()])) for name in ("champion_rad", "candidate_rad"))
-    gained = 1 - comes / was if was > 0 else 0.0
+    was, becomes = (
+        float(np.mean([found[name] for found in now.values()])) for name in ("champion_rad", "candidate_rad")
+    )
+    gained = 1 - becomes / was if was > 0 else 0.0
     harmless = not against
     if gained < config.gain:
         against.insert(0, f"it gains {gained:.1%} on the newest held-out frames, {config.gain:.1%} are asked")
@@ -125,10 +127,10 @@ def compare_models(
         "gain_asked": config.gain,
         "margin_rad": config.margin_rad,
         "champion_rad": was,
-        "candidate_rad": comes,
+        "candidate_rad": becomes,
         "frames": sum(found["frames"] for found in (*now.values(), *before.values())),
     }
-    about = f"{was:.3f} to {comes:.3f} rad on {sum(f['frames'] for f in now.values())} newest held-out frames"
+    about = f"{was:.3f} to {becomes:.3f} rad on {sum(f['frames'] for f in now.values())} newest held-out frames"
     if against:
         return Judgement(False, f"kept: {'; '.join(against)} ({about})", numbers, harmless)
     worst = max((f["candidate_rad"] - f["best_rad"] for f in before.values()), default=0.0)
@@ -171,12 +173,12 @@ def _objections(now: Mapping[str, Any], before: Mapping[str, Any], margin_rad: f
     for source, found in before.items():
         lost = found["candidate_rad"] - found["best_rad"]
         if lost > margin_rad:
-            against.append(f"on run {_short(source)} it would lose {lost:.3f} rad, {margin_rad:g} are allowed")
+            against.append(f"on run {_abbreviated(source)} it would lose {lost:.3f} rad, {margin_rad:g} are allowed")
     for source, found in {**now, **before}.items():
         lost = found["candidate_simulated_rad"] - found["champion_simulated_rad"]
         if lost > margin_rad:
             against.append(
-                f"on simulated frames through the probe of run {_short(source)} it would lose {lost:.3f} rad"
+                f"on simulated frames through the probe of run {_abbreviated(source)} it would lose {lost:.3f} rad"
             )
     return against
 
@@ -195,10 +197,10 @@ def _simulated(
 
 def _blind(source: str, found: Mapping[str, Any]) -> list[str]:
     """Ask the frames, label or not, what is to be said against the candidate."""
-    was, comes, bare = (found[name] for name in ("champion_unforeseen", "candidate_unforeseen", "bare"))
-    if was is None or comes is None or bare is None or comes <= min(was + _SLACK * bare, (1 - _SLACK) * bare):
+    was, becomes, bare = (found[name] for name in ("champion_unforeseen", "candidate_unforeseen", "bare"))
+    if was is None or becomes is None or bare is None or becomes <= min(was + _SLACK * bare, (1 - _SLACK) * bare):
         return []
-    about = f"its mosaic of run {_short(source)} leaves {comes:.2%} of the light unforeseen"
+    about = f"its mosaic of run {_abbreviated(source)} leaves {becomes:.2%} of the light unforeseen"
     return [f"{about}, the champion's {was:.2%}, a bare field {bare:.2%}"]
 
 
@@ -207,5 +209,5 @@ def _bare(scan: LabelledScan) -> MosaicImage:
     return MosaicImage(ones, 0 * ones, ones, ones, scan.origin_m, scan.pixel_m)
 
 
-def _short(source: str) -> str:
+def _abbreviated(source: str) -> str:
     return source if len(source) <= 12 else source[:8]

@@ -100,14 +100,14 @@ def unforeseen(image: MosaicImage, scan: MeasuredScan, probe: Tensor) -> tuple[f
     if not len(scan):
         return None
     patch, known = views(image, scan.y_m, scan.x_m, probe.shape[-1])
-    told = probe.detach().cpu()
-    light = told.abs().square().numpy()
+    beam = probe.detach().cpu()
+    light = beam.abs().square().numpy()
     lit = (known * light).sum(axis=(1, 2)) >= _LIT * light.sum()
     if not lit.any():
         return None
     counts = torch.as_tensor(scan.counts[lit])
-    left = unexplained_fraction(torch.as_tensor(patch[lit]), counts, told)
-    bare = unexplained_fraction(torch.ones(int(lit.sum()), *told.shape, dtype=torch.complex64), counts, told)
+    left = unexplained_fraction(torch.as_tensor(patch[lit]), counts, beam)
+    bare = unexplained_fraction(torch.ones(int(lit.sum()), *beam.shape, dtype=torch.complex64), counts, beam)
     return float(left.mean()), float(bare.mean())
 
 
@@ -141,19 +141,19 @@ def label(
 
 def _with_trust(scan: MeasuredScan, tuned: TunedProbe, left_out: MeasuredScan) -> PseudoLabel:
     """Make the label of what tuning found, and say how far it explains the frames, and foresees those left out."""
-    told, pixel = tuned.probe.cpu(), scan.geometry.object_pixel_m
+    beam, pixel = tuned.probe.cpu(), scan.geometry.object_pixel_m
     rows, columns = ((p - o) / pixel for p, o in zip((scan.y_m, scan.x_m), tuned.image.origin_m, strict=True))
     labelled = LabelledScan(
-        *(scan.counts, scan.y_m, scan.x_m, told.numpy(), scan.geometry, scan.source),
+        *(scan.counts, scan.y_m, scan.x_m, beam.numpy(), scan.geometry, scan.source),
         object=tuned.image.complex,
         origin_m=tuned.image.origin_m,
         pixel_m=pixel,
-        light=light_on(tuned.image.phase.shape, rows, columns, told.numpy()),
+        light=light_on(tuned.image.phase.shape, rows, columns, beam.numpy()),
         solver=SOLVER,
     )
-    patch, _ = views(tuned.image, scan.y_m, scan.x_m, told.shape[-1])
-    trust = frame_trust(torch.as_tensor(patch), torch.as_tensor(scan.counts), told).numpy()
-    missed = unforeseen(tuned.image, left_out, told)
+    patch, _ = views(tuned.image, scan.y_m, scan.x_m, beam.shape[-1])
+    trust = frame_trust(torch.as_tensor(patch), torch.as_tensor(scan.counts), beam).numpy()
+    missed = unforeseen(tuned.image, left_out, beam)
     knows = missed is not None and missed[1] >= LEAST_SCATTERED
     return PseudoLabel(labelled, tuned, trust, 1 - missed[0] / missed[1] if missed and knows else None)
 

@@ -8,7 +8,7 @@ probe between.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -233,11 +233,8 @@ class Sweeper:
         wave = self._object[self._inner].cpu().numpy()
         seen = np.isfinite(before.phase)
         phase = wave * np.exp(-1j * np.angle((wave * before.coverage)[seen].sum())) if seen.any() else wave
-        return MosaicImage(
+        return replace(
+            before,
             amplitude=np.where(seen, np.abs(wave), np.nan).astype(np.float32),
             phase=np.where(seen, np.angle(phase), np.nan).astype(np.float32),
-            coverage=before.coverage,
-            trust=before.trust,
-            origin_m=before.origin_m,
-            pixel_m=before.pixel_m,
         )

@@ -160,9 +160,7 @@ class RunStatistics:
         moved = patch[here]
         if max(abs(dy - wy), abs(dx - wx)) > 0.05:
             rest = (dy - wy, dx - wx)
-            moved = ndimage.shift(moved.real, rest, order=1, mode="nearest") + 1j * ndimage.shift(
-                moved.imag, rest, order=1, mode="nearest"
-            )
+            moved = ndimage.shift(moved, rest, order=1, mode="nearest")
         cross = moved * other[there].conj()
         turn = np.exp(-1j * np.angle((cross * both).sum()))
         self._disagreement += float((np.abs(np.angle(cross * turn)) * both).sum())

@@ -103,7 +103,7 @@ def solve(
         found = reconstruct_probe_and_object(
             scan.counts, places, probe, shape, epochs=epochs, settling_epochs=settling, settings=settings
         )
-        probe, image, shift = _as_told(found, scan.probe)
+        probe, image, shift = _like_given(found, scan.probe)
     else:
         found = reconstruct_with_probe(scan.counts, places, probe, shape, epochs=epochs, settings=settings)
         image = found.object
@@ -114,10 +114,10 @@ def solve(
     return LabelledScan(*about, known, origin, pixel, light, found.software), found
 
 
-def _as_told(found: Solution, told: Complex) -> tuple[Complex, Complex, NDArray[np.float64]]:
+def _like_given(found: Solution, given: Complex) -> tuple[Complex, Complex, NDArray[np.float64]]:
     """Probe with the power and centre of the one told, the object that goes with it, and how far its pixels moved."""
-    factor = np.sqrt((np.abs(told) ** 2).sum() / (np.abs(found.probe) ** 2).sum())
-    moved = _centre(found.probe) - _centre(told)
+    factor = np.sqrt((np.abs(given) ** 2).sum() / (np.abs(found.probe) ** 2).sum())
+    moved = _centre(found.probe) - _centre(given)
     # P(r + d) o(r + d + x) explains a frame at x as P(r) o(r + x) does.
     probe = np.fft.ifft2(ndimage.fourier_shift(np.fft.fft2(found.probe), -moved)) * factor
     return np.asarray(probe, np.complex64), np.asarray(found.object / factor, np.complex64), -moved

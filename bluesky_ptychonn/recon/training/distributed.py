@@ -90,11 +90,11 @@ def process_group(device: torch.device | str) -> Iterator[ProcessGroup]:
         if str(chosen) == "cuda":
             chosen = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
         torch.cuda.set_device(chosen)
-    ours = not distributed.is_initialized()
-    if ours:
+    started_here = not distributed.is_initialized()
+    if started_here:
         distributed.init_process_group("nccl" if chosen.type == "cuda" else "gloo", rank=rank, world_size=size)
     try:
         yield ProcessGroup(rank, size, chosen)
     finally:
-        if ours:
+        if started_here:
             distributed.destroy_process_group()

@@ -18,8 +18,9 @@ from bluesky_ptychonn.moved import called
 from bluesky_ptychonn.recon.data.batches import Mix, TrainingData
 from bluesky_ptychonn.recon.data.scans import LabelledScan, MeasuredScan
 from bluesky_ptychonn.recon.data.simulated import SyntheticConfig
+from bluesky_ptychonn.recon.evaluation.trust_calibration import synthetic_config
 from bluesky_ptychonn.recon.models.checkpoint import Model
-from bluesky_ptychonn.recon.networks.base import FamilyConfig, ObjectNetwork
+from bluesky_ptychonn.recon.networks.base import ObjectNetwork
 from bluesky_ptychonn.recon.networks.families import network_config
 from bluesky_ptychonn.recon.training.config import TrainingConfig, TrainingSettings
 from bluesky_ptychonn.recon.training.data import check
@@ -144,7 +145,7 @@ def fine_tune(
     network = network_config({"family": model.card.family, **model.card.network})
     values: TrainingSettings = {"frames": 4000, "learning_rate": 3e-4, **settings}
     config = TrainingConfig(
-        network=network, synthetic=synthetic or _as_trained(model, network), mix=mix, loss=network.loss, **values
+        network=network, synthetic=synthetic or synthetic_config(model), mix=mix, loss=network.loss, **values
     )
     return fit(
         probe if mix.simulated else None,
@@ -156,12 +157,3 @@ def fine_tune(
         progress=progress,
         start=model.network.state_dict(),
     )
-
-
-def _as_trained(model: Model, network: FamilyConfig) -> SyntheticConfig:
-    """Tell what a model's simulated frames varied over, as its card has it, for its own probe."""
-    config = model.card.training.get("config")
-    if isinstance(config, dict) and isinstance(config.get("synthetic"), dict):
-        return SyntheticConfig.model_validate({**config["synthetic"], "probes": None})
-    photons = 1e5 if model.probe is None else float(model.probe.abs().square().sum())
-    return SyntheticConfig(photons=photons, dose_spread=network.dose_spread)
