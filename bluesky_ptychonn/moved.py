@@ -1,7 +1,8 @@
 """Names of version 0.1.0 that lie elsewhere since: found until the next version, with a warning that says where.
 
-Covered is what that version's README, documentation and start-up files named. A module that is gone is made when it
-is asked for, by a finder at the end of ``sys.meta_path``: whatever exists is found before anybody asks it.
+Covered is what that version's README, documentation and start-up files named, and what their examples needed. A module
+that is gone is made when it is asked for, by a finder at the end of ``sys.meta_path``: whatever exists is found before
+anybody asks it.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ MODULES = {
     "recon.losses": "recon.training.losses",
     "recon.measure": "recon.evaluation.error_vs_spacing",
     "recon.metrics": "recon.evaluation.metrics",
+    "recon.network": "recon.networks.families",
     "recon.novelty": "recon.learning.novelty",
     "recon.probe_tuning": "recon.mosaic.probe_tuning",
     "recon.pseudo_label": "recon.learning.pseudo_label",
@@ -42,6 +44,7 @@ MODULES = {
     "recon.spacing": "recon.data.spacing",
     "recon.stitch": "recon.mosaic.stitch",
     "recon.supply": "recon.data.batches",
+    "recon.synthetic": "recon.data.simulated",
     "recon.training_config": "recon.training.config",
     "recon.trust": "recon.quality.trust",
     "recon.upstream": "recon.models.upstream.importer",
@@ -50,6 +53,7 @@ MODULES = {
     "stream.backfill": "live.batch.backfill",
     "stream.client": "catalog.results.client",
     "stream.decisions": "catalog.registry.decisions",
+    "stream.keys": "catalog.runs.data_keys",
     "stream.labels": "live.batch.label",
     "stream.learner": "live.learning.service",
     "stream.learner_config": "live.learning.config",
@@ -69,8 +73,11 @@ NAMES = {
     "beamline.patterns.Field": "ScanField",
     "recon.judging.judge": "compare_models",
     "recon.measure.Judge": "Evaluator",
+    "recon.network.DirectConfig": "recon.networks.direct:DirectConfig",
+    "recon.network.LiftedConfig": "recon.networks.lifted:LiftedConfig",
     "recon.supply.Supply": "MixedBatches",
     "recon.watch.Watch": "RunStatistics",
+    "stream.keys.Keys": "DataKeys",
     "stream.lessons.Lesson": "LearningRecord",
     "stream.lessons.Lessons": "LearningLog",
     "stream.labels.labels": "catalog.results.label_client:labels",

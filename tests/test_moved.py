@@ -33,6 +33,7 @@ recon.losses: AGREEMENT Overlap amplitude_phase_loss batch_loss disagreement gau
 recon.losses: overlap poisson_deviance probe_weight
 recon.measure: Judge measure_labelled measure_simulated measured_card
 recon.metrics: RingCorrelation align fourier_ring_correlation phase_correlation phase_error phase_mae ssim
+recon.network: DirectConfig LiftedConfig build_network network_config
 recon.novelty: features novelty
 recon.probe_tuning: ABERRATIONS TunedProbe aberrated pupil_aberrations tune_probe
 recon.pseudo_label: PseudoLabel label
@@ -42,6 +43,7 @@ recon.replay: Kept ReplayBuffer
 recon.spacing: step_of thinned
 recon.stitch: Mosaic MosaicImage
 recon.supply: Mix
+recon.synthetic: SyntheticConfig
 recon.training: Progress TrainingConfig fine_tune
 recon.training_config: TrainingConfig
 recon.trust: frame_score frame_trust movement noise_floor patch_weight under_probe unexplained_fraction
@@ -51,6 +53,7 @@ recon.watch: RunFigures Watch
 stream.backfill: backfill unfinished
 stream.client: PtychoReconstruction reconstructions
 stream.decisions: Decision
+stream.keys: Keys
 stream.labels: PtychoLabel label labels read_label
 stream.learner: CatalogLearner
 stream.learner_config: LearnerConfig
