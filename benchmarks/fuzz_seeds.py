@@ -64,7 +64,7 @@ def small_models(folder: Path) -> list[tuple[dict[str, Any], bytes]]:
     pixel = scan.geometry.object_pixel_m
     lifted = LiftedConfig(frame_size=16, patch_size=16, lift_steps=1, stage_steps=0, stages=1, width=4)
     direct = DirectConfig(frame_size=16, patch_size=16, encoder_channels=(2, 2), decoder_channels=(2, 2))
-    made = []
+    models = []
     for config, light in ((lifted, scan.probe), (direct, None)):
         card = ModelCard(
             name="seed",
@@ -79,8 +79,8 @@ def small_models(folder: Path) -> list[tuple[dict[str, Any], bytes]]:
         )
         home = folder / config.family
         save_model(home, build_network(config), card, light)
-        made.append((json.loads((home / "card.json").read_text()), (home / "model.safetensors").read_bytes()))
-    return made
+        models.append((json.loads((home / "card.json").read_text()), (home / "model.safetensors").read_bytes()))
+    return models
 
 
 def spoil_hdf5(path: Path, data: bytes, rng: random.Random) -> None:

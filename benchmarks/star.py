@@ -149,7 +149,7 @@ def replay(scan: CxiScan, every: tuple[int, ...]) -> dict[tuple[int, str], Any]:
     with tempfile.TemporaryDirectory(prefix="ptychonn-star-") as folder:
         frames = Path(folder, "frames")
         with serve_catalog(Path(folder, "catalog"), readable=[frames]) as server:
-            beamline = ReplayBeamline.of(scan, frames)
+            beamline = ReplayBeamline.from_scan(scan, frames)
             engine = RunEngine({})
             engine.subscribe(TiledWriter(server.raw, batch_size=1))
             with LiveReconstruction(MODELS / FAMILIES["network"], server, journal_dir=Path(folder, "journal")) as live:

@@ -196,12 +196,14 @@ def corruptions(model: Model) -> dict[str, Any]:
             ),
             "scans": len(rows),
             "not_ok": sum(row["verdict"].level != "ok" for row in rows),
-            "reason_named": sum(any(w.startswith(corruption.reason) for w in row["verdict"].reasons) for row in rows),
+            "reason_named": sum(
+                any(str(w).startswith(corruption.reason) for w in row["verdict"].reasons) for row in rows
+            ),
             "median_error_rad": float(np.median(error)),
             "mean_error_above_0.1_rad": len(severe),
             "not_ok_of_these": sum(row["verdict"].level != "ok" for row in severe),
             "mean_trust": float(bad.mean()),
-            "example": next((row["verdict"].reasons[0] for row in rows if row["verdict"].reasons), ""),
+            "example": next((str(row["verdict"].reasons[0]) for row in rows if row["verdict"].reasons), ""),
         }
     pairs = np.array([(a, b) for a, b in measured if a is not None])
     found["overlap_spearman_with_scan_error"] = float(spearmanr(pairs[:, 0], pairs[:, 1]).statistic)

@@ -322,19 +322,13 @@ def light_on(
     -------
     (H, W) float32 ndarray
     """
-    hits = np.zeros(shape, dtype=np.float32)
-    at = np.rint(rows).astype(int), np.rint(columns).astype(int)
-    inside = (at[0] >= 0) & (at[0] < shape[0]) & (at[1] >= 0) & (at[1] < shape[1])
-    np.add.at(hits, (at[0][inside], at[1][inside]), 1)
+    at = np.rint(np.stack([rows, columns], axis=1)).astype(int)
     beam = (np.abs(probe) ** 2).astype(np.float32)
-    out = np.zeros(shape, dtype=np.float32)
-    n = beam.shape[0]
-    for row, column in np.argwhere(hits):
-        top, left = row - n // 2, column - n // 2
-        y0, x0 = max(0, top), max(0, left)
-        y1, x1 = min(shape[0], top + n), min(shape[1], left + n)
-        out[y0:y1, x0:x1] += hits[row, column] * beam[y0 - top : y1 - top, x0 - left : x1 - left]
-    return np.asarray(out / beam.max(), dtype=np.float32)
+    n = len(beam)
+    out = np.zeros((shape[0] + 2 * n, shape[1] + 2 * n), dtype=np.float32)  # room for what falls beyond the rim
+    for row, column in at[((at >= 0) & (at < shape)).all(axis=1)] + n - n // 2:
+        out[row : row + n, column : column + n] += beam
+    return np.asarray(out[n:-n, n:-n] / beam.max(), dtype=np.float32)
 
 
 def _window(image: NDArray[Any], top: int, left: int, side: int, beyond: float) -> NDArray[Any]:

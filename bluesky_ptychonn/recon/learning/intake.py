@@ -18,10 +18,10 @@ from bluesky_ptychonn.recon.learning.pseudo_label import PseudoLabel, label, sca
 from bluesky_ptychonn.recon.learning.replay_buffer import ReplayBuffer
 from bluesky_ptychonn.recon.mosaic.probe_tuning import TunedProbe
 from bluesky_ptychonn.recon.networks.base import ObjectNetwork
-from bluesky_ptychonn.recon.quality.verdict import ENERGY, INTENSITY, LOST, SHIFTED
+from bluesky_ptychonn.recon.quality.verdict import Reason, ReasonKind
 
 #: Verdicts by which the frames are not what the network takes them for. Another probe or sample is what to learn from.
-_UNFIT = (SHIFTED, ENERGY, LOST, INTENSITY)
+_UNFIT = (ReasonKind.SHIFTED, ReasonKind.ENERGY, ReasonKind.LOST, ReasonKind.INTENSITY)
 #: Gaps between the halves of a run, in probe diameters: the widest that leaves a quarter of the frames to learn from.
 _GAPS, _LEAST_HALF = (1.0, 0.5, 0.25), 0.25
 
@@ -35,7 +35,7 @@ class Considered:
     taken : bool
         Whether it is learned from.
     reason : str
-        Why, or why not, in words with numbers.
+        Why, or why not, with numbers.
     source : str
         The run.
     frames, held_out : int
@@ -53,6 +53,9 @@ class Considered:
     held_out: int
     probe: TunedProbe | None
     numbers: dict[str, Any]
+
+    def __str__(self) -> str:
+        return f"{'taken' if self.taken else 'not taken'}: {self.reason}"
 
 
 class Intake:
@@ -81,7 +84,7 @@ class Intake:
         probe: Tensor,
         scan: MeasuredScan,
         trust: NDArray[np.float64],
-        reasons: Sequence[str],
+        reasons: Sequence[Reason],
         *,
         axis: int,
         insist: bool,
@@ -100,9 +103,9 @@ class Intake:
 
         def refused(why: str, pseudo: PseudoLabel | None = None) -> Considered:
             tuned = None if pseudo is None else pseudo.tuned
-            return Considered(False, f"not taken: {why}", scan.source, 0, 0, tuned, _numbers(pseudo))
+            return Considered(False, why, scan.source, 0, 0, tuned, _numbers(pseudo))
 
-        unfit = [] if insist else [reason for reason in reasons if reason.split(":")[0] in _UNFIT]
+        unfit = [] if insist else [reason for reason in reasons if reason.kind in _UNFIT]
         if unfit:
             return refused(f"the verdict on the run says {unfit[0]}")
         usable = np.isfinite(trust) & (trust > 0)
@@ -122,7 +125,7 @@ class Intake:
             return refused(f"{learnt} frames to learn from and {held} to judge by had room and trust", pseudo)
         saw = "" if pseudo.foreseen is None else f", label foresees {pseudo.foreseen:.0%}"
         numbers = {**_numbers(pseudo), "gap_diameters": gap, **({"insisted": True} if insist else {})}
-        reason = f"taken: probe moved by {pseudo.tuned.rms_rad:.2f} rad{saw}"
+        reason = f"probe moved by {pseudo.tuned.rms_rad:.2f} rad{saw}"
         return Considered(True, reason, scan.source, learnt, held, pseudo.tuned, numbers)
 
     def _label(self, network: ObjectNetwork, probe: Tensor, scan: MeasuredScan) -> PseudoLabel:

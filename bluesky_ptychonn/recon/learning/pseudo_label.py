@@ -68,25 +68,17 @@ def scaled_like(probe: Tensor, other: Tensor) -> Tensor:
 
 def views(image: MosaicImage, y_m: Any, x_m: Any, size: int) -> tuple[NDArray[np.complex64], NDArray[np.bool_]]:
     """Object (n, size, size) around positions (n,) in m, sub-pixel, and where it is known; else it is the mean."""
-    wave = image.complex
+    wave, half = image.complex, size // 2
     known = np.isfinite(wave)
-    wave = np.pad(np.where(known, wave, wave[known].mean()), size, mode="constant", constant_values=wave[known].mean())
-    known = np.pad(known, size)
-    pixels = [
-        np.asarray(p) / image.pixel_m - o / image.pixel_m + size
-        for p, o in zip((y_m, x_m), image.origin_m, strict=True)
-    ]
-    whole = [
-        np.clip(np.rint(p).astype(int), size // 2, side - size // 2) for p, side in zip(pixels, wave.shape, strict=True)
-    ]
-    cut = [
-        (slice(r - size // 2, r + size - size // 2), slice(c - size // 2, c + size - size // 2))
-        for r, c in zip(*whole, strict=True)
-    ]
-    frequency = np.fft.fftfreq(size)
-    ramp = [np.exp(2j * np.pi * (p - w)[:, None] * frequency) for p, w in zip(pixels, whole, strict=True)]
-    far = np.fft.fft2(np.stack([wave[place] for place in cut])) * ramp[0][:, :, None] * ramp[1][:, None, :]
-    return np.fft.ifft2(far).astype(np.complex64), np.stack([known[place] for place in cut])
+    mean = wave[known].mean()
+    wave, known = np.pad(np.where(known, wave, mean), size, constant_values=mean), np.pad(known, size)
+    pixels = (np.stack([y_m, x_m], axis=-1) - np.array(image.origin_m)) / image.pixel_m + size  # (n, 2)
+    whole = np.clip(np.rint(pixels).astype(int), half, np.array(wave.shape) - half)
+    rows, columns = (whole[:, axis, None] - half + np.arange(size) for axis in (0, 1))
+    place = (rows[:, :, None], columns[:, None, :])
+    ramps = [np.exp(2j * np.pi * (pixels - whole)[:, axis, None] * np.fft.fftfreq(size)) for axis in (0, 1)]
+    far = np.fft.fft2(wave[place]) * ramps[0][:, :, None] * ramps[1][:, None, :]
+    return np.fft.ifft2(far).astype(np.complex64), known[place]
 
 
 def unforeseen(image: MosaicImage, scan: MeasuredScan, probe: Tensor) -> tuple[float, float] | None:

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
-from torch import Tensor
 
 from bluesky_ptychonn.recon.quality.registration import register
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 _PAIRS = 256  # neighbours compared before only every second, third, … pair is
 _LEAST_SHARED = 0.15  # of a patch's light, for two patches to be compared
