@@ -34,28 +34,31 @@ from bluesky_tiled_plugins import TiledWriter
 
 from bluesky_ptychonn.beamline.sim import SimulatedBeamline
 from bluesky_ptychonn.card import InputContract, ModelCard, ProbeReference
+from bluesky_ptychonn.catalog.connection.connect import connect
+from bluesky_ptychonn.catalog.connection.server import serve_catalog
+from bluesky_ptychonn.catalog.raw.writer import raw_writer
+from bluesky_ptychonn.catalog.registry.learning_log import LearningLog, LearningRecord
+from bluesky_ptychonn.catalog.registry.registry import Registry
+from bluesky_ptychonn.catalog.results.block import Block
+from bluesky_ptychonn.catalog.results.client import reconstructions
+from bluesky_ptychonn.catalog.results.spool import Spool
+from bluesky_ptychonn.live.batch.label import label
+from bluesky_ptychonn.live.callback import LiveReconstruction
+from bluesky_ptychonn.live.learning.service import CatalogLearner
+from bluesky_ptychonn.live.pipeline.progress import Timing
+from bluesky_ptychonn.live.pipeline.testing import RunMaker
 from bluesky_ptychonn.optics.geometry import Geometry
 from bluesky_ptychonn.optics.simulate import SimulatedExperiment, make_sample, zone_plate_probe
-from bluesky_ptychonn.recon.checkpoint import load_model, save_model
-from bluesky_ptychonn.recon.evaluate import stitching_weight
-from bluesky_ptychonn.recon.labelled import MeasuredScan
-from bluesky_ptychonn.recon.learning import Learner, LearningConfig
-from bluesky_ptychonn.recon.network import DirectConfig, LiftedConfig
-from bluesky_ptychonn.recon.synthetic import SyntheticConfig
-from bluesky_ptychonn.recon.training import TrainingConfig, fit
-from bluesky_ptychonn.recon.training_table import write_rows
-from bluesky_ptychonn.stream.block import Block
-from bluesky_ptychonn.stream.client import reconstructions
-from bluesky_ptychonn.stream.labels import label
-from bluesky_ptychonn.stream.learner import CatalogLearner
-from bluesky_ptychonn.stream.lessons import Lesson, Lessons
-from bluesky_ptychonn.stream.live import LiveReconstruction
-from bluesky_ptychonn.stream.progress import Pace
-from bluesky_ptychonn.stream.raw_runs import raw_writer
-from bluesky_ptychonn.stream.registry import Registry
-from bluesky_ptychonn.stream.server import connect, serve_catalog
-from bluesky_ptychonn.stream.spool import Spool
-from bluesky_ptychonn.stream.testing import RunMaker
+from bluesky_ptychonn.recon.data.scans import MeasuredScan
+from bluesky_ptychonn.recon.data.simulated import SyntheticConfig
+from bluesky_ptychonn.recon.evaluation.simulated_scans import stitching_weight
+from bluesky_ptychonn.recon.learning.config import LearningConfig
+from bluesky_ptychonn.recon.learning.learner import Learner
+from bluesky_ptychonn.recon.models.checkpoint import load_model, save_model
+from bluesky_ptychonn.recon.networks.networks import DirectConfig, LiftedConfig
+from bluesky_ptychonn.recon.training.config import TrainingConfig
+from bluesky_ptychonn.recon.training.fit import fit
+from bluesky_ptychonn.recon.training.metrics_table import write_rows
 
 PLACE = "/place-of-the-fixtures"
 PACKED = (".db", ".h5", ".pt")  # files that are mostly zeros
@@ -69,7 +72,7 @@ EXPERIMENT = SimulatedExperiment(
 )
 SIDE = 3  # points of a scan
 WAIT_S = 120.0
-# A solver of no time, see tests/stream/test_labels.py.
+# A solver of no time, see tests/live/batch/test_label.py.
 SOLVER = """#!{python}
 import sys
 import numpy as np
@@ -153,7 +156,7 @@ def session(root: Path) -> None:
     stage, reach = beamline.stage, (SIDE - 1) / 2 * 0.3 * EXPERIMENT.probe_diameter_m * 1e3
     md = {"ptychography": {"geometry": GEOMETRY.model_dump(mode="json")}, "sample": "etched"}
     plan = [beamline.camera], stage.y, -reach, reach, SIDE, stage.x, -reach, reach, SIDE, False
-    live = LiveReconstruction(NAME, server, journal_dir=root / "journal", pace=Pace(flush_s=0.1, patience_s=2.0))
+    live = LiveReconstruction(NAME, server, journal_dir=root / "journal", pace=Timing(flush_s=0.1, patience_s=2.0))
     live.wait_ready(WAIT_S)
     engine = RunEngine({}, context_managers=[])
     engine.subscribe(TiledWriter(server["raw"], batch_size=1))
@@ -303,8 +306,8 @@ def main(target: Path) -> None:
             registry = Registry(server)
             version = registry.publish(root / "models" / NAME, by="fixture")
             registry.promote(NAME, version, "what we begin with", by="fixture")
-            Lessons(server, NAME).add(
-                Lesson("a run", "passed over", "1", "too dark", numbers={"x": None}, by="fixture")
+            LearningLog(server, NAME).add(
+                LearningRecord("a run", "passed over", "1", "too dark", numbers={"x": None}, by="fixture")
             )
             CatalogLearner(server, NAME, root / "learning").close()
             expected["session"] = about = make_session(root, server)

@@ -19,15 +19,17 @@ import pytest
 import torch
 
 from bluesky_ptychonn import LiveReconstruction, load_model, reconstructions, serve_catalog
+from bluesky_ptychonn.catalog.connection.server import CatalogServer
+from bluesky_ptychonn.catalog.raw.writer import raw_writer, recover
+from bluesky_ptychonn.catalog.registry.registry import Registry
+from bluesky_ptychonn.live.batch.label import labels, read_label
 from bluesky_ptychonn.optics.geometry import Geometry
 from bluesky_ptychonn.optics.simulate import zone_plate_probe
-from bluesky_ptychonn.recon.labelled import MeasuredScan
-from bluesky_ptychonn.recon.learning import Learner, LearningConfig
-from bluesky_ptychonn.recon.training import TrainingConfig, fit
-from bluesky_ptychonn.stream.labels import labels, read_label
-from bluesky_ptychonn.stream.raw_runs import raw_writer, recover
-from bluesky_ptychonn.stream.registry import Registry
-from bluesky_ptychonn.stream.server import CatalogServer
+from bluesky_ptychonn.recon.data.scans import MeasuredScan
+from bluesky_ptychonn.recon.learning.config import LearningConfig
+from bluesky_ptychonn.recon.learning.learner import Learner
+from bluesky_ptychonn.recon.training.config import TrainingConfig
+from bluesky_ptychonn.recon.training.fit import fit
 
 pytestmark = [pytest.mark.system, pytest.mark.timeout(240)]
 
