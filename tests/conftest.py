@@ -9,11 +9,13 @@ import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 import pytest
 
 if TYPE_CHECKING:
     from bluesky_ptychonn.catalog.connection.server import CatalogServer
+    from tests.system.faults.proxy import Proxy
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -63,6 +65,16 @@ def catalog_server(tmp_path_factory: pytest.TempPathFactory, detector_folder: Pa
 
     with serve_catalog(tmp_path_factory.mktemp("catalog"), readable=[detector_folder]) as server:
         yield server
+
+
+@pytest.fixture
+def proxy(catalog_server: CatalogServer) -> Iterator[Proxy]:
+    """The way to the catalog, which can be cut and mended."""
+    from tests.system.faults.proxy import Proxy
+
+    between = Proxy(urlsplit(catalog_server.uri).port or 0)
+    yield between
+    between.close()
 
 
 @pytest.fixture

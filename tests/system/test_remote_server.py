@@ -228,6 +228,7 @@ def documents_of_a_scan(points: int = 4) -> tuple[RunMaker, list[tuple[str, dict
     return run, [*documents, *run.close()]
 
 
+@pytest.mark.slow
 def test_a_second_user_neither_sees_nor_writes_a_live_reconstruction(
     remote: Remote, root: Any, small_model: Path, tmp_path: Path
 ) -> None:
