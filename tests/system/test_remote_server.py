@@ -31,7 +31,7 @@ from bluesky_ptychonn.live.pipeline.testing import RunMaker
 from bluesky_ptychonn.optics.simulate import SimulatedExperiment
 from tests.support.results import block_of, counts_of, make_sink, picture, start_document
 
-pytestmark = pytest.mark.system
+pytestmark = [pytest.mark.system, pytest.mark.slow]
 
 MODEL = "simulated-zp64"
 READ = ("read:metadata", "read:data")
@@ -228,7 +228,6 @@ def documents_of_a_scan(points: int = 4) -> tuple[RunMaker, list[tuple[str, dict
     return run, [*documents, *run.close()]
 
 
-@pytest.mark.slow
 def test_a_second_user_neither_sees_nor_writes_a_live_reconstruction(
     remote: Remote, root: Any, small_model: Path, tmp_path: Path
 ) -> None:

@@ -267,7 +267,7 @@ def test_what_a_killed_session_left_is_taken_in(
 def test_two_processes_on_one_folder_deliver_each_run_once(
     catalog_server: CatalogServer, make: Make, tmp_path: Path
 ) -> None:
-    folder, runs = RunFolder(tmp_path / "backup"), [RunMaker("event") for _ in range(8)]
+    folder, runs = RunFolder(tmp_path / "backup"), [RunMaker("event") for _ in range(5)]
     feed(folder.append, (document for run in runs for document in whole(run)))
     for _, file in folder.begun():
         file.release()
@@ -445,7 +445,7 @@ def test_many_runs_leave_no_file_and_no_descriptor_open(catalog_server: CatalogS
     feed(writer, whole(RunMaker("event"), 1))
     until(lambda: not writer.pending, writer)
     before, threads = open_files(), threading.active_count()
-    for _ in range(10):
+    for _ in range(5):
         feed(writer, whole(RunMaker("event"), 1))
     until(lambda: not writer.pending, writer)
     assert open_files() <= before + 1

@@ -227,7 +227,7 @@ def test_a_mosaic_grows_while_others_read_it(catalog_server: CatalogServer) -> N
 
     def read() -> None:
         reader = result_of(catalog_server, sink)
-        while not over.is_set():
+        while not over.wait(0.05):
             image = reader.mosaic()
             values = [np.unique(array[np.isfinite(array)]) for array in (image.amplitude, image.phase, image.trust)]
             flat = [value.tolist() for value in values]
