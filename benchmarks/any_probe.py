@@ -38,6 +38,7 @@ from bluesky_ptychonn.recon.models.checkpoint import Model, load_model
 from bluesky_ptychonn.recon.mosaic.refine import refine
 from bluesky_ptychonn.recon.mosaic.refine_config import Refinement
 from bluesky_ptychonn.recon.mosaic.stitch import Mosaic, MosaicImage
+from bluesky_ptychonn.recon.mosaic.sweeps import ScanTensors
 from bluesky_ptychonn.recon.networks.lift import lift
 
 SHIPPED = "zone-plates"
@@ -113,25 +114,27 @@ def images(
     frames: NDArray[Any], y: NDArray[Any], x: NDArray[Any], model: Model, own: Model | None, pixel_m: float
 ) -> dict[str, MosaicImage]:
     """Reconstruct a scan by every method."""
-    told = _probe_of(model)
+    given = _probe_of(model)
     size = model.card.input.patch_shape[0]
-    weight = stitching_weight(told.numpy(), size)
+    weight = stitching_weight(given.numpy(), size)
     counts = torch.as_tensor(frames.astype(np.float32))
-    inner = slice((len(told) - size) // 2, (len(told) + size) // 2)
-    made: dict[str, list[NDArray[Any]]] = {"lift": [], "any": [], "own": []}
+    inner = slice((len(given) - size) // 2, (len(given) + size) // 2)
+    patches: dict[str, list[NDArray[Any]]] = {"lift": [], "any": [], "own": []}
     with torch.inference_mode():
         for some in torch.split(counts, 16):
-            bare = lift(to_fft_order(some.clamp_min(0).sqrt()), told, 12)
-            made["lift"].append(bare[:, inner, inner].numpy())
-            made["any"].append(model.network(some, told).numpy())
+            bare = lift(to_fft_order(some.clamp_min(0).sqrt()), given, 12)
+            patches["lift"].append(bare[:, inner, inner].numpy())
+            patches["any"].append(model.network(some, given).numpy())
             if own is not None:
-                made["own"].append(own.network(some, _probe_of(own)).numpy())
-    found = {k: _mosaic(np.concatenate(v), y, x, weight, pixel_m) for k, v in made.items() if v}
-    refined, _ = refine(found["any"], counts, y, x, told, weight, Refinement(), network=model.network)
+                patches["own"].append(own.network(some, _probe_of(own)).numpy())
+    found = {k: _mosaic(np.concatenate(v), y, x, weight, pixel_m) for k, v in patches.items() if v}
+    refined, _ = refine(
+        found["any"], ScanTensors(counts, np.stack([y, x], -1), given), weight, Refinement(), network=model.network
+    )
     return {**found, "any_refined": refined}
 
 
-def beamline(name: str, about: str, probe: Wave, photons: float, general: Model, own: Model | None) -> dict[str, Any]:
+def beamline(name: str, role: str, probe: Wave, photons: float, general: Model, own: Model | None) -> dict[str, Any]:
     """Scan unseen samples at one beamline."""
     size = len(probe)
     geometry = Geometry(energy_ev=1e4, distance_m=1.0, pixel_pitch_m=75e-6, frame_shape=(size, size))
@@ -155,7 +158,7 @@ def beamline(name: str, about: str, probe: Wave, photons: float, general: Model,
             row[f"{method}_corr"] = float(np.mean([s.phase_correlation for s in each]))
         rows.append(row)
         print(name, {k: round(v, 3) for k, v in row.items()}, flush=True)
-    return {"beamline": name, "to_the_model": about, "photons": photons, "diameter_px": diameter, "rows": rows}
+    return {"beamline": name, "to_the_model": role, "photons": photons, "diameter_px": diameter, "rows": rows}
 
 
 def star(general: Model, every: Sequence[int]) -> list[dict[str, Any]]:
@@ -168,8 +171,8 @@ def star(general: Model, every: Sequence[int]) -> list[dict[str, Any]]:
     for n in every:
         frames = reference.frames[::n]
         y, x = ((reference.positions_px[::n].T - reference.origin_px) * pixel).astype(np.float64)
-        made = images(frames, y, x, model, own, pixel)
-        placed = {method: reference.place(image.complex, image.origin_m, pixel) for method, image in made.items()}
+        by_method = images(frames, y, x, model, own, pixel)
+        placed = {method: reference.place(image.complex, image.origin_m, pixel) for method, image in by_method.items()}
         covered = np.isfinite(placed["any"])
         row: dict[str, Any] = {"every": n, "frames": len(frames)}
         for method in METHODS:
@@ -188,8 +191,8 @@ def main() -> None:
     general = load_model(asked.model, "cpu")
     mine = load_model("simulated-zp64", "cpu")
     found = [
-        beamline(name, about, probe(), photons, general, mine if name.startswith("simulated beamline") else None)
-        for name, about, probe, photons in BEAMLINES
+        beamline(name, role, probe(), photons, general, mine if name.startswith("simulated beamline") else None)
+        for name, role, probe, photons in BEAMLINES
     ]
     answer = {
         "model": f"{general.card.name} {general.card.version}",

@@ -1,7 +1,8 @@
 """What live reconstruction costs a scan: ``python -m benchmarks.callback_cost`` writes results/callback.json.
 
 Callback cost: µs of the RunEngine's thread for each event document, taken around the callback's own call in a real
-RunEngine, for scalar events with streamed frames and for frames inside the events, without and with Tiled.
+RunEngine, for scalar events with streamed frames and for frames inside the events, without and with Tiled; with the raw
+writer it is that of both callbacks together, which write each document once.
 Slowdown: time of a scan with the callback over time of the same scan without it, in alternating pairs in one process,
 the worker computing meanwhile; once with TiledWriter in the RunEngine's thread in both, once with the shipped profile's
 raw writer in both, which has a thread of its own. Figures of single pairs are kept: a machine with neighbours shows.
@@ -60,18 +61,22 @@ def engine(*callbacks: Any) -> Any:
     """Make a RunEngine with callbacks."""
     from bluesky import RunEngine
 
-    made = RunEngine({}, context_managers=[])
+    engine = RunEngine({}, context_managers=[])
     for callback in callbacks:
-        made.subscribe(callback)
-    return made
+        engine.subscribe(callback)
+    return engine
 
 
 def cost(model: str, catalog: Any, writer: Any, beamline: Any, points: int, work: Path) -> dict[str, Any]:
-    """Measure the callback with streamed frames and with frames in the events, beside a writer where one is given."""
+    """Measure the callback with streamed frames and with frames in the events, beside a writer where one is given.
+
+    A `RawWriter` is measured too.
+    """
     import bluesky.plans as bp
     import numpy as np
     from ophyd.sim import SynSignal, motor1, motor2
 
+    from bluesky_ptychonn.catalog.raw.writer import RawWriter
     from bluesky_ptychonn.live.callback import LiveReconstruction
 
     image = np.zeros((64, 64), np.uint16)
@@ -81,11 +86,17 @@ def cost(model: str, catalog: Any, writer: Any, beamline: Any, points: int, work
         "frames_in_events": lambda: bp.list_scan([camera], motor1, list(range(points)), motor2, list(range(points))),
     }
     found = {}
-    with LiveReconstruction(model, catalog, journal_dir=work / "journal") as live:
+    raw_writer = writer if isinstance(writer, RawWriter) else None
+    with LiveReconstruction(model, catalog, journal_dir=work / "journal", raw_writer=raw_writer) as live:
         live.wait_ready()
+
+        def both(name: str, doc: Mapping[str, Any]) -> None:
+            writer(name, doc)
+            live(name, doc)
+
         for name, plan in plans.items():
-            watch = Stopwatch(live)
-            run = engine(*([writer] if writer is not None else []), watch)
+            watch = Stopwatch(live if raw_writer is None else both)
+            run = engine(*([writer] if writer is not None and raw_writer is None else []), watch)
             run(plan())
             found[name] = summary(watch.events_us)
     return found
@@ -109,10 +120,10 @@ def slowdown(
     from bluesky_ptychonn.catalog.raw.writer import raw_writer
     from bluesky_ptychonn.live.callback import LiveReconstruction
 
-    writer = raw_writer(server, work / "backup") if threaded else TiledWriter(server.raw, batch_size=1)
-    run = engine(writer)
+    kept = raw_writer(server, work / "backup") if threaded else None
+    run = engine(kept or TiledWriter(server.raw, batch_size=1))
     times: dict[str, list[float]] = {"without": [], "with": []}
-    with LiveReconstruction(model, server, journal_dir=work / "journal") as live:
+    with LiveReconstruction(model, server, journal_dir=work / "journal", raw_writer=kept) as live:
         live.wait_ready()
         run(scan(beamline, points))  # warms caches up
         lags = []
@@ -156,12 +167,14 @@ def main() -> None:
     parser.add_argument("--points", type=int, default=100, help="a square number")
     parser.add_argument("--pairs", type=int, default=5)
     parser.add_argument("--exposure-s", type=float, default=0.05)
+    parser.add_argument("--callback-only", action="store_true", help="print the callback's cost, and write nothing")
     parser.add_argument("--out", type=Path, default=RESULTS)
     arguments = parser.parse_args()
     from bluesky_tiled_plugins import TiledWriter
 
     from bluesky_ptychonn.beamline.sim import SimulatedBeamline
     from bluesky_ptychonn.catalog.connection.server import serve_catalog
+    from bluesky_ptychonn.catalog.raw.writer import raw_writer
 
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
@@ -174,7 +187,11 @@ def main() -> None:
                 "with_tiled_writer": cost(
                     arguments.model, server, TiledWriter(server.raw, batch_size=1), quick, arguments.points, work
                 ),
+                "with_raw_writer": cost(arguments.model, server, raw_writer(server, work / "backup"), quick, 400, work),
             }
+            if arguments.callback_only:
+                print(json.dumps(report, indent=2))
+                return
             report["exposure_s"] = arguments.exposure_s
             for name, threaded in (("scan", False), ("scan_raw_writer", True)):
                 report[name] = slowdown(

@@ -13,7 +13,7 @@ from scipy import fft, ndimage
 from bluesky_ptychonn.optics.geometry import Geometry
 from bluesky_ptychonn.optics.simulate import SimulatedExperiment, crop, make_sample
 from bluesky_ptychonn.recon.evaluation.trust_calibration import refocused
-from bluesky_ptychonn.recon.quality.verdict import ENERGY, INTENSITY, LOST, PROBE, SAMPLE, SHIFTED
+from bluesky_ptychonn.recon.quality.verdict import ReasonKind
 
 Complex = NDArray[np.complex64]
 
@@ -82,13 +82,13 @@ def clipped(frames: NDArray[np.float32]) -> NDArray[np.float32]:
 
 
 CORRUPTIONS: dict[str, Corruption] = {
-    "probe": Corruption("probe out of focus by 2 rad RMS", PROBE, probe=defocused),
-    "energy": Corruption("energy 5 % up: far field 5 % smaller", ENERGY, probe=lambda p: rescaled(p, 0.95)),
-    "beam": Corruption("no beam in every third frame", LOST, frames=blinking),
-    "shift": Corruption("detector shifted by 2 px", SHIFTED, frames=lambda f: np.roll(f, 2, axis=1)),
-    "intensity": Corruption("a fiftieth of the photons", INTENSITY, dose=0.02),
-    "saturated": Corruption("pixels clipped at a third of the peak", INTENSITY, frames=clipped),
-    "sample": Corruption("speckle of 1.5 rad RMS", SAMPLE, sample=speckled),
+    "probe": Corruption("probe out of focus by 2 rad RMS", ReasonKind.PROBE, probe=defocused),
+    "energy": Corruption("energy 5 % up: far field 5 % smaller", ReasonKind.ENERGY, probe=lambda p: rescaled(p, 0.95)),
+    "beam": Corruption("no beam in every third frame", ReasonKind.LOST, frames=blinking),
+    "shift": Corruption("detector shifted by 2 px", ReasonKind.SHIFTED, frames=lambda f: np.roll(f, 2, axis=1)),
+    "intensity": Corruption("a fiftieth of the photons", ReasonKind.INTENSITY, dose=0.02),
+    "saturated": Corruption("pixels clipped at a third of the peak", ReasonKind.INTENSITY, frames=clipped),
+    "sample": Corruption("speckle of 1.5 rad RMS", ReasonKind.SAMPLE, sample=speckled),
 }
 CLEAN = Corruption("nothing", "")
 

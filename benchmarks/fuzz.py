@@ -46,8 +46,8 @@ def attempt(target: Target, rng: random.Random) -> tuple[str, str]:
     try:
         return ("accepted" if target(rng) else "refused"), ""
     except Exception as error:  # noqa: BLE001  whatever it is, it is what this looks for
-        words = f"{type(error).__name__}: {error}"
-        return ("refused" if _in_words(error) else "finding"), words
+        message = f"{type(error).__name__}: {error}"
+        return ("refused" if _in_words(error) else "finding"), message
 
 
 def _in_words(error: Exception) -> bool:
@@ -76,12 +76,12 @@ def child(name: str, seed: int, first: int, stop: int, notes: Path) -> None:
                 signal.setitimer(signal.ITIMER_PROF, CPU_S)  # the signals end the process, wherever it is
                 signal.setitimer(signal.ITIMER_REAL, WALL_S)
                 began = time.process_time()
-                outcome, words = attempt(target, dice(seed, name, number))
+                outcome, message = attempt(target, dice(seed, name, number))
                 took = 1e3 * (time.process_time() - began)
                 signal.setitimer(signal.ITIMER_PROF, 0)
                 signal.setitimer(signal.ITIMER_REAL, 0)
                 if outcome == "finding":
-                    counts["findings"].append({"input": number, "what": words[:300]})
+                    counts["findings"].append({"input": number, "what": message[:300]})
                 else:
                     counts[outcome] += 1
                 counts["slowest_ms"] = max(counts["slowest_ms"], round(took, 1))
@@ -107,13 +107,13 @@ def fuzz(name: str, seed: int, inputs: int) -> dict[str, Any]:
             done = subprocess.run([*command, "--seed", str(seed)], capture_output=True, text=True, check=False)
             if not notes.exists():
                 raise RuntimeError(f"fuzz {name}: the child did not begin: {done.stderr[-2000:]}")
-            said = json.loads(notes.read_text(encoding="utf-8").splitlines()[0])
+            note = json.loads(notes.read_text(encoding="utf-8").splitlines()[0])
             notes.unlink()
             for key in ("accepted", "refused", "findings"):
-                total[key] += said[key]
+                total[key] += note[key]
             for key in ("slowest_ms", "grown_mib"):
-                total[key] = max(total[key], said.get(key, 0))
-            first = said["at"]
+                total[key] = max(total[key], note.get(key, 0))
+            first = note["at"]
             if done.returncode:
                 total["findings"].append({"input": first, "what": _ending(done)})
                 first += 1

@@ -21,10 +21,10 @@ def _work(folder: Path, factory: Any) -> bool:
     from bluesky_ptychonn.live.worker import Worker
 
     pace = Timing(block=4, flush_s=0, mosaic_s=0, share=1, patience_s=0, outage_s=0)
-    order = ReconstructionSettings(model="fake", catalog="http://nowhere", pace=pace)
+    settings = ReconstructionSettings(model="fake", catalog="http://nowhere", pace=pace)
     closing = threading.Event()
     closing.set()
-    worker = Worker(folder, order, lambda order: factory, silence_s=0)
+    worker = Worker(folder, settings, lambda settings: factory, silence_s=0)
     worker.run(closing)
     for uid, run in worker.status.runs.items():
         if run.state not in FINISHED:
@@ -67,29 +67,29 @@ def _plain(doc: dict[str, Any]) -> dict[str, Any]:
 
 def documents(folder: Path) -> Target:
     """Documents from RunEngine to result: journal, follower, pairing, assembly; fakes for network and catalog."""
-    from bluesky_ptychonn.journal.writer import JournalWriter
+    from bluesky_ptychonn.journal.router import Journal
 
     def attempt(rng: random.Random) -> bool:
-        said, factory = _runs(rng)
+        documents, factory = _runs(rng)
         for _ in range(rng.randint(0, 3)):
-            at, to = rng.randrange(len(said)), rng.randrange(len(said))
+            at, to = rng.randrange(len(documents)), rng.randrange(len(documents))
             match rng.randrange(6):
                 case 0:
-                    del said[at]
+                    del documents[at]
                 case 1:
-                    said.insert(to, said[at])
+                    documents.insert(to, documents[at])
                 case 2:
-                    said.insert(to, said.pop(at))
+                    documents.insert(to, documents.pop(at))
                 case 3:
-                    said[at] = (said[to][0], said[at][1])
+                    documents[at] = (documents[to][0], documents[at][1])
                 case _:
-                    said[at] = (said[at][0], spoil_tree(said[at][1], rng, 1))
-            if not said:
+                    documents[at] = (documents[at][0], spoil_tree(documents[at][1], rng, 1))
+            if not documents:
                 break
         home = Path(tempfile.mkdtemp(dir=folder))
-        journal, errors = JournalWriter(home), 0
+        journal, errors = Journal(home, slimmed=True), 0
         try:
-            for name, doc in said:
+            for name, doc in documents:
                 try:
                     journal.append(name, doc)
                 except (LookupError, TypeError, ValueError, AttributeError):
@@ -105,15 +105,16 @@ def documents(folder: Path) -> Target:
 
 def journal(folder: Path) -> Target:
     """`live.worker.Worker` on a journal that a disk, or somebody, spoilt."""
-    from bluesky_ptychonn.journal.writer import encode, journal_path, slim
+    from bluesky_ptychonn.journal.append_file import journal_path
+    from bluesky_ptychonn.journal.encoding import encode, slim
 
     def attempt(rng: random.Random) -> bool:
-        said, factory = _runs(rng)
-        lines = [encode(name, slim(name, doc) or doc, 0.0) for name, doc in said]
+        documents, factory = _runs(rng)
+        lines = [encode(name, slim(name, doc) or doc, 0.0) for name, doc in documents]
         for _ in range(rng.randint(0, 3)):
             at = rng.randrange(len(lines))
             if rng.random() < 0.5:
-                lines[at] = spoil_json(json.loads(encode(*said[at], 0.0)), rng) + b"\n"
+                lines[at] = spoil_json(json.loads(encode(*documents[at], 0.0)), rng) + b"\n"
             else:
                 lines[at] = spoil_bytes(lines[at], rng, lines[0])
         home = Path(tempfile.mkdtemp(dir=folder))

@@ -127,7 +127,8 @@ def state_dict(folder: Path) -> Target:
     import torch
 
     from bluesky_ptychonn.recon.models.upstream.importer import import_upstream
-    from bluesky_ptychonn.recon.networks.networks import DirectConfig, build_network
+    from bluesky_ptychonn.recon.networks.direct import DirectConfig
+    from bluesky_ptychonn.recon.networks.families import build_network
 
     torch.manual_seed(0)
     config = DirectConfig(encoder_channels=(1, 1, 2), decoder_channels=(2, 1, 1), batch_norm=True)

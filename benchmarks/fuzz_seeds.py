@@ -55,14 +55,16 @@ def small_models(folder: Path) -> list[tuple[dict[str, Any], bytes]]:
 
     from bluesky_ptychonn.card import InputContract, ModelCard, ProbeReference
     from bluesky_ptychonn.recon.models.checkpoint import save_model
-    from bluesky_ptychonn.recon.networks.networks import DirectConfig, LiftedConfig, build_network
+    from bluesky_ptychonn.recon.networks.direct import DirectConfig
+    from bluesky_ptychonn.recon.networks.families import build_network
+    from bluesky_ptychonn.recon.networks.lifted import LiftedConfig
 
     torch.manual_seed(0)
     scan = small_scan()
     pixel = scan.geometry.object_pixel_m
     lifted = LiftedConfig(frame_size=16, patch_size=16, lift_steps=1, stage_steps=0, stages=1, width=4)
     direct = DirectConfig(frame_size=16, patch_size=16, encoder_channels=(2, 2), decoder_channels=(2, 2))
-    made = []
+    models = []
     for config, light in ((lifted, scan.probe), (direct, None)):
         card = ModelCard(
             name="seed",
@@ -72,13 +74,13 @@ def small_models(folder: Path) -> list[tuple[dict[str, Any], bytes]]:
             input=InputContract(
                 frame_shape=(16, 16), patch_shape=(16, 16), object_pixel_m=pixel, counts_per_frame=(1.0, 1e6)
             ),
-            probe=None if light is None else ProbeReference.of(light, pixel, "seed"),
+            probe=None if light is None else ProbeReference.from_probe(light, pixel, "seed"),
             weights_sha256="0" * 64,
         )
         home = folder / config.family
         save_model(home, build_network(config), card, light)
-        made.append((json.loads((home / "card.json").read_text()), (home / "model.safetensors").read_bytes()))
-    return made
+        models.append((json.loads((home / "card.json").read_text()), (home / "model.safetensors").read_bytes()))
+    return models
 
 
 def spoil_hdf5(path: Path, data: bytes, rng: random.Random) -> None:

@@ -15,5 +15,6 @@ from benchmarks.fuzz_files import Target, archive, card, config, cxi, labelled, 
 __all__ = ["TARGETS", "Target"]
 
 TARGETS: dict[str, Callable[[Path], Target]] = {
-    made.__name__: made for made in (cxi, probe, model, card, archive, state_dict, config, labelled, documents, journal)
+    target.__name__: target
+    for target in (cxi, probe, model, card, archive, state_dict, config, labelled, documents, journal)
 }

@@ -28,14 +28,14 @@ from numpy.typing import NDArray
 from benchmarks.star import RESULTS, _cpu
 from bluesky_ptychonn.optics.simulate import SampleKind, SimulatedExperiment, make_sample
 from bluesky_ptychonn.recon.data.scans import MeasuredScan
-from bluesky_ptychonn.recon.evaluation.simulated_scans import score_mosaic
+from bluesky_ptychonn.recon.evaluation.simulated_scans import score_mosaic, stitched
 from bluesky_ptychonn.recon.evaluation.trust_calibration import refocused, synthetic_config
 from bluesky_ptychonn.recon.inference.reconstructor import Reconstructor
 from bluesky_ptychonn.recon.learning.learner import Learner, LearningConfig
-from bluesky_ptychonn.recon.learning.pseudo_label import stitched
 from bluesky_ptychonn.recon.models.checkpoint import Model, load_model
 from bluesky_ptychonn.recon.mosaic.stitch import MosaicImage
-from bluesky_ptychonn.recon.networks.networks import ObjectNetwork, network_config
+from bluesky_ptychonn.recon.networks.base import ObjectNetwork
+from bluesky_ptychonn.recon.networks.families import network_config
 from bluesky_ptychonn.recon.training.fit import TrainingConfig, fit
 
 MODEL, SEED, RUNS = "simulated-zp64", 60_000_011, 30
@@ -111,10 +111,10 @@ def source_of(number: int) -> str:
 def live(model: Model, run: Run) -> tuple[NDArray[np.bool_], NDArray[np.float32], tuple[str, ...]]:
     """Reconstruct as the live road does: valid frames, their trust, and the verdict's reasons."""
     engine = Reconstructor(model, run.experiment.geometry, device="cpu")
-    made = engine.reconstruct(run.frames)
-    engine.placed(made.patches[made.valid], run.y_m[made.valid], run.x_m[made.valid])
+    result = engine.reconstruct(run.frames)
+    engine.placed(result.patches[result.valid], run.y_m[result.valid], run.x_m[result.valid])
     verdict = engine.verdict()
-    return made.valid, made.trust, () if verdict is None else verdict.reasons
+    return result.valid, result.trust, () if verdict is None else verdict.reasons
 
 
 def error_of(network: torch.nn.Module, probe: torch.Tensor, run: Run) -> float | None:
@@ -122,7 +122,8 @@ def error_of(network: torch.nn.Module, probe: torch.Tensor, run: Run) -> float |
     if run.wrong:
         return None
     assert isinstance(network, ObjectNetwork)  # noqa: S101
-    return run.error(stitched(network, run.frames, run.y_m, run.x_m, probe, run.experiment.pixel_m))
+    scan = MeasuredScan(run.frames, run.y_m, run.x_m, probe.numpy(), run.experiment.geometry, "drift")
+    return run.error(stitched(network, scan, probe))
 
 
 def step(learner: Learner, frozen: Model, run: Run, build: Path) -> dict[str, Any]:
@@ -147,10 +148,10 @@ def step(learner: Learner, frozen: Model, run: Run, build: Path) -> dict[str, An
         "defocus_rad": run.defocus_rad,
         "wrong": run.wrong,
         "frames": len(run.frames),
-        "verdict": list(reasons),
+        "verdict": [str(reason) for reason in reasons],
         "frozen_rad": error_of(frozen.network, frozen.probe, run),
         "live_rad": error_of(before.network, before.probe, run),
-        "considered": considered.reason,
+        "considered": str(considered),
         "taken": considered.taken,
         "decision": "no candidate",
         "promoted": False,
@@ -165,14 +166,14 @@ def step(learner: Learner, frozen: Model, run: Run, build: Path) -> dict[str, An
         if found.promote:
             kept = build / "champions" / candidate.model.card.version
             shutil.copytree(candidate.folder, kept, dirs_exist_ok=True)
-            learner.crown(load_model(kept, "cpu"))
+            learner.set_champion(load_model(kept, "cpu"))
     champion = learner.champion
     assert champion.probe is not None  # noqa: S101
-    told = _tuned(learner, source_of(run.number))
-    row["tuned_defocus_rad"] = None if told is None else round(_defocus(told, frozen.probe), 3)
+    tuned_probe = _tuned(learner, source_of(run.number))
+    row["tuned_defocus_rad"] = None if tuned_probe is None else round(_defocus(tuned_probe, frozen.probe), 3)
     row["champion"] = champion.card.version
-    row["after_rad"] = None if told is None else error_of(champion.network, told, run)
-    row["frozen_told_rad"] = None if told is None else error_of(frozen.network, told, run)
+    row["after_rad"] = None if tuned_probe is None else error_of(champion.network, tuned_probe, run)
+    row["frozen_told_rad"] = None if tuned_probe is None else error_of(frozen.network, tuned_probe, run)
     return row | {name: round(value, 1) for name, value in spent.items()}
 
 
@@ -225,16 +226,16 @@ def study(runs: int, build: Path) -> dict[str, Any]:
     good = [row for row in rows if row["taken"] and not row["wrong"]]
     last_champion = learner.champion.network
     for row in good[:FORGETTING]:
-        told = _tuned(learner, source_of(row["run"]))
-        if told is not None and "final_rad" not in row:
-            row["final_rad"] = error_of(last_champion, told, run_of(row["run"], frozen.probe, photons))
+        tuned_probe = _tuned(learner, source_of(row["run"]))
+        if tuned_probe is not None and "final_rad" not in row:
+            row["final_rad"] = error_of(last_champion, tuned_probe, run_of(row["run"], frozen.probe, photons))
     for row in good:
         if row["run"] % SCRATCH_EVERY == SCRATCH_EVERY - 1 and "scratch_rad" not in row:
-            told = _tuned(learner, source_of(row["run"]))
-            if told is None:
+            tuned_probe = _tuned(learner, source_of(row["run"]))
+            if tuned_probe is None:
                 continue
-            network, seconds = scratch(frozen, told, row["run"], build)
-            row["scratch_rad"] = error_of(network, told, run_of(row["run"], frozen.probe, photons))
+            network, seconds = scratch(frozen, tuned_probe, row["run"], build)
+            row["scratch_rad"] = error_of(network, tuned_probe, run_of(row["run"], frozen.probe, photons))
             row["scratch_s"] = round(seconds, 1)
             keep()
             print(f"scratch after run {row['run']}: {row['scratch_rad']:.3f} rad in {seconds:.0f} s", flush=True)
@@ -247,8 +248,8 @@ def _line(row: dict[str, Any]) -> str:
         f"{name} {'  -  ' if row[f'{name}_rad'] is None else format(row[f'{name}_rad'], '.3f')}"
         for name in ("frozen", "live", "after")
     )
-    about = f"run {row['run']:2d} {row['kind']:8s} {row['defocus_rad']:+.2f} rad  {errors}"
-    return f"{about}  {row['wrong'] and '[' + row['wrong'] + '] '}{row['considered']}; {row['decision']}"
+    line = f"run {row['run']:2d} {row['kind']:8s} {row['defocus_rad']:+.2f} rad  {errors}"
+    return f"{line}  {row['wrong'] and '[' + row['wrong'] + '] '}{row['considered']}; {row['decision']}"
 
 
 def summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
@@ -338,9 +339,9 @@ def figure(found: dict[str, Any], path: Path) -> None:
         if row["wrong"]:
             for axes in (top, bottom):
                 axes.axvspan(row["run"] - 0.5, row["run"] + 0.5, color="0.9", lw=0)
-            words = row["wrong"] + ("\nits candidate is not promoted" if not _ended_well(row, rows) else "\nPROMOTED")
-            words = words if row["taken"] else row["wrong"] + "\nnot taken"
-            top.text(row["run"], 0.985, words, rotation=90, fontsize=7.5, ha="center", va="top", transform=_over(top))
+            note = row["wrong"] + ("\nits candidate is not promoted" if not _ended_well(row, rows) else "\nPROMOTED")
+            note = note if row["taken"] else row["wrong"] + "\nnot taken"
+            top.text(row["run"], 0.985, note, rotation=90, fontsize=7.5, ha="center", va="top", transform=_over(top))
     changes = [0, *(k for k in range(1, len(rows)) if rows[k]["kind"] != rows[k - 1]["kind"])]
     for first in changes:
         bottom.text(first - 0.4, 0.93, rows[first]["kind"], fontsize=9, va="top", transform=_over(bottom))

@@ -57,8 +57,8 @@ def sample(scene: Scene, began: float, log: Log) -> None:
     now = time.monotonic() - began
     if log.samples and now - log.samples[-1]["at_s"] < EVERY_S:
         return
-    said = WorkerStatus.load(scene.session.folder)
-    pids = {"session": scene.session.process.pid, "worker": said.pid, "server": scene.server.pid}
+    status = WorkerStatus.load(scene.session.folder)
+    pids = {"session": scene.session.process.pid, "worker": status.pid, "server": scene.server.pid}
     try:
         measured = {name: measure(pid) for name, pid in pids.items()}
     except (OSError, KeyError):  # one has just died, and the next has not said so yet
@@ -66,9 +66,9 @@ def sample(scene: Scene, began: float, log: Log) -> None:
     log.samples.append(
         {
             "at_s": round(now, 1),
-            "worker_pid": said.pid,
-            "unfinished": sum(not run.finished for run in said.runs.values()),
-            "spooled": sum(run.spooled for run in said.runs.values()),
+            "worker_pid": status.pid,
+            "unfinished": sum(not run.finished for run in status.runs.values()),
+            "spooled": sum(run.spooled for run in status.runs.values()),
             **measured,
         }
     )
@@ -201,7 +201,7 @@ def main() -> None:
     ):
         warm_up(scene.client)
         log = soak(scene, 60 * options.minutes, options.seed)
-        said = scene.session.status()["status"]
+        status = scene.session.status()["status"]
     frames = sum(scan["frames"] for scan in log.scans)
     written = {
         "machine": before,
@@ -218,7 +218,7 @@ def main() -> None:
         "longest_callback_ms": max(scan["callback_ms"] for scan in log.scans),
         "worker_restarts": len({one["worker_pid"] for one in log.samples}) - 1,
         "growth": growth(log.samples),
-        "worker_said": said.splitlines()[0],
+        "worker_said": status.splitlines()[0],
         "by_scan": log.scans,
     }
     (options.out / "soak.json").write_text(json.dumps(written, indent=1) + "\n", encoding="utf-8")

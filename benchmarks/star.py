@@ -27,6 +27,7 @@ from numpy.typing import NDArray
 from bluesky_ptychonn.optics.cxi import CxiScan, read_cxi
 from bluesky_ptychonn.recon.evaluation.metrics import phase_correlation, phase_mae
 from bluesky_ptychonn.recon.solver.ptychi import (
+    SolverSettings,
     reconstruct_probe_and_object,
     reconstruct_with_probe,
     settled_epochs,
@@ -99,10 +100,11 @@ class Reference:
 
 def train(reference: Reference, scan: CxiScan, families: tuple[str, ...], frames: int) -> None:
     """Train families by simulation through the peer's probe."""
-    from bluesky_ptychonn.cli.train.command import _network
+    from bluesky_ptychonn.recon.data.batches import TrainingData
     from bluesky_ptychonn.recon.data.simulated import SyntheticConfig
+    from bluesky_ptychonn.recon.networks.families import family_class
     from bluesky_ptychonn.recon.training.fit import TrainingConfig
-    from bluesky_ptychonn.recon.training.model import train_model
+    from bluesky_ptychonn.recon.training.model import ModelInfo, train_model
 
     photons = float((np.abs(reference.probe) ** 2).sum())
     # The direct family needs many small steps, and learns a narrower kind of sample better in the same time.
@@ -117,16 +119,19 @@ def train(reference: Reference, scan: CxiScan, families: tuple[str, ...], frames
     }
     for family in families:
         name = {"lifted": FAMILIES["network"]}.get(family, FAMILIES["direct"])
-        network = _network(family, reference.probe.shape[0], None, None, photons)
+        size = reference.probe.shape[0]
+        network = family_class(family).config_class.for_training(size, size // 2, None, photons)
         config = TrainingConfig(network=network, frames=frames, seed=1, **recipes[family])
         train_model(
-            reference.probe,
+            TrainingData(reference.probe),
             scan.geometry,
             config,
             MODELS / name,
-            name=name,
-            source="pty-chi LSQML on all 516 frames of the star",
-            command=f"python -m benchmarks.star --train {family} --frames {frames}",
+            ModelInfo(
+                name,
+                source="pty-chi LSQML on all 516 frames of the star",
+                command=f"python -m benchmarks.star --train {family} --frames {frames}",
+            ),
             progress=lambda done, total, loss: print(f"\r{done}/{total} loss {loss:.4f}", end="", flush=True),
         )
         print()
@@ -144,7 +149,7 @@ def replay(scan: CxiScan, every: tuple[int, ...]) -> dict[tuple[int, str], Any]:
     with tempfile.TemporaryDirectory(prefix="ptychonn-star-") as folder:
         frames = Path(folder, "frames")
         with serve_catalog(Path(folder, "catalog"), readable=[frames]) as server:
-            beamline = ReplayBeamline.of(scan, frames)
+            beamline = ReplayBeamline.from_scan(scan, frames)
             engine = RunEngine({})
             engine.subscribe(TiledWriter(server.raw, batch_size=1))
             with LiveReconstruction(MODELS / FAMILIES["network"], server, journal_dir=Path(folder, "journal")) as live:
@@ -224,7 +229,7 @@ def main() -> None:
             reference.probe,
             reference.shape,
             epochs=_epochs(len(reference.frames[::n])),
-            threads=torch.get_num_threads(),
+            settings=SolverSettings(threads=torch.get_num_threads()),
         )
         scores = [reference.score(snapshot, covered) for snapshot in peer.snapshots]
         # The benefit of every doubt: the epoch that happens to agree best with the truth, which no user could know.

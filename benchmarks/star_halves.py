@@ -23,11 +23,11 @@ from benchmarks.star import FAMILIES, MODELS, RESULTS, Reference, _cpu, data_fil
 from bluesky_ptychonn.optics.cxi import CxiScan, read_cxi
 from bluesky_ptychonn.recon.data.batches import Mix
 from bluesky_ptychonn.recon.data.scans import MeasuredScan
-from bluesky_ptychonn.recon.evaluation.simulated_scans import predict, stitching_weight
+from bluesky_ptychonn.recon.evaluation.simulated_scans import stitched, stitching_weight
 from bluesky_ptychonn.recon.models.checkpoint import Model, load_model
 from bluesky_ptychonn.recon.mosaic.refine import refine
 from bluesky_ptychonn.recon.mosaic.refine_config import Refinement
-from bluesky_ptychonn.recon.mosaic.stitch import Mosaic
+from bluesky_ptychonn.recon.mosaic.sweeps import ScanTensors
 from bluesky_ptychonn.recon.solver.labelling import solve
 from bluesky_ptychonn.recon.solver.ptychi import reconstruct_with_probe
 from bluesky_ptychonn.recon.training.fit import fine_tune
@@ -82,15 +82,11 @@ def judged(
         placed, seconds = {}, {}
         for way, network in networks.items():
             start = time.perf_counter()
-            mosaic = Mosaic(pixel, weight, anchor=network.anchor)
-            mosaic.add(predict(network, few.counts, told), few.y_m, few.x_m, np.ones(len(few)))
-            mosaic.synchronise()
-            image = mosaic.snapshot()
+            image = stitched(network, few, told)
             seconds[way] = time.perf_counter() - start
             placed[way] = reference.place(image.complex, image.origin_m, pixel)
             if way != "label_free":
-                counts = torch.as_tensor(few.counts)
-                better, _ = refine(image, counts, few.y_m, few.x_m, told, weight, rounds, network=network)
+                better, _ = refine(image, ScanTensors.from_scan(few, told), weight, rounds, network=network)
                 seconds[f"{way}_refined"] = time.perf_counter() - start
                 placed[f"{way}_refined"] = reference.place(better.complex, better.origin_m, pixel)
         positions = np.stack([few.y_m, few.x_m], axis=1) / pixel + reference.origin_px

@@ -19,9 +19,9 @@ from typing import Any
 import torch
 
 from benchmarks.callback_cost import machine
-from bluesky_ptychonn.cli.train.command import _network
 from bluesky_ptychonn.optics.simulate import zone_plate_probe
 from bluesky_ptychonn.recon.data.simulated import SimulatedFrames, SyntheticConfig
+from bluesky_ptychonn.recon.networks.families import family_class
 from bluesky_ptychonn.recon.training.fit import TrainingConfig, fit
 
 RESULTS = Path(__file__).parent / "results" / "training.json"
@@ -44,11 +44,12 @@ def frames_per_s(family: str, size: int, precision: str, device: str, within_s: 
         if len(ends) > WARM_UP + FEWEST and ends[-1] - ends[WARM_UP] > within_s:
             raise _EnoughError
 
+    network = family_class(family).config_class.for_training(size, size // 2, None, SYNTHETIC.photons)
     config = TrainingConfig.model_validate(
         {
-            "network": _network(family, size, None, None, SYNTHETIC.photons),
+            "network": network,
             "synthetic": SYNTHETIC,
-            "loss": "complex" if family == "lifted" else "amplitude_phase",
+            "loss": network.loss,
             "batch_size": BATCH,
             "precision": precision,
         }

@@ -34,7 +34,7 @@ from bluesky_ptychonn.recon.evaluation.trust_calibration import (
 )
 from bluesky_ptychonn.recon.inference.reconstructor import Reconstructor
 from bluesky_ptychonn.recon.models.checkpoint import Model, load_model
-from bluesky_ptychonn.recon.networks.networks import ObjectNetwork
+from bluesky_ptychonn.recon.networks.base import ObjectNetwork
 from bluesky_ptychonn.recon.quality.trust import frame_trust, movement
 
 SHIPPED = Path(__file__).parents[1] / "bluesky_ptychonn" / "models" / "simulated-zp64"
@@ -196,12 +196,14 @@ def corruptions(model: Model) -> dict[str, Any]:
             ),
             "scans": len(rows),
             "not_ok": sum(row["verdict"].level != "ok" for row in rows),
-            "reason_named": sum(any(w.startswith(corruption.reason) for w in row["verdict"].reasons) for row in rows),
+            "reason_named": sum(
+                any(str(w).startswith(corruption.reason) for w in row["verdict"].reasons) for row in rows
+            ),
             "median_error_rad": float(np.median(error)),
             "mean_error_above_0.1_rad": len(severe),
             "not_ok_of_these": sum(row["verdict"].level != "ok" for row in severe),
             "mean_trust": float(bad.mean()),
-            "example": next((row["verdict"].reasons[0] for row in rows if row["verdict"].reasons), ""),
+            "example": next((str(row["verdict"].reasons[0]) for row in rows if row["verdict"].reasons), ""),
         }
     pairs = np.array([(a, b) for a, b in measured if a is not None])
     found["overlap_spearman_with_scan_error"] = float(spearmanr(pairs[:, 0], pairs[:, 1]).statistic)
@@ -241,7 +243,9 @@ def cost(model: Model, frames: int = 256) -> dict[str, float]:
         for k in range(0, frames, size):
             moved = movement(made[k : k + size], made[k : k + size], run._probe)
             run._scores(made[k : k + size], moved, counts[k : k + size], run._probe)
-        run._watch.frames(counts, np.full(frames, 1e5), np.ones(frames, bool), [False] * frames, [False] * frames)
+        run._statistics.add_frames(
+            counts, np.full(frames, 1e5), np.ones(frames, bool), [False] * frames, [False] * frames
+        )
         run.placed(patches, positions, positions * 0)
         run.verdict()
 

@@ -55,7 +55,7 @@ class Backoff:
 
     def fail(self) -> float:
         """Count a failure; returns how long to wait now, s."""
-        wait_s = min(self.first_s * 2.0**self.failures, self.longest_s)
+        wait_s = min(self.first_s * 2.0 ** min(self.failures, 64), self.longest_s)  # a float ends at 2**1023
         self.failures += 1
         self._due_at = self._clock() + wait_s
         return wait_s

@@ -6,14 +6,11 @@ where no network can run.
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import itertools
 import json
 import math
 import os
-import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -23,15 +20,29 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, Validation
 
 from bluesky_ptychonn.calibration import TrustCalibration
 from bluesky_ptychonn.files import write_whole
+from bluesky_ptychonn.model_folders import CARD_FILE, available_models, find_model, model_folders
 from bluesky_ptychonn.optics.framing import PreprocessConfig
 from bluesky_ptychonn.optics.geometry import Geometry
-from bluesky_ptychonn.paths import users_models
 
-CARD_FILE = "card.json"
+__all__ = [
+    "CARD_FILE",
+    "InputContract",
+    "MeasuredCurve",
+    "ModelCard",
+    "ProbeReference",
+    "SamplingPoint",
+    "available_models",
+    "find_model",
+    "load_card",
+    "model_folders",
+]
+
 #: Largest card that is read, bytes; the shipped ones take 20 kB.
 MOST_CARD = 1 << 22
 #: Step over probe diameter of a scan that an iterative solver needs: 9 px in a ring of 60 px on the Velociprobe's star.
 DENSE_SAMPLING = 0.15
+#: Families whose networks are told their probe.
+PROBE_FAMILIES = ("lifted",)
 #: How far the object pixel may be from the one a model was trained at, relative.
 PIXEL_TOLERANCE = 0.02
 
@@ -160,7 +171,7 @@ class ProbeReference(_Frozen):
     source: str
 
     @classmethod
-    def of(cls, probe: NDArray[np.complexfloating], object_pixel_m: float, source: str) -> ProbeReference:
+    def from_probe(cls, probe: NDArray[np.complexfloating], object_pixel_m: float, source: str) -> ProbeReference:
         """Describe a probe (N, N) complex, given the object pixel in m and where it came from."""
         from bluesky_ptychonn.optics.simulate import illuminated_diameter_px
 
@@ -181,10 +192,10 @@ class ModelCard(_Frozen):
     ----------
     name, version : str
         What users call it.
-    family : {"lifted", "direct"}
-        Whether it works through the known probe.
+    family : str
+        Of its network: ``lifted``, which works through the known probe, ``direct``, or another.
     network : dict
-        Configuration for ``recon.networks.networks.build_network``.
+        Configuration for ``recon.networks.families.build_network``.
     input : InputContract
     probe : ProbeReference or None
     held_out : dict of str to float
@@ -209,7 +220,7 @@ class ModelCard(_Frozen):
     schema_version: Literal[1] = 1
     name: _Name
     version: _Name
-    family: Literal["lifted", "direct"]
+    family: _Name
     network: dict[str, Any]
     input: InputContract
     probe: ProbeReference | None
@@ -241,11 +252,14 @@ class ModelCard(_Frozen):
         return min(points[0].step_m for points in curves), max(points[-1].step_m for points in curves)
 
     @property
-    def dense_step_m(self) -> float:
-        """Step an overlapping scan for an iterative solver would use with this probe, m."""
-        if self.probe is None:
-            raise ValueError(f"model {self.name!r}: its card names no probe, so no dense spacing follows from it")
-        return DENSE_SAMPLING * self.probe.diameter_m
+    def as_start(self) -> str:
+        """How the card of a model that started from this one names it."""
+        return f"{self.name} {self.version}, sha256 {self.weights_sha256}"
+
+    @property
+    def for_any_probe(self) -> bool:
+        """Whether it waits for a probe: its network is told one with every frame, and the card has none."""
+        return self.probe is None and self.family in PROBE_FAMILIES
 
     def _envelope(self, covered_at_least: float = 0.0) -> tuple[list[float], list[float]]:
         """Give the steps and the largest error measured up to each: a promise must hold for all smaller steps.
@@ -306,11 +320,7 @@ class ModelCard(_Frozen):
                 f"the smallest is {errors[0]:.3g} rad, at a step of {steps[0] * 1e6:.3g} µm. "
                 "Tolerate more, or use another model"
             )
-        for k in range(len(steps) - 1):
-            if errors[k + 1] > tolerated_error_rad:
-                part = (tolerated_error_rad - errors[k]) / (errors[k + 1] - errors[k])
-                return steps[k] + part * (steps[k + 1] - steps[k])
-        return steps[-1]
+        return float(np.interp(tolerated_error_rad, errors, steps))  # of equal errors the largest step
 
     def error_at(self, step_m: float) -> float:
         """Phase error to expect at a step, rad: the largest measured up to it, linear between measured steps.
@@ -415,63 +425,6 @@ def _check_ascending(points: tuple[SamplingPoint, ...], who: str) -> None:
 
 def _card_file(path: Path) -> Path:
     return path if path.suffix == ".json" else path / CARD_FILE
-
-
-def model_folders() -> tuple[Path, ...]:
-    """Folders searched for models: ``$PTYCHONN_MODELS`` or else the user's data folder, then the package's."""
-    return (*users_models(), Path(__file__).parent / "models")
-
-
-def _found() -> Iterator[tuple[str, str, Path]]:
-    """Name, version ("" where the folder does not say) and folder of every model, the preferred of a name last."""
-    for root in reversed(model_folders()):
-        if not root.is_dir():
-            continue
-        here = [(path.parent, path.parent.parent) for path in root.glob(f"*/*/{CARD_FILE}")]
-        versioned = [(parent.name, folder.name, folder) for folder, parent in here]
-        flat = [(path.parent.name, "", path.parent) for path in root.glob(f"*/{CARD_FILE}")]
-        yield from sorted(flat)
-        yield from sorted(versioned, key=lambda item: (item[0], _natural(item[1])))
-
-
-def _natural(version: str) -> list[tuple[int, str]]:
-    """Sort key by which 1.10 comes after 1.9."""
-    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.findall(r"\d+|[^\d.]+", version)]
-
-
-def available_models() -> dict[str, Path]:
-    """Models that can be loaded by name: ``name`` (its newest version) and ``name/version``, with their folders."""
-    models: dict[str, Path] = {}
-    for name, version, folder in _found():
-        models[name] = folder
-        if version:
-            models[f"{name}/{version}"] = folder
-    return dict(sorted(models.items()))
-
-
-def find_model(name_or_path: str | os.PathLike[str]) -> Path:
-    """Folder of a model, from its name, ``name/version``, or a path.
-
-    Raises
-    ------
-    ValueError
-        For an unknown name, naming what is available and the folders searched.
-    """
-    path = Path(name_or_path).expanduser()
-    if path.name == CARD_FILE and path.is_file():
-        return path.parent
-    if (path / CARD_FILE).is_file():
-        return path
-    models = available_models()
-    name = str(name_or_path)
-    if name in models:
-        return models[name]
-    close = difflib.get_close_matches(name, models, n=1)
-    raise ValueError(
-        f"model {name!r} is unknown{f' (did you mean {close[0]!r}?)' if close else ''}. "
-        f"Available: {', '.join(models) or 'none'}. Searched: {', '.join(map(str, model_folders()))}. "
-        f"Give one of these names, or a folder with {CARD_FILE}; set PTYCHONN_MODELS to search elsewhere"
-    )
 
 
 def load_card(name_or_path: str | os.PathLike[str]) -> ModelCard:

@@ -15,7 +15,7 @@ from typing import Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 from bluesky_ptychonn.catalog.connection.server import connect, serve_catalog
-from bluesky_ptychonn.catalog.raw.writer import raw_writer
+from bluesky_ptychonn.catalog.raw.writer import RawWriter, raw_writer
 from bluesky_ptychonn.catalog.runs.data_keys import DataKeys
 from bluesky_ptychonn.live.callback import LiveReconstruction
 from bluesky_ptychonn.live.learning.config import LearnerConfig
@@ -101,7 +101,7 @@ class CatalogConfig(_Section):
             return self.backup
         return raw_backup() if self.folder is None else self.folder / "raw-backup"
 
-    def raw_writer(self, catalog: Any) -> Any:
+    def raw_writer(self, catalog: Any) -> RawWriter:
         """Make the callback that writes raw runs; subscribe it first. See `catalog.raw.writer.raw_writer`."""
         return raw_writer(catalog, self.backup_folder)
 
@@ -173,8 +173,8 @@ class ReconstructionConfig(_Section):
     def _from_file(cls, value: Path | None, info: ValidationInfo) -> Path | None:
         return None if value is None else Path((info.context or {}).get("base", ".")) / value.expanduser()
 
-    def live(self, catalog: Any) -> LiveReconstruction:
-        """Start live reconstruction into a catalog; subscribe what this returns to a RunEngine."""
+    def live(self, catalog: Any, raw_writer: RawWriter | None = None) -> LiveReconstruction:
+        """Start live reconstruction into a catalog; subscribe what this returns to a RunEngine, after `raw_writer`."""
         keys = self.keys
         return LiveReconstruction(
             self.model,
@@ -195,6 +195,7 @@ class ReconstructionConfig(_Section):
             threads=self.threads,
             refine=self.refine,
             spool_mib=self.spool_mib,
+            raw_writer=raw_writer,
         )
 
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +67,28 @@ def write_json(path: Path, values: Any, *, private: bool = False, durable: bool 
     """Write or replace a JSON file in one step; NaN and infinity become null, numpy values plain ones."""
     options = orjson.OPT_SERIALIZE_NUMPY | (orjson.OPT_INDENT_2 if indent else 0)
     write_whole(path, orjson.dumps(values, option=options), private=private, durable=durable)
+
+
+def as_json(value: Any) -> Any:
+    """Make of any value what JSON can say: NaN and infinity become None, numpy values plain ones, all else its `str`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> as_json({"error_rad": float("nan"), "frames": (3, np.arange(2)), 4: 2**70, "file": Path("a")})
+    {'error_rad': None, 'frames': [3, [0, 1]], '4': 1.1805916207174113e+21, 'file': 'a'}
+    """
+    if isinstance(value, Mapping):
+        return {str(key): as_json(item) for key, item in value.items()}
+    if isinstance(value, list | tuple | set | frozenset):
+        return [as_json(item) for item in value]
+    if hasattr(value, "tolist"):
+        return as_json(value.tolist())
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, int) and not -(2**63) <= value < 2**63:
+        return float(value)
+    return value if isinstance(value, int | float | str | bool | None) else str(value)
 
 
 def read_json(path: Path) -> dict[str, Any] | None:

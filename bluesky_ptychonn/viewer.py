@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from bluesky_ptychonn.catalog.results import plot
+
 if TYPE_CHECKING:
     from types import TracebackType
 
@@ -55,35 +57,25 @@ def reconstruction_figure(
     ValueError
         When truth and mosaic differ in shape.
     """
-    from bluesky_ptychonn.catalog.results.plot import (
-        centred,
-        draw_amplitude,
-        draw_coverage,
-        draw_phase,
-        draw_trust,
-        grid,
-        limits,
-    )
-
-    figure, axes = grid(image, 2, 3, title)
+    figure, axes = plot.make_axes(image, 2, 3, title)
     if truth is None:
-        draw_phase(axes[0, 0], image, centred(image.phase), "phase")
-        draw_amplitude(axes[0, 1], image)
+        plot.draw_phase(axes[0, 0], image, plot.centre_phase(image.phase), "phase")
+        plot.draw_amplitude(axes[0, 1], image)
         axes[0, 2].set_axis_off()
-        axes[0, 2].text(0, 1, _facts(image, frames), va="top", transform=axes[0, 2].transAxes, fontsize="medium")
+        axes[0, 2].text(0, 1, _summary(image, frames), va="top", transform=axes[0, 2].transAxes, fontsize="medium")
     else:
-        ours, theirs = _turned_together(image, truth)
-        span = limits(theirs[np.isfinite(ours)])
-        draw_phase(axes[0, 0], image, theirs, "true phase", span)
-        draw_phase(axes[0, 1], image, ours, "reconstructed phase", span)
-        draw_amplitude(axes[0, 2], image)
-    draw_trust(axes[1, 0], image)
-    draw_coverage(axes[1, 1], image)
-    _scan_points(axes[1, 2], frames, probe_diameter_m)
+        ours, theirs = _aligned_phases(image, truth)
+        limits = plot.colour_limits(theirs[np.isfinite(ours)])
+        plot.draw_phase(axes[0, 0], image, theirs, "true phase", limits)
+        plot.draw_phase(axes[0, 1], image, ours, "reconstructed phase", limits)
+        plot.draw_amplitude(axes[0, 2], image)
+    plot.draw_trust(axes[1, 0], image)
+    plot.draw_coverage(axes[1, 1], image)
+    _draw_trusted_points(axes[1, 2], frames, probe_diameter_m)
     return figure
 
 
-def _turned_together(image: MosaicImage, truth: NDArray[np.complex64]) -> tuple[NDArray[Any], NDArray[Any]]:
+def _aligned_phases(image: MosaicImage, truth: NDArray[np.complex64]) -> tuple[NDArray[Any], NDArray[Any]]:
     """Our phase and the true one (H, W), the global phase taken out where we cover, around the truth's mean."""
     if truth.shape != image.phase.shape:
         raise ValueError(f"reconstruction_figure: truth {truth.shape} px and mosaic {image.phase.shape} px differ")
@@ -96,31 +88,30 @@ def _turned_together(image: MosaicImage, truth: NDArray[np.complex64]) -> tuple[
     return np.asarray(theirs + difference), np.asarray(theirs)
 
 
-def _scan_points(axis: Axes, frames: pd.DataFrame, probe_diameter_m: float | None) -> None:
+def _draw_trusted_points(axis: Axes, frames: pd.DataFrame, probe_diameter_m: float | None) -> None:
     from matplotlib.patches import Circle
 
-    valid = frames["valid"].to_numpy(dtype=bool)
-    x, y = frames["x_m"].to_numpy() * _UM, frames["y_m"].to_numpy() * _UM
+    valid, x, y = plot.scan_points_um(frames)
     size = float(np.clip(6000 / max(len(frames), 1), 2.0, 30.0))
     trust = frames["trust"].to_numpy()[valid]
     points = axis.scatter(x[valid], y[valid], s=size, c=trust, cmap="cividis", vmin=0, vmax=1, linewidths=0)
     axis.figure.colorbar(points, ax=axis, shrink=0.85, label="trust of the frame")
-    words = f"scan points: {valid.sum()} frames"
+    title = f"scan points: {valid.sum()} frames"
     if (~valid).any():
         axis.scatter(x[~valid], y[~valid], s=2 * size, c="tab:red", marker="x")
-        words += f", {(~valid).sum()} rejected (×)"
+        title += f", {(~valid).sum()} rejected (×)"
     if probe_diameter_m is not None and len(x):
         middle = int(np.argmin((x - np.median(x)) ** 2 + (y - np.median(y)) ** 2))
         axis.add_patch(
             Circle((x[middle], y[middle]), probe_diameter_m * _UM / 2, fill=False, color="tab:red", linewidth=1.2)
         )
-        words += ", ○ probe"
+        title += ", ○ probe"
     axis.set_facecolor("0.93")
-    axis.set_title(words, fontsize="medium")
+    axis.set_title(title, fontsize="medium")
     axis.set_aspect("equal")
 
 
-def _facts(image: MosaicImage, frames: pd.DataFrame) -> str:
+def _summary(image: MosaicImage, frames: pd.DataFrame) -> str:
     rows, columns = image.phase.shape
     size = image.pixel_m * _UM
     covered = np.isfinite(image.phase).mean()
@@ -146,7 +137,7 @@ class LiveView:
         What to follow: a live reconstruction's latest run, or the newest reconstruction of a catalog (anything
         `connect` takes).
     interval_s : float
-        Time between two looks, s.
+        Time between two reads of the catalog, s.
     path : path, optional
         Picture file to rewrite with every new snapshot.
 
@@ -174,7 +165,7 @@ class LiveView:
         self._newest: _Snapshot | None = None  # replaced whole, so that the two threads need no lock
         self._drawn: _Snapshot | None = None
         self._timer: Any = None
-        self._over = threading.Event()
+        self._closing = threading.Event()
         self._thread = threading.Thread(target=self._follow, name="LiveView", daemon=True)
         self._thread.start()
         if _has_windows():
@@ -201,7 +192,7 @@ class LiveView:
 
     def close(self) -> None:
         """Stop following; the figure stays. Safe to call twice."""
-        self._over.set()
+        self._closing.set()
         self._thread.join(10.0)
         if self._timer is not None:
             self._timer.stop()
@@ -215,28 +206,28 @@ class LiveView:
 
     def __repr__(self) -> str:
         """How many snapshots were seen, and what went wrong last."""
-        words = f"{self.snapshots} snapshots" + (f", {self.problem}" if self.problem else "")
-        return f"<LiveView {'closed' if self._over.is_set() else 'following'}, {words}>"
+        status = f"{self.snapshots} snapshots" + (f", {self.problem}" if self.problem else "")
+        return f"<LiveView {'closed' if self._closing.is_set() else 'following'}, {status}>"
 
     def _follow(self) -> None:
         while True:
-            over = self._over.is_set()  # looked at before the last look, so that what came before `close` is seen
+            closing = self._closing.is_set()  # before the last read, so that what came before `close` is seen
             try:
-                self._look()
+                self._read_newest()
                 self.problem = ""
             except LookupError:
                 pass  # nothing there yet
             except Exception as error:  # noqa: BLE001  # shown in the repr; a view must outlive a catalog's restart
                 self.problem = f"{type(error).__name__}: {error}"
-            if over:
+            if closing:
                 return
-            self._over.wait(self._interval_s)
+            self._closing.wait(self._interval_s)
 
-    def _look(self) -> None:
+    def _read_newest(self) -> None:
         result = self._latest()
         result.refresh()
-        facts = result.metadata
-        version = (result.path_parts[-1], (facts.get("mosaic") or {}).get("snapshot"), facts["status"])
+        metadata = result.metadata
+        version = (result.path_parts[-1], (metadata.get("mosaic") or {}).get("snapshot"), metadata["status"])
         if self._newest is not None and self._newest.version == version:
             return
         self._newest = _Snapshot(version, result.mosaic(), result.frames, repr(result).strip("<>"))
@@ -261,7 +252,7 @@ class LiveView:
 
 @dataclass(frozen=True)
 class _Snapshot:
-    """What one look at the catalog gave."""
+    """What one read of the catalog gave."""
 
     version: tuple[Any, ...]
     image: MosaicImage
@@ -269,10 +260,8 @@ class _Snapshot:
     title: str
 
     def draw(self, figure: Figure) -> None:
-        from bluesky_ptychonn.catalog.results.plot import draw_all
-
         figure.clear()
-        draw_all(figure.subplots(2, 2, sharex=True, sharey=True), self.image, self.frames)
+        plot.draw_all(figure.subplots(2, 2, sharex=True, sharey=True), self.image, self.frames)
         figure.suptitle(self.title, fontsize="medium")
 
 

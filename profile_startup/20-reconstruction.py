@@ -1,7 +1,10 @@
-"""Live reconstruction, after TiledWriter: from here on every ptychography scan is reconstructed while it runs."""
+"""Live reconstruction: from here on every ptychography scan is reconstructed while it runs.
+
+Subscribed after the raw writer, whose files it follows: each document is written to disk once.
+"""
 
 from bluesky_ptychonn import reconstructions
 from bluesky_ptychonn.viewer import LiveView
 
-live = config.reconstruction.live(catalog)
+live = config.reconstruction.live(catalog, writer)
 RE.subscribe(live)

@@ -116,7 +116,8 @@ def small_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from bluesky_ptychonn.card import InputContract, ModelCard, ProbeReference
     from bluesky_ptychonn.optics.simulate import SimulatedExperiment
     from bluesky_ptychonn.recon.models.checkpoint import save_model
-    from bluesky_ptychonn.recon.networks.networks import LiftedConfig, build_network
+    from bluesky_ptychonn.recon.networks.families import build_network
+    from bluesky_ptychonn.recon.networks.lifted import LiftedConfig
 
     experiment = SimulatedExperiment.demo()
     config = LiftedConfig(frame_size=64, patch_size=32, lift_steps=2, stage_steps=0, stages=1, width=8)
@@ -132,7 +133,7 @@ def small_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
         family="lifted",
         network=config.model_dump(),
         input=contract,
-        probe=ProbeReference.of(experiment.probe, experiment.geometry.object_pixel_m, "simulated"),
+        probe=ProbeReference.from_probe(experiment.probe, experiment.geometry.object_pixel_m, "simulated"),
         weights_sha256="0" * 64,
     )
     torch.manual_seed(0)

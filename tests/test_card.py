@@ -128,16 +128,10 @@ def test_spacings_that_leave_holes_can_be_left_out() -> None:
         gappy.spacing_for(0.06, covered_at_least=0.9)
 
 
-def test_dense_step_follows_from_the_probe() -> None:
-    assert make_card().dense_step_m == pytest.approx(0.15e-6)
-    with pytest.raises(ValueError, match="names no probe"):
-        _ = make_card(probe=None, family="direct", network={"family": "direct"}).dense_step_m
-
-
 def test_a_probe_is_described_by_its_bytes_and_its_size() -> None:
     y, x = np.mgrid[:64, :64] - 32
     probe = (np.hypot(y, x) < 15).astype(np.complex128)
-    reference = ProbeReference.of(probe, 2e-8, "a disc")
+    reference = ProbeReference.from_probe(probe, 2e-8, "a disc")
     # 90 % of a disc's area lies within sqrt(0.9) of its radius.
     assert reference.diameter_px == pytest.approx(30 * 0.9**0.5, abs=1.0)
     assert reference.diameter_m == pytest.approx(reference.diameter_px * 2e-8)

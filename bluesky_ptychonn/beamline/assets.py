@@ -9,33 +9,12 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 from bluesky_ptychonn.beamline.frames import DATASET
 
 Documents = Literal["stream", "classic"]
 Asset = tuple[str, dict[str, Any]]
-
-
-class FrameAssets(Protocol):
-    """The external-data documents of one camera."""
-
-    kind: Documents
-
-    def open(self, path: Path, frame_shape: tuple[int, int]) -> None:
-        """Announce a new file."""
-
-    def note(self, index: int, timestamp: float) -> None:
-        """Note that the frame at `index` of the file belongs to the exposure now taken."""
-
-    def data_key(self, frame_shape: tuple[int, int], dtype: str, source: str) -> dict[str, Any]:
-        """Describe the image's data key."""
-
-    def reading(self) -> dict[str, Any] | None:
-        """Give the reading to put into the event, None where events do not mention external data."""
-
-    def collect(self) -> Iterator[Asset]:
-        """Hand over the documents since the last call."""
 
 
 class ClassicAssets:
@@ -160,8 +139,8 @@ class StreamAssets:
         yield "stream_datum", self._compose(indices={"start": index, "stop": index + 1})
 
 
-def make_assets(documents: Documents, data_key: str, root: Path) -> FrameAssets:
-    """Choose the form of the documents.
+def make_assets(documents: Documents, data_key: str, root: Path) -> ClassicAssets | StreamAssets:
+    """Choose the form of a camera's external-data documents.
 
     Raises
     ------

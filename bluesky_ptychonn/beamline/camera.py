@@ -6,7 +6,7 @@ import threading
 import time
 import uuid
 from collections.abc import Collection, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -75,41 +75,33 @@ class Faults:
         Exposures whose frame never reaches the file.
     corrupt_frames : collection of int
         Exposures whose frame is in the file, but cannot be decoded.
-    missed : {"absent", "blank"}
-        A dropped frame leaves no document (streamed documents only), or a frame of zeros, which is what a writer that
-        works by position leaves.
+    missed : {"absent", "blank"}, optional
+        A dropped frame leaves no document (streamed documents only, and then by default), or a frame of zeros, which
+        is what a writer that works by position leaves.
     keep_orphans : bool
         Whether a frame whose event never came (a pause during the exposure) stays in the file, as at a real detector,
         or is overwritten by the next.
     """
 
-    drop_frames: frozenset[int] = frozenset()
-    corrupt_frames: frozenset[int] = frozenset()
-    missed: Literal["absent", "blank"] = "absent"
+    drop_frames: Collection[int] = ()
+    corrupt_frames: Collection[int] = ()
+    missed: Literal["absent", "blank"] | None = None
     keep_orphans: bool = False
 
-    @classmethod
-    def of(
-        cls,
-        documents: Documents,
-        drop_frames: Collection[int] = (),
-        corrupt_frames: Collection[int] = (),
-        missed: Literal["absent", "blank"] | None = None,
-        keep_orphans: bool = False,
-    ) -> Faults:
-        """Fill in defaults and check.
+    def for_documents(self, documents: Documents) -> Faults:
+        """Choose what a dropped frame leaves, where nobody did, and check that it can.
 
         Raises
         ------
         ValueError
             When classic documents should leave a frame out: an event must name a datum for every data key.
         """
-        chosen = missed or ("absent" if documents == "stream" else "blank")
-        if documents == "classic" and chosen == "absent":
+        missed = self.missed or ("absent" if documents == "stream" else "blank")
+        if documents == "classic" and missed == "absent":
             raise ValueError(
                 "camera: missed='absent' needs documents='stream'; classic events name a datum each, use missed='blank'"
             )
-        return cls(frozenset(drop_frames), frozenset(corrupt_frames), chosen, keep_orphans)
+        return replace(self, missed=missed)
 
 
 class SimCamera(Device):  # type: ignore[misc]
@@ -162,7 +154,7 @@ class SimCamera(Device):  # type: ignore[misc]
         self.folder = Path(folder).absolute()
         self.image_key = f"{name}_image"
         self.assets = make_assets(documents, self.image_key, self.folder)
-        self.faults = Faults.of(documents, **faults)
+        self.faults = Faults(**faults).for_documents(documents)
         self.cam.acquire_time.put(exposure_s)
         self.cam.data_type.put(_DATA_TYPES.get(source.dtype.name, source.dtype.name))
         rows, columns = self.geometry.frame_shape
@@ -186,7 +178,7 @@ class SimCamera(Device):  # type: ignore[misc]
 
     def inject(self, **faults: Any) -> None:
         """Replace the faults, see `Faults`; holds from the next run on."""
-        self.faults = Faults.of(self.assets.kind, **faults)
+        self.faults = Faults(**faults).for_documents(self.assets.kind)
         self.hdf1.compression.put("zlib" if self.faults.corrupt_frames else "none")
 
     def stage(self) -> list[object]:
@@ -197,8 +189,8 @@ class SimCamera(Device):  # type: ignore[misc]
         path = self.folder / f"{file_name}_000000.h5"
         self._file = FrameFile(path, self.geometry.frame_shape, self.source.dtype, self.hdf1.compression.get())
         self._committed = 0
-        self.cam.array_counter.put(0)
         for signal, value in (
+            (self.cam.array_counter, 0),
             (self.hdf1.file_path, f"{self.folder}/"),
             (self.hdf1.file_name, file_name),
             (self.hdf1.full_file_name, str(path)),

@@ -37,7 +37,7 @@ class ScanField:
 
     Examples
     --------
-    >>> Field(2.0, 1.0, step=0.5, pattern="raster").count
+    >>> ScanField(2.0, 1.0, step=0.5, pattern="raster").count
     15
     """
 

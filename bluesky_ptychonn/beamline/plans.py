@@ -12,15 +12,23 @@ from typing import Any
 import bluesky.plans as bp
 import bluesky.preprocessors as bpp
 from bluesky.protocols import Movable, Readable
-from bluesky.utils import MsgGenerator, plan
+from bluesky.utils import MsgGenerator
 
 from bluesky_ptychonn.beamline.motors import check_limits, in_motor_units, read_position, read_unit
 from bluesky_ptychonn.beamline.patterns import Pattern, ScanField
-from bluesky_ptychonn.beamline.start_document import UM, about_scan, extent_m, grid, hints, plan_args, spacing
+from bluesky_ptychonn.beamline.start_document import (
+    UM,
+    ScanSetup,
+    extent_m,
+    grid_metadata,
+    join_metadata,
+    recorded_plan,
+    spacing,
+)
 from bluesky_ptychonn.optics.geometry import to_metres
 
 
-@plan  # type: ignore[untyped-decorator]  # bluesky's is
+@recorded_plan
 def ptycho_scan(
     detectors: Sequence[Readable[Any]],
     x_motor: Movable[Any],
@@ -81,13 +89,11 @@ def ptycho_scan(
         Before anything moves: for a wrong parameter, a motor without a length unit, or a field outside its limits.
     """
     field = ScanField(width_um * UM, height_um * UM, step_um * UM, pattern, jitter, seed)
-    about = about_scan(detectors, x_motor, y_motor, field, geometry, probe_diameter_um, x_sign, y_sign, card=None)
-    args = plan_args(locals())
-    center_m = (center_x_um * UM, center_y_um * UM)
-    return (yield from _scan("ptycho_scan", detectors, x_motor, y_motor, field, center_m, about, args, md))
+    setup = ScanSetup(detectors, x_motor, y_motor, geometry, probe_diameter_um, x_sign, y_sign)
+    return (yield from _scan(setup, field, setup.metadata(field), (center_x_um * UM, center_y_um * UM), md))
 
 
-@plan  # type: ignore[untyped-decorator]  # bluesky's is
+@recorded_plan
 def rel_ptycho_scan(
     detectors: Sequence[Readable[Any]],
     x_motor: Movable[Any],
@@ -110,12 +116,11 @@ def rel_ptycho_scan(
     See `ptycho_scan` for the parameters.
     """
     field = ScanField(width_um * UM, height_um * UM, step_um * UM, pattern, jitter, seed)
-    about = about_scan(detectors, x_motor, y_motor, field, geometry, probe_diameter_um, x_sign, y_sign, card=None)
-    args = plan_args(locals())
-    return (yield from _scan("rel_ptycho_scan", detectors, x_motor, y_motor, field, None, about, args, md))
+    setup = ScanSetup(detectors, x_motor, y_motor, geometry, probe_diameter_um, x_sign, y_sign)
+    return (yield from _scan(setup, field, setup.metadata(field), None, md))
 
 
-@plan  # type: ignore[untyped-decorator]  # bluesky's is
+@recorded_plan
 def sparse_ptycho_scan(
     detectors: Sequence[Readable[Any]],
     x_motor: Movable[Any],
@@ -168,14 +173,13 @@ def sparse_ptycho_scan(
     """
     card, step_m = spacing(model, tolerated_error_rad, step_um, allow_unmeasured)
     field = ScanField(width_um * UM, height_um * UM, step_m, pattern, jitter, seed)
-    about = about_scan(detectors, x_motor, y_motor, field, geometry, probe_diameter_um, x_sign, y_sign, card)
-    about["tolerated_error_rad"] = None if step_um else tolerated_error_rad
-    args = plan_args(locals())
-    center_m = (center_x_um * UM, center_y_um * UM)
-    return (yield from _scan("sparse_ptycho_scan", detectors, x_motor, y_motor, field, center_m, about, args, md))
+    setup = ScanSetup(detectors, x_motor, y_motor, geometry, probe_diameter_um, x_sign, y_sign)
+    tolerated = None if step_um else tolerated_error_rad
+    metadata = {**setup.metadata(field, card), "tolerated_error_rad": tolerated}
+    return (yield from _scan(setup, field, metadata, (center_x_um * UM, center_y_um * UM), md))
 
 
-@plan  # type: ignore[untyped-decorator]  # bluesky's is
+@recorded_plan
 def rel_sparse_ptycho_scan(
     detectors: Sequence[Readable[Any]],
     x_motor: Movable[Any],
@@ -202,25 +206,21 @@ def rel_sparse_ptycho_scan(
     """
     card, step_m = spacing(model, tolerated_error_rad, step_um, allow_unmeasured)
     field = ScanField(width_um * UM, height_um * UM, step_m, pattern, jitter, seed)
-    about = about_scan(detectors, x_motor, y_motor, field, geometry, probe_diameter_um, x_sign, y_sign, card)
-    about["tolerated_error_rad"] = None if step_um else tolerated_error_rad
-    args = plan_args(locals())
-    return (yield from _scan("rel_sparse_ptycho_scan", detectors, x_motor, y_motor, field, None, about, args, md))
+    setup = ScanSetup(detectors, x_motor, y_motor, geometry, probe_diameter_um, x_sign, y_sign)
+    tolerated = None if step_um else tolerated_error_rad
+    metadata = {**setup.metadata(field, card), "tolerated_error_rad": tolerated}
+    return (yield from _scan(setup, field, metadata, None, md))
 
 
 def _scan(
-    name: str,
-    detectors: Sequence[Readable[Any]],
-    x_motor: Any,
-    y_motor: Any,
+    setup: ScanSetup,
     field: ScanField,
+    metadata: dict[str, Any],
     center_m: tuple[float, float] | None,
-    about: dict[str, Any],
-    args: dict[str, Any],
     md: Mapping[str, Any] | None,
 ) -> MsgGenerator[str]:
     """Scan `field` around `center_m` (x, y), or around where the motors are, and then go back."""
-    motors = (x_motor, y_motor)
+    motors = (setup.x_motor, setup.y_motor)
     per_metre: list[float] = []
     middle: list[float] = []
     for axis, motor in enumerate(motors):
@@ -229,30 +229,15 @@ def _scan(
         middle.append(center_m[axis] * per_metre[axis] if center_m else (yield from read_position(motor)))
     center = (middle[0] / per_metre[0], middle[1] / per_metre[1])
     trajectory = in_motor_units(field.points("x", "y", center), motors, per_metre)
-    check_limits(name, trajectory)
-    frames = len(trajectory)
-    dense = about["dense_equivalent_frames"]
-    about = {
-        **about,
-        "dose_saved_fraction": None if dense is None else 1 - frames / dense,
-        "extent_m": extent_m(trajectory, motors, per_metre, (about["x_sign"], about["y_sign"])),
+    check_limits(str((md or {}).get("plan_name")), trajectory)
+    dense = metadata["dense_equivalent_frames"]
+    ptychography = {
+        **metadata,
+        "dose_saved_fraction": None if dense is None else 1 - len(trajectory) / dense,
+        "extent_m": extent_m(trajectory, motors, per_metre, (setup.x_sign, setup.y_sign)),
     }
-    start = {
-        "plan_name": name,
-        "plan_args": args,
-        "plan_pattern": field.pattern,
-        "motors": [y_motor.name, x_motor.name],
-        "hints": hints(field, x_motor, y_motor),
-        **(grid(field, trajectory, motors) if field.pattern in ("raster", "snake") else {}),
-        **(md or {}),
-    }
-    # What the caller says of the scan (a sample, another geometry key) joins what the plan knows, and wins.
-    start["ptychography"] = {**about, **dict((md or {}).get("ptychography") or {})}
-
-    def scan() -> MsgGenerator[str]:
-        return (yield from bp.scan_nd(list(detectors), trajectory, md=start))
-
+    start = join_metadata(grid_metadata(field, trajectory, *motors), ptychography, md)
+    scan: MsgGenerator[str] = bp.scan_nd(list(setup.detectors), trajectory, md=start)
     if center_m is None:
-        uid: str = yield from bpp.reset_positions_wrapper(scan(), list(motors))  # type: ignore[no-untyped-call]
-        return uid
-    return (yield from scan())
+        scan = bpp.reset_positions_wrapper(scan, list(motors))  # type: ignore[no-untyped-call]
+    return (yield from scan)

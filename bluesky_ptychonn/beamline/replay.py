@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+import warnings
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,16 +16,16 @@ from bluesky.utils import MsgGenerator, plan
 from cycler import cycler
 from numpy.typing import NDArray
 
-from bluesky_ptychonn.beamline.assets import Documents
 from bluesky_ptychonn.beamline.axis import SimStage
 from bluesky_ptychonn.beamline.camera import SimCamera
+from bluesky_ptychonn.beamline.start_document import axes_metadata, join_metadata
 from bluesky_ptychonn.optics.cxi import CxiScan, read_cxi
 from bluesky_ptychonn.optics.geometry import Geometry, to_metres
 from bluesky_ptychonn.optics.simulate import illuminated_diameter_px
 
 
 class ReplaySource:
-    """The frames of a recorded scan as a `FrameSource`.
+    """The frames of a recorded scan as a `FrameProvider`.
 
     Parameters
     ----------
@@ -102,15 +103,8 @@ class ReplayBeamline:
         return self.scan.geometry
 
     @classmethod
-    def of(
-        cls,
-        scan: CxiScan | str | os.PathLike[str],
-        folder: Path | str,
-        *,
-        documents: Documents = "stream",
-        exposure_s: float = 0.0,
-        egu: str = "mm",
-        **faults: Any,
+    def from_scan(
+        cls, scan: CxiScan | str | os.PathLike[str], folder: Path | str, *, egu: str = "mm", **camera: Any
     ) -> ReplayBeamline:
         """Put devices around a recorded scan.
 
@@ -120,25 +114,23 @@ class ReplayBeamline:
             The scan, or its CXI file.
         folder : Path
             Where the camera writes.
-        documents, exposure_s, **faults
-            See `SimCamera`.
         egu : str
             Unit of the stage's axes.
+        **camera
+            ``documents``, ``exposure_s`` and faults, see `SimCamera`.
         """
         recorded = scan if isinstance(scan, CxiScan) else read_cxi(scan)
         reach_m = 1.1 * max(np.abs(recorded.y_m).max(), np.abs(recorded.x_m).max(), 1e-6)
         stage = SimStage(name="stage", egu=egu, travel=float(reach_m) / to_metres(1.0, egu, "replay stage"))
-        camera = SimCamera(
-            name="camera",
-            source=ReplaySource(recorded),
-            stage=stage,
-            folder=folder,
-            documents=documents,
-            exposure_s=exposure_s,
-            **faults,
-        )
-        camera.cam.model.put(f"replay of {recorded.path.name}")
-        return cls(stage, camera, recorded)
+        player = SimCamera(source=ReplaySource(recorded), stage=stage, folder=folder, **camera)
+        player.cam.model.put(f"replay of {recorded.path.name}")
+        return cls(stage, player, recorded)
+
+    @classmethod
+    def of(cls, scan: CxiScan | str | os.PathLike[str], folder: Path | str, **options: Any) -> ReplayBeamline:
+        """Give `from_scan`, which was called so in version 0.1.0."""
+        warnings.warn("ReplayBeamline.of is ReplayBeamline.from_scan now", DeprecationWarning, stacklevel=2)
+        return cls.from_scan(scan, folder, **options)
 
 
 @plan  # type: ignore[untyped-decorator]  # bluesky's is
@@ -168,7 +160,7 @@ def replay_scan(
     ValueError
         When no frame is left to play.
     """
-    recorded, stage, camera = beamline.scan, beamline.stage, beamline.camera
+    recorded, stage = beamline.scan, beamline.stage
     if every < 1 or not 0 <= first < len(recorded):
         raise ValueError(
             f"replay: every {every} and first {first} leave no frame of {len(recorded)}; "
@@ -177,10 +169,23 @@ def replay_scan(
     chosen = np.arange(first, len(recorded), every)
     per_metre = 1 / to_metres(1.0, stage.x.egu, stage.x.name)
     y, x = (positions[chosen] * per_metre for positions in (recorded.y_m, recorded.x_m))
+    plan_metadata = {
+        "plan_name": "replay_scan",
+        "plan_args": {"file": recorded.path.name, "every": every, "first": first},
+        **axes_metadata(stage.x, stage.y),
+    }
+    start = join_metadata(plan_metadata, _ptychography(beamline, chosen, every, first), md)
+    trajectory = cycler(stage.y, y.tolist()) + cycler(stage.x, x.tolist())
+    return (yield from bp.scan_nd([beamline.camera], trajectory, md=start))
+
+
+def _ptychography(beamline: ReplayBeamline, chosen: NDArray[np.intp], every: int, first: int) -> dict[str, Any]:
+    """Compose what the start document says under ``ptychography``, for the `chosen` frames."""
+    recorded, stage, camera = beamline.scan, beamline.stage, beamline.camera
     # The whole scan's spacing, thinned: every n-th frame of an area leaves n times the area to each.
     step_m = recorded.nearest_m * float(np.sqrt(every))
     diameter_m = camera.probe_diameter_m
-    about = {
+    return {
         "geometry": recorded.geometry.model_dump(mode="json"),
         "frame_key": camera.image_key,
         "x_key": stage.x.name,
@@ -202,13 +207,3 @@ def replay_scan(
         "recorded_file": recorded.path.name,
         "recorded_index": {"first": first, "every": every},
     }
-    start = {
-        "plan_name": "replay_scan",
-        "plan_args": {"file": recorded.path.name, "every": every, "first": first},
-        "motors": [stage.y.name, stage.x.name],
-        "hints": {"dimensions": [([axis.name], "primary") for axis in (stage.y, stage.x)]},
-        **(md or {}),
-    }
-    start["ptychography"] = {**about, **dict((md or {}).get("ptychography") or {})}
-    trajectory = cycler(stage.y, y.tolist()) + cycler(stage.x, x.tolist())
-    return (yield from bp.scan_nd([camera], trajectory, md=start))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bluesky_ptychonn.beamline.assets import Documents
 from bluesky_ptychonn.beamline.axis import SimStage
 from bluesky_ptychonn.beamline.camera import SimCamera
 from bluesky_ptychonn.optics.geometry import Geometry
@@ -18,7 +18,7 @@ from bluesky_ptychonn.optics.simulate import SampleKind, SimulatedExperiment
 
 @dataclass(frozen=True)
 class ExperimentSource:
-    """A `SimulatedExperiment` as a `FrameSource`: exposure k always has the same noise."""
+    """A `SimulatedExperiment` as a `FrameProvider`: exposure k always has the same noise."""
 
     experiment: SimulatedExperiment
 
@@ -65,17 +65,15 @@ class SimulatedBeamline:
         return self.experiment.geometry
 
     @classmethod
-    def of(
+    def from_experiment(
         cls,
         experiment: SimulatedExperiment,
         folder: Path | str,
         *,
-        documents: Documents = "stream",
-        exposure_s: float = 0.0,
         egu: str = "mm",
         velocity: float = 0.0,
         settle_error: float = 0.0,
-        **faults: Any,
+        **camera: Any,
     ) -> SimulatedBeamline:
         """Put devices around an experiment.
 
@@ -85,28 +83,22 @@ class SimulatedBeamline:
             What is measured.
         folder : Path
             Where the camera writes.
-        documents : {"stream", "classic"}
-            See `SimCamera`.
-        exposure_s : float
-            Seconds an exposure.
         egu : str
             Unit of the stage's axes.
         velocity, settle_error : float
             See `SimAxis`, in `egu` (a second).
-        **faults
-            See `Faults`.
+        **camera
+            ``documents``, ``exposure_s`` and faults, see `SimCamera`.
         """
         stage = SimStage(name="stage", egu=egu, velocity=velocity, settle_error=settle_error, seed=experiment.seed)
-        camera = SimCamera(
-            name="camera",
-            source=ExperimentSource(experiment),
-            stage=stage,
-            folder=folder,
-            documents=documents,
-            exposure_s=exposure_s,
-            **faults,
-        )
-        return cls(stage, camera, experiment)
+        source = ExperimentSource(experiment)
+        return cls(stage, SimCamera(source=source, stage=stage, folder=folder, **camera), experiment)
+
+    @classmethod
+    def of(cls, experiment: SimulatedExperiment, folder: Path | str, **options: Any) -> SimulatedBeamline:
+        """Give `from_experiment`, which was called so in version 0.1.0."""
+        warnings.warn("SimulatedBeamline.of is SimulatedBeamline.from_experiment now", DeprecationWarning, stacklevel=2)
+        return cls.from_experiment(experiment, folder, **options)
 
     @classmethod
     def demo(
@@ -123,6 +115,6 @@ class SimulatedBeamline:
         seed : int
             Of the sample.
         **options
-            See `SimulatedBeamline.of`.
+            See `from_experiment`.
         """
-        return cls.of(SimulatedExperiment.demo(sample, seed), folder, **options)
+        return cls.from_experiment(SimulatedExperiment.demo(sample, seed), folder, **options)

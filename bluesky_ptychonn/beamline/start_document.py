@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
-from typing import Any
+import functools
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, ParamSpec
 
 from bluesky.protocols import Readable
+from bluesky.utils import MsgGenerator, plan
 from cycler import Cycler
 
 from bluesky_ptychonn.beamline.patterns import ScanField
@@ -14,11 +17,39 @@ from bluesky_ptychonn.card import DENSE_SAMPLING, ModelCard, load_card
 from bluesky_ptychonn.optics.geometry import Geometry
 
 UM = 1e-6
-
-
 #: Part of the scanned area that a spacing must have covered, where it was measured, for a sparse plan to take it. An
 #: error is measured where there is an image: without this a wide spacing could count as good for what it leaves out.
 LEAST_COVERED = 0.9
+
+_Arguments = ParamSpec("_Arguments")
+
+
+def recorded_plan(function: Callable[_Arguments, MsgGenerator[str]]) -> Callable[_Arguments, MsgGenerator[str]]:
+    """Declare a plan that gets its name and its arguments, as JSON with devices by name, in its `md`.
+
+    What the caller gives in `md` wins over them. Signature and docstring stay, for the queue server reads them.
+    """
+    signature = inspect.signature(function)
+    planned: Callable[..., MsgGenerator[str]] = plan(function)  # type: ignore[no-untyped-call]
+
+    @functools.wraps(planned)
+    def call(*args: _Arguments.args, **kwargs: _Arguments.kwargs) -> MsgGenerator[str]:
+        try:
+            bound = signature.bind(*args, **kwargs)
+        except TypeError as error:
+            raise TypeError(f"{function.__name__}(): {error}") from None
+        bound.apply_defaults()
+        arguments = {name: value for name, value in bound.arguments.items() if name != "md"}
+        named = {name: arguments[name].name for name in ("x_motor", "y_motor")}
+        arguments |= {"detectors": [detector.name for detector in arguments["detectors"]], **named}
+        bound.arguments["md"] = {
+            "plan_name": function.__name__,
+            "plan_args": arguments,
+            **(bound.arguments["md"] or {}),
+        }
+        return planned(*bound.args, **bound.kwargs)
+
+    return call
 
 
 def spacing(
@@ -40,81 +71,90 @@ def spacing(
     return card, step_um * UM
 
 
-def about_scan(
-    detectors: Sequence[Readable[Any]],
-    x_motor: Any,
-    y_motor: Any,
-    field: ScanField,
-    geometry: Mapping[str, Any] | None,
-    probe_diameter_um: float | None,
-    x_sign: int,
-    y_sign: int,
-    card: ModelCard | None,
-) -> dict[str, Any]:
-    """Compose what the start document says under ``ptychography``."""
-    if not detectors:
-        raise ValueError("detectors: give the camera in a list, e.g. [camera]")
-    for name, sign in (("x_sign", x_sign), ("y_sign", y_sign)):
-        if sign not in (1, -1):
-            raise ValueError(f"{name} {sign!r} must be 1 or -1: object coordinate = sign × motor readback")
-    camera: Any = next((d for d in detectors if hasattr(d, "image_key")), detectors[0])
-    found = _geometry(camera, geometry)
-    if card is not None and found is not None:
-        card.check_geometry(found)
-    diameter_m = _probe_diameter(camera, probe_diameter_um, card)
-    dense = None if diameter_m is None else replace(field, step=DENSE_SAMPLING * diameter_m).count
-    model = None
-    if card is not None:
-        model = {"name": card.name, "version": card.version, "weights_sha256": card.weights_sha256}
-    return {
-        "geometry": None if found is None else found.model_dump(mode="json"),
-        "frame_key": getattr(camera, "image_key", f"{camera.name}_image"),
-        "x_key": position_key(x_motor),
-        "y_key": position_key(y_motor),
-        "x_sign": x_sign,
-        "y_sign": y_sign,
-        "pattern": field.pattern,
-        "width_m": field.width,
-        "height_m": field.height,
-        "step_m": field.step,
-        "sampling": None if diameter_m is None else field.step / diameter_m,
-        "probe_diameter_m": diameter_m,
-        "dense_equivalent_frames": dense,
-        "model": model,
-        "expected_error_rad": _expected_error(card, field.step),
-    }
+@dataclass(frozen=True)
+class ScanSetup:
+    """The devices of a scan, and what the caller says of them; the parameters are those of `ptycho_scan`.
 
-
-def extent_m(
-    trajectory: Cycler[Any, Any], motors: Sequence[Any], per_metre: Sequence[float], signs: Sequence[int]
-) -> dict[str, list[float]]:
-    """Give the lowest and highest position of a trajectory in object coordinates, m, for ``x`` and ``y``.
-
-    Live pictures are made as large as that from the first frame on.
+    Raises
+    ------
+    ValueError
+        When there is no detector, or a sign is not 1 or -1.
     """
-    found = {}
-    columns = trajectory.by_key()
-    for axis, motor, scale, sign in zip(("x", "y"), motors, per_metre, signs, strict=True):
-        found[axis] = sorted(sign * float(end(columns[motor])) / scale for end in (min, max))
-    return found
 
+    detectors: Sequence[Readable[Any]]
+    x_motor: Any
+    y_motor: Any
+    geometry: Mapping[str, Any] | None
+    probe_diameter_um: float | None
+    x_sign: int
+    y_sign: int
 
-def _geometry(camera: Any, given: Mapping[str, Any] | None) -> Geometry | None:
-    if given is not None:
-        return Geometry.from_document(given, "plan argument geometry")
-    known = getattr(camera, "geometry", None)
-    return known if isinstance(known, Geometry) else None
+    def __post_init__(self) -> None:
+        if not self.detectors:
+            raise ValueError("detectors: give the camera in a list, e.g. [camera]")
+        for name in ("x_sign", "y_sign"):
+            sign = getattr(self, name)
+            if sign not in (1, -1):
+                raise ValueError(f"{name} {sign!r} must be 1 or -1: object coordinate = sign × motor readback")
 
+    def metadata(self, field: ScanField, card: ModelCard | None = None) -> dict[str, Any]:
+        """Compose what the start document says under ``ptychography``.
 
-def _probe_diameter(camera: Any, given_um: float | None, card: ModelCard | None) -> float | None:
-    if given_um is not None:
-        if not given_um > 0:
-            raise ValueError(f"probe_diameter_um {given_um} µm must be above 0")
-        return given_um * UM
-    if card is not None and card.probe is not None:
-        return card.probe.diameter_m
-    known = getattr(camera, "probe_diameter_m", None)
-    return None if known is None else float(known)
+        Parameters
+        ----------
+        field : ScanField
+            In m.
+        card : ModelCard, optional
+            Of the model that will reconstruct.
+
+        Raises
+        ------
+        ValueError
+            For a geometry that lacks something or does not fit the model, or a probe's diameter not above 0.
+        """
+        camera: Any = next((d for d in self.detectors if hasattr(d, "image_key")), self.detectors[0])
+        geometry = self._geometry(camera)
+        if card is not None and geometry is not None:
+            card.check_geometry(geometry)
+        diameter_m = self._probe_diameter_m(camera, card)
+        return {
+            "geometry": None if geometry is None else geometry.model_dump(mode="json"),
+            "frame_key": getattr(camera, "image_key", f"{camera.name}_image"),
+            "x_key": readback_key(self.x_motor),
+            "y_key": readback_key(self.y_motor),
+            "x_sign": self.x_sign,
+            "y_sign": self.y_sign,
+            "pattern": field.pattern,
+            "width_m": field.width,
+            "height_m": field.height,
+            "step_m": field.step,
+            "sampling": None if diameter_m is None else field.step / diameter_m,
+            "probe_diameter_m": diameter_m,
+            "dense_equivalent_frames": None
+            if diameter_m is None
+            else replace(field, step=DENSE_SAMPLING * diameter_m).count,
+            "model": None
+            if card is None
+            else {"name": card.name, "version": card.version, "weights_sha256": card.weights_sha256},
+            "expected_error_rad": _expected_error(card, field.step),
+        }
+
+    def _geometry(self, camera: Any) -> Geometry | None:
+        if self.geometry is not None:
+            return Geometry.from_document(self.geometry, "plan argument geometry")
+        known = getattr(camera, "geometry", None)
+        return known if isinstance(known, Geometry) else None
+
+    def _probe_diameter_m(self, camera: Any, card: ModelCard | None) -> float | None:
+        given_um = self.probe_diameter_um
+        if given_um is not None:
+            if not given_um > 0:
+                raise ValueError(f"probe_diameter_um {given_um} µm must be above 0")
+            return given_um * UM
+        if card is not None and card.probe is not None:
+            return card.probe.diameter_m
+        known = getattr(camera, "probe_diameter_m", None)
+        return None if known is None else float(known)
 
 
 def _expected_error(card: ModelCard | None, step_m: float) -> float | None:
@@ -124,36 +164,50 @@ def _expected_error(card: ModelCard | None, step_m: float) -> float | None:
         return None  # outside the measured range, which the caller allowed
 
 
-def position_key(motor: Any) -> str:
+def readback_key(motor: Any) -> str:
     """Name the data key of a motor's readback."""
     fields = (getattr(motor, "hints", None) or {}).get("fields") or [motor.name]
     return str(fields[0])
 
 
-def plan_args(arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """Give what the user passed, as JSON: devices by name."""
-    derived = ("field", "about", "card", "step_m", "md")
-    kept = {name: value for name, value in arguments.items() if name not in derived}
-    kept["detectors"] = [d.name for d in arguments["detectors"]]
-    return {**kept, "x_motor": arguments["x_motor"].name, "y_motor": arguments["y_motor"].name}
+def extent_m(
+    trajectory: Cycler[Any, Any], motors: Sequence[Any], per_metre: Sequence[float], signs: Sequence[int]
+) -> dict[str, list[float]]:
+    """Give the lowest and highest position of a trajectory in object coordinates, m, for ``x`` and ``y``.
 
-
-def hints(field: ScanField, x_motor: Any, y_motor: Any) -> dict[str, Any]:
-    """Name the scan's dimensions, slow first, for live tables and plots."""
-    said: dict[str, Any] = {
-        "dimensions": [([position_key(motor)], "primary") for motor in (y_motor, x_motor)],
-    }
-    if field.pattern in ("raster", "snake"):
-        said["gridding"] = "rectilinear"
-    return said
-
-
-def grid(field: ScanField, trajectory: Cycler[Any, Any], motors: tuple[Any, Any]) -> dict[str, Any]:
-    """Write what Bluesky's own grid_scan does, so that its live tables and plots know the grid."""
+    Live pictures are made as large as that from the first frame on.
+    """
     at = trajectory.by_key()
-    x_motor, y_motor = motors
     return {
+        axis: sorted(sign * float(end(at[motor])) / scale for end in (min, max))
+        for axis, motor, scale, sign in zip(("x", "y"), motors, per_metre, signs, strict=True)
+    }
+
+
+def axes_metadata(x_motor: Any, y_motor: Any) -> dict[str, Any]:
+    """Name motors and dimensions, slow first, for live tables and plots."""
+    motors = (y_motor, x_motor)
+    dimensions = [([readback_key(motor)], "primary") for motor in motors]
+    return {"motors": [motor.name for motor in motors], "hints": {"dimensions": dimensions}}
+
+
+def grid_metadata(field: ScanField, trajectory: Cycler[Any, Any], x_motor: Any, y_motor: Any) -> dict[str, Any]:
+    """Write what Bluesky's own grid_scan does, so that its live tables and plots know pattern, axes and grid."""
+    metadata = {"plan_pattern": field.pattern, **axes_metadata(x_motor, y_motor)}
+    if field.pattern not in ("raster", "snake"):
+        return metadata
+    metadata["hints"]["gridding"] = "rectilinear"
+    at = trajectory.by_key()
+    return metadata | {
         "shape": list(field.shape),
-        "extents": [[min(at[m]), max(at[m])] for m in (y_motor, x_motor)],
+        "extents": [[min(at[motor]), max(at[motor])] for motor in (y_motor, x_motor)],
         "snaking": [False, field.pattern == "snake"],
     }
+
+
+def join_metadata(
+    plan_metadata: Mapping[str, Any], ptychography: Mapping[str, Any], md: Mapping[str, Any] | None
+) -> dict[str, Any]:
+    """Join what a plan knows with what its caller says, who wins; key by key under ``ptychography``."""
+    given = dict(md or {})
+    return {**plan_metadata, **given, "ptychography": {**ptychography, **(given.get("ptychography") or {})}}

@@ -14,8 +14,7 @@ from bluesky_ptychonn.cli.demo import demo
 from bluesky_ptychonn.cli.export import export
 from bluesky_ptychonn.cli.label import label
 from bluesky_ptychonn.cli.learn import learn
-from bluesky_ptychonn.cli.models import files, measure, publish  # noqa: F401  they add their commands to `models`
-from bluesky_ptychonn.cli.models.group import models
+from bluesky_ptychonn.cli.models.app import models
 from bluesky_ptychonn.cli.reconstruct import reconstruct
 from bluesky_ptychonn.cli.recover import recover
 from bluesky_ptychonn.cli.replay import replay
@@ -66,5 +65,5 @@ def main() -> None:
 
 def sentence(error: BaseException) -> str:
     """Say an error in one line."""
-    words = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
-    return " ".join(words.split()) or type(error).__name__
+    message = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
+    return " ".join(message.split()) or type(error).__name__

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from bluesky_ptychonn.cli.catalogs import MODEL_HELP, CatalogOption, check_model, open_catalog
+from bluesky_ptychonn.cli.catalogs import MODEL_HELP, CatalogOption, DeviceOption, check_model, open_catalog
 
 
 def backfill(
@@ -15,7 +15,7 @@ def backfill(
     model: Annotated[str, typer.Option(help=MODEL_HELP)],
     days: Annotated[float | None, typer.Option(help="only runs of the last days")] = None,
     limit: Annotated[int | None, typer.Option(help="most runs to reconstruct")] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu or cuda")] = "auto",
+    device: DeviceOption = "auto",
     list_only: Annotated[bool, typer.Option("--list", help="say which runs there are, and do nothing")] = False,
 ) -> None:
     """Reconstruct the finished runs of a catalog that have no whole reconstruction."""
@@ -31,7 +31,7 @@ def backfill(
                 count += 1
                 typer.echo(f"scan {run.scan_id}, run {run.uid[:8]}: {run.reason}")
         else:
-            for run, made in fill(root, model, since=since, limit=limit, device=device):
+            for run, result in fill(root, model, since=since, limit=limit, device=device):
                 count += 1
-                typer.echo(f"scan {run.scan_id}, run {run.uid[:8]}: {run.reason}; now {made!r}")
+                typer.echo(f"scan {run.scan_id}, run {run.uid[:8]}: {run.reason}; now {result!r}")
         typer.echo(f"{count} runs" if count else "every finished ptychography run has its reconstruction")

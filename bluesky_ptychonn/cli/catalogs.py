@@ -1,4 +1,4 @@
-"""How commands name a catalog, a run and a reconstruction."""
+"""How commands name a catalog, a run, a reconstruction and a model."""
 
 from __future__ import annotations
 
@@ -6,11 +6,15 @@ import contextlib
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from bluesky_ptychonn.files import is_locked
+
+if TYPE_CHECKING:
+    from bluesky_ptychonn.catalog.registry.registry import Registry
+    from bluesky_ptychonn.catalog.results.client import PtychoReconstruction
 
 #: Where a catalog is looked for when ``--catalog`` is left out.
 CATALOG_VARIABLE = "PTYCHONN_CATALOG"
@@ -24,6 +28,13 @@ CatalogOption = Annotated[
 ReconstructionArgument = Annotated[
     str, typer.Argument(help="uid of a reconstruction or of a run, or the first letters of either; 'latest'")
 ]
+RunArgument = Annotated[str, typer.Argument(help="uid of the run, its first letters, its scan id, or 'latest'")]
+DeviceOption = Annotated[str, typer.Option(help="auto, cpu or cuda")]
+AlsoCatalogOption = Annotated[
+    str | None,
+    typer.Option("--catalog", help="also this catalog's: its folder, http(s) address, or Tiled profile"),
+]
+ModelArgument = Annotated[str, typer.Argument(help="name, name/version, or folder of a model")]
 MODEL_HELP = "name of the model (the catalog's champion, where it has one), name/version, or folder"
 _LOOK_BACK = 300  # newest entries among which a shortened uid is looked for: the most Tiled gives at once
 
@@ -54,6 +65,21 @@ def open_catalog(catalog: str) -> Iterator[Any]:
         return
     with serve_catalog(folder, readable=[folder / FRAMES]) as server:
         yield server.client
+
+
+@contextlib.contextmanager
+def open_registry(catalog: str) -> Iterator[Registry]:
+    """Registry of models of a catalog, see `open_catalog`."""
+    with open_catalog(catalog) as root:
+        from bluesky_ptychonn.catalog.registry.registry import Registry
+
+        yield Registry(root)
+
+
+def split_name(name: str) -> tuple[str, str | None]:
+    """Split what a user types for a model in a catalog into its name and, where there is one, its version."""
+    model, slash, version = name.partition("/")
+    return model, version if slash else None
 
 
 def check_model(model: str) -> None:
@@ -92,16 +118,21 @@ def find_reconstruction(root: Any, which: str) -> Any:
     if found:
         return found[0]
     fits = [
-        one
-        for one in reconstructions(root, limit=_LOOK_BACK)
-        if one.path_parts[-1].startswith(which) or one.metadata["raw"]["uid"].startswith(which)
+        result
+        for result in reconstructions(root, limit=_LOOK_BACK)
+        if result.path_parts[-1].startswith(which) or result.metadata["raw"]["uid"].startswith(which)
     ]
-    runs = {one.metadata["raw"]["uid"] for one in fits}
+    runs = {result.metadata["raw"]["uid"] for result in fits}
     if len(runs) > 1:
         raise LookupError(f"{which!r} fits {len(runs)} runs; give more of the uid")
     if not fits:
         raise LookupError(f"no reconstruction {which!r}, nor one of a run {which!r}, is in this catalog")
     return fits[0]
+
+
+def echo_result(result: PtychoReconstruction, *notes: str) -> None:
+    """Say what a reconstruction is, and below it notes and its problems."""
+    typer.echo("\n  ".join([repr(result), *notes, *map(str, result.problems)]))
 
 
 def run_key(which: str) -> str | int:

@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from bluesky_ptychonn.recon.mosaic.stitch import MosaicImage
 
 
+_ARRAYS = ("amplitude", "phase", "coverage", "trust")
+
+
 def export(
     catalog: CatalogOption,
     to: Annotated[Path, typer.Option(help="file: .cxi or .h5 (CXI), .npz (NumPy), .tif (float32 pages)")],
@@ -73,7 +76,7 @@ def write_cxi(path: Path, image: MosaicImage, frames: pd.DataFrame, metadata: di
         picture = entry.create_group("image_1")
         picture.create_dataset("data", data=image.complex, compression="gzip", shuffle=True)
         picture.create_dataset("mask", data=np.where(np.isfinite(image.phase), 0, 1).astype(np.uint32))
-        for name in ("amplitude", "phase", "coverage", "trust"):
+        for name in _ARRAYS:
             picture.create_dataset(name, data=getattr(image, name), compression="gzip", shuffle=True)
         picture["phase"].attrs["units"] = "rad"
         picture["data_type"], picture["data_space"] = "complex transmission", "real"
@@ -89,10 +92,7 @@ def write_npz(path: Path, image: MosaicImage, frames: pd.DataFrame, metadata: di
     """Write NumPy arrays ``amplitude, phase, coverage, trust, origin_m, pixel_m, x_m, y_m, frame_trust, metadata``."""
     np.savez_compressed(
         path,
-        amplitude=image.amplitude,
-        phase=image.phase,
-        coverage=image.coverage,
-        trust=image.trust,
+        **{name: getattr(image, name) for name in _ARRAYS},
         origin_m=np.array(image.origin_m),
         pixel_m=np.array(image.pixel_m),
         x_m=frames["x_m"].to_numpy(),
@@ -106,12 +106,12 @@ def write_tiff(path: Path, image: MosaicImage, frames: pd.DataFrame, metadata: d
     """Write ImageJ pages amplitude, phase (rad), coverage and trust as float32; pixel size in µm."""
     import tifffile
 
-    pages = np.stack([image.amplitude, image.phase, image.coverage, image.trust]).astype(np.float32)
+    pages = np.stack([getattr(image, name) for name in _ARRAYS]).astype(np.float32)
     per_um = 1e-6 / image.pixel_m
-    about = {
+    imagej = {
         "axes": "CYX",
         "unit": "um",
         "Labels": ["amplitude", "phase (rad)", "coverage", "trust"],
         "Info": json.dumps(metadata, default=str),
     }
-    tifffile.imwrite(path, pages, imagej=True, resolution=(per_um, per_um), metadata=about)
+    tifffile.imwrite(path, pages, imagej=True, resolution=(per_um, per_um), metadata=imagej)

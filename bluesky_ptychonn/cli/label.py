@@ -6,12 +6,12 @@ from typing import Annotated
 
 import typer
 
-from bluesky_ptychonn.cli.catalogs import CatalogOption, open_catalog, run_key
+from bluesky_ptychonn.cli.catalogs import CatalogOption, RunArgument, open_catalog, run_key
 
 
 def label(
     catalog: CatalogOption,
-    run: Annotated[str, typer.Argument(help="uid of the run, its first letters, its scan id, or 'latest'")],
+    run: RunArgument,
     model: Annotated[str | None, typer.Option(help="name or folder of the model whose probe to use")] = None,
     probe: Annotated[str | None, typer.Option(help="or a file with the probe: .npy, .npz, .cxi, .h5")] = None,
     epochs: Annotated[int | None, typer.Option(help="how long to solve; by default as long as it helps")] = None,
@@ -27,9 +27,9 @@ def label(
     from bluesky_ptychonn.live.batch.label import label as make_label
     from bluesky_ptychonn.recon.solver.labelling import MOST_SAMPLING
 
-    ProbeSetup.of(model, probe)  # an unknown model or file is said before a server is started
+    ProbeSetup.from_source(model, probe)  # an unknown model or file is said before a server is started
     with open_catalog(catalog) as root:
-        made = make_label(
+        result = make_label(
             run_key(run),
             root,
             model=model,
@@ -40,13 +40,13 @@ def label(
             device=device,
             again=again,
         )
-        typer.echo(repr(made))
-        about = made.metadata
-        solver, counts = about["solver"], about["counts"]
+        typer.echo(repr(result))
+        metadata = result.metadata
+        solver, counts = metadata["solver"], metadata["counts"]
         typer.echo(
             f"  {solver['seconds']:.1f} s, loss {solver['first_loss']:.4f} to {solver['loss']:.4f}, "
-            f"step {about['sampling']:.2f} of the probe's diameter"
+            f"step {metadata['sampling']:.2f} of the probe's diameter"
         )
         for reason, number in counts["rejected"].items():
             typer.echo(f"  {number} frames left out: {reason}")
-        typer.echo(f"in the catalog as processed/{made.path_parts[-1]}")
+        typer.echo(f"in the catalog as processed/{result.path_parts[-1]}")

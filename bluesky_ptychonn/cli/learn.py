@@ -36,15 +36,13 @@ def learn(
 
     Live sessions take a new champion up with their next run; 'ptychonn models rollback' undoes a promotion.
     """
-    began = None if since is None else _time(since)
+    began = None if since is None else _parse_time(since)
     settings, place = _settings(config)
-    given = {"share": share, "device": device}
-    settings = settings.model_validate(
-        {**settings.model_dump(), **{key: value for key, value in given.items() if value is not None}}
-    )
+    given = {key: value for key, value in (("share", share), ("device", device)) if value is not None}
+    settings = settings.model_validate({**settings.model_dump(), **given})
     with open_catalog(catalog) as root:
         if history:
-            _tell(root, name)
+            _echo_history(root, name)
             return
         from bluesky_ptychonn.live.learning.service import CatalogLearner
         from bluesky_ptychonn.live.session import log_to
@@ -52,8 +50,8 @@ def learn(
         learner = CatalogLearner(root, name, folder or place, settings, since=began)
         handler = log_to(learner.folder)
         try:
-            _stay_small(settings)
-            with _until_told() as closing, _said_here():
+            _limit_resources(settings)
+            with _stop_signals() as closing, _log_on_stderr():
                 learner.run(closing, once=once)
         except MemoryError:
             raise RuntimeError(
@@ -65,11 +63,11 @@ def learn(
             handler.close()
 
 
-def _time(words: str) -> float:
+def _parse_time(text: str) -> float:
     try:
-        return datetime.fromisoformat(words).timestamp()
+        return datetime.fromisoformat(text).timestamp()
     except ValueError:
-        raise ValueError(f"--since {words!r}: give a day or a time, as 2026-01-31 or 2026-01-31T18:30") from None
+        raise ValueError(f"--since {text!r}: give a day or a time, as 2026-01-31 or 2026-01-31T18:30") from None
 
 
 def _settings(config: Path | None) -> tuple[LearnerConfig, Path | None]:
@@ -84,17 +82,17 @@ def _settings(config: Path | None) -> tuple[LearnerConfig, Path | None]:
     return LearnerConfig.model_validate(section.model_dump(exclude={"folder"})), section.folder
 
 
-def _tell(root: Any, name: str) -> None:
+def _echo_history(root: Any, name: str) -> None:
     from bluesky_ptychonn.catalog.registry.registry import Registry
 
-    lessons = Registry(root).learning(name)
-    for lesson in lessons:
-        typer.echo(printable(str(lesson)))
-    if not lessons:
+    rounds = Registry(root).learning(name)
+    for learned in rounds:
+        typer.echo(printable(str(learned)))
+    if not rounds:
         typer.echo(f"nothing was decided about {name} yet")
 
 
-def _stay_small(settings: LearnerConfig) -> None:
+def _limit_resources(settings: LearnerConfig) -> None:
     """Give way to everybody, and leave memory to others."""
     import resource
 
@@ -116,7 +114,7 @@ def _stay_small(settings: LearnerConfig) -> None:
 
 
 @contextlib.contextmanager
-def _until_told() -> Iterator[threading.Event]:
+def _stop_signals() -> Iterator[threading.Event]:
     """Event that Ctrl-C and SIGTERM set: what is under way is brought to a point that can be gone on from."""
     closing = threading.Event()
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
@@ -130,7 +128,7 @@ def _until_told() -> Iterator[threading.Event]:
 
 
 @contextlib.contextmanager
-def _said_here() -> Iterator[None]:
+def _log_on_stderr() -> Iterator[None]:
     """Let the learner's log be read on stderr too."""
     import logging
 

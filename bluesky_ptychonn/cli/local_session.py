@@ -1,9 +1,10 @@
-"""The whole road on one machine, as `demo` and `replay` walk it: catalog, RunEngine, live reconstruction, progress."""
+"""All of it on one machine, for `demo` and `replay`: catalog, RunEngine, live reconstruction, progress, report."""
 
 from __future__ import annotations
 
 import contextlib
 import importlib
+import json
 import threading
 import time
 from collections.abc import Iterator
@@ -14,25 +15,20 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from bluesky_ptychonn.catalog.connection.server import CatalogServer
     from bluesky_ptychonn.catalog.results.client import PtychoReconstruction
     from bluesky_ptychonn.live.callback import LiveReconstruction
 
-CATALOG, FRAMES, JOURNAL, BACKUP = "catalog", "frames", "journal", "raw-backup"
+CATALOG, FRAMES, JOURNAL, BACKUP, REPORT = "catalog", "frames", "journal", "raw-backup", "report.json"
 
 
 @dataclass
 class LocalSession:
-    """A served catalog, a RunEngine that writes into it, and live reconstruction.
+    """A served catalog, a RunEngine that writes into it, live reconstruction, and folders of frames and raw backup.
 
-    Parameters
-    ----------
-    server : CatalogServer
-    engine : RunEngine
-    live : LiveReconstruction
-        Subscribed by `scan` for the time of a scan.
-    frames : Path
-        Where the camera is to write, readable by the server.
+    The camera is to write into `frames`, which the server may read.
     """
 
     server: CatalogServer
@@ -41,17 +37,8 @@ class LocalSession:
     frames: Path
     backup: Path
 
-    def scan(self, plan: Any, *, reconstruct: bool = True, words: str = "scan") -> tuple[str, float]:
-        """Run a plan under a progress bar.
-
-        Parameters
-        ----------
-        plan : generator
-            Of one run.
-        reconstruct : bool
-            Whether live reconstruction listens.
-        words : str
-            What the progress bar says.
+    def scan(self, plan: Any, *, reconstruct: bool = True, title: str = "scan") -> tuple[str, float]:
+        """Run a plan of one run under a progress bar of that title, and reconstruct it live where that is wanted.
 
         Returns
         -------
@@ -70,23 +57,23 @@ class LocalSession:
         if reconstruct:
             tokens.append(self.engine.subscribe(self.live))
         try:
-            with _bars(words, counter, self.live if reconstruct else None):
+            with _progress_bars(title, counter, self.live if reconstruct else None):
                 started = time.perf_counter()
                 self.engine(plan)
                 took = time.perf_counter() - started
-            self._settle(counter.uid)
+            self._wait_for_raw_run(counter.uid)
         except RunEngineInterrupted:
             self.engine.abort("interrupted at the keyboard")
-            raise RuntimeError(f"{words}: interrupted; the run is in the catalog, marked as aborted") from None
+            raise RuntimeError(f"{title}: interrupted; the run is in the catalog, marked as aborted") from None
         except FailedStatus as error:
             why = error.__cause__ or error
-            raise RuntimeError(f"{words}: a device failed: {why}") from error
+            raise RuntimeError(f"{title}: a device failed: {why}") from error
         finally:
             for token in tokens:
                 self.engine.unsubscribe(token)
         return counter.uid, took
 
-    def _settle(self, uid: str, timeout: float = 120.0) -> None:
+    def _wait_for_raw_run(self, uid: str, timeout: float = 120.0) -> None:
         """Wait until the raw run is whole in the catalog: its writer works behind the scan."""
         deadline = time.monotonic() + timeout
         while not (uid in self.server.raw and self.server.raw[uid].metadata.get("stop")):
@@ -107,6 +94,26 @@ class LocalSession:
             raise RuntimeError(f"nothing was reconstructed: {progress}")
         result: PtychoReconstruction = self.live.result(uid)
         return result
+
+    def report(self, result: PtychoReconstruction) -> dict[str, Any]:
+        """Say of a run what every report says, as JSON.
+
+        ``latency_ms`` is from frame written to reconstruction readable, ``frames_per_s`` from the first frame written
+        to the last reconstruction readable.
+        """
+        scan, frames, model = result.raw.metadata["start"]["ptychography"], result.frames, result.metadata["model"]
+        took_s = float(frames["time_done"].max() - frames["time_raw"].min())
+        return {
+            "frames": len(frames),
+            "step_m": scan["step_m"],
+            "sampling": scan["sampling"],
+            "latency_ms": _latency_ms(frames),
+            "frames_per_s": round(len(frames) / took_s, 2) if took_s > 0 else float("nan"),
+            "model": f"{model['name']} {model['version']}",
+            "device": self.live.status.device,
+            "catalog": CATALOG,
+            "reconstruction_uid": result.path_parts[-1],
+        }
 
 
 @contextlib.contextmanager
@@ -151,19 +158,29 @@ def open_local_session(folder: Path, model: str, *, device: str = "auto") -> Ite
             writer.shutdown()
 
 
-def latency_ms(frames: Any) -> dict[str, float]:
-    """Median and 95th percentile, ms, from frame written to reconstruction readable, of a table of frames."""
+def save_picture(path: Path, result: PtychoReconstruction, title: str, **options: Any) -> None:
+    """Draw a reconstruction into a file; options are those of `reconstruction_figure`."""
+    import matplotlib as mpl
+
+    mpl.use("Agg")  # a file is wanted, never a window
+    from bluesky_ptychonn.viewer import reconstruction_figure
+
+    reconstruction_figure(result.mosaic(), result.frames, title, **options).savefig(path, dpi=130)
+
+
+def write_report(folder: Path, report: dict[str, Any]) -> Path:
+    """Write a report as JSON into a folder, and give the file."""
+    path = folder / REPORT
+    path.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    return path
+
+
+def _latency_ms(frames: pd.DataFrame) -> dict[str, float]:
+    """Median and 95th percentile, ms, from frame written to reconstruction readable."""
     lag = 1e3 * (frames["time_done"] - frames["time_raw"]).to_numpy()
     lag = lag[np.isfinite(lag)]
-    if not lag.size:
-        return {"p50": float("nan"), "p95": float("nan")}
-    return {"p50": round(float(np.percentile(lag, 50)), 1), "p95": round(float(np.percentile(lag, 95)), 1)}
-
-
-def frames_per_s(frames: Any) -> float:
-    """Frames a second from the first frame written to the last reconstruction readable."""
-    took = float(frames["time_done"].max() - frames["time_raw"].min())
-    return round(len(frames) / took, 2) if took > 0 else float("nan")
+    percentiles = np.percentile(lag, [50, 95]) if lag.size else (np.nan, np.nan)
+    return {name: round(float(value), 1) for name, value in zip(("p50", "p95"), percentiles, strict=True)}
 
 
 class _Counter:
@@ -182,13 +199,13 @@ class _Counter:
 
 
 @contextlib.contextmanager
-def _bars(words: str, counter: _Counter, live: LiveReconstruction | None) -> Iterator[None]:
+def _progress_bars(title: str, counter: _Counter, live: LiveReconstruction | None) -> Iterator[None]:
     """Show exposed and reconstructed frames, from a thread of its own: the scan must not wait for a terminal."""
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
     columns = (TextColumn("{task.description:<24}"), BarColumn(), MofNCompleteColumn(), TextColumn("frames"))
     progress = Progress(*columns, TimeElapsedColumn(), TextColumn("{task.fields[note]}"), refresh_per_second=2)
-    exposed = progress.add_task(words, total=None, note="")
+    exposed = progress.add_task(title, total=None, note="")
     done = progress.add_task("  reconstructed live", total=None, note="") if live is not None else None
     over = threading.Event()
 

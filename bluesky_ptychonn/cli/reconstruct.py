@@ -7,14 +7,23 @@ from typing import Annotated, Any
 
 import typer
 
-from bluesky_ptychonn.cli.catalogs import MODEL_HELP, CatalogOption, check_model, open_catalog, run_key
+from bluesky_ptychonn.cli.catalogs import (
+    MODEL_HELP,
+    CatalogOption,
+    DeviceOption,
+    RunArgument,
+    check_model,
+    echo_result,
+    open_catalog,
+    run_key,
+)
 
 
 def reconstruct(
     catalog: CatalogOption,
-    run: Annotated[str, typer.Argument(help="uid of the run, its first letters, its scan id, or 'latest'")],
+    run: RunArgument,
     model: Annotated[str, typer.Option(help=MODEL_HELP)],
-    device: Annotated[str, typer.Option(help="auto, cpu or cuda")] = "auto",
+    device: DeviceOption = "auto",
     refine: Annotated[bool, typer.Option(help="refine the mosaic by sweeps of the physics through the probe")] = False,
     tune_probe: Annotated[
         bool, typer.Option(help="refine with the probe tuned to this run first, for optics that drift")
@@ -34,26 +43,23 @@ def reconstruct(
         from bluesky_ptychonn.catalog.registry.champion import resolve_model
         from bluesky_ptychonn.live.batch.reconstruct import reconstruct as run_reconstruction
 
-        made_by, geometry = resolve_model(model, root), None
+        resolved, geometry = resolve_model(model, root), None
         if any(value is not None for value in given.values()):
-            frame_shape = load_card(made_by).input.frame_shape
+            frame_shape = load_card(resolved).input.frame_shape
             geometry = Geometry.from_document({**given, "frame_shape": frame_shape}, "command line")
-        wanted = Refinement(tune_probe=True) if tune_probe else refine
-        result = run_reconstruction(run_key(run), made_by, root, geometry=geometry, device=device, refine=wanted)
-        typer.echo(repr(result))
-        if tune_probe:
-            typer.echo(f"  {_about_probe(result.metadata.get('refinement') or {})}")
-        for problem in result.problems:
-            typer.echo(f"  {problem}")
+        refinement = Refinement(tune_probe=True) if tune_probe else refine
+        result = run_reconstruction(run_key(run), resolved, root, geometry=geometry, device=device, refine=refinement)
+        notes = [_probe_note(result.metadata.get("refinement") or {})] if tune_probe else []
+        echo_result(result, *notes)
         typer.echo(f"in the catalog as processed/{result.path_parts[-1]}")
 
 
-def _about_probe(refinement: Mapping[str, Any]) -> str:
+def _probe_note(refinement: Mapping[str, Any]) -> str:
     """Say what tuning the probe found, from a reconstruction's metadata."""
     found = refinement.get("probe")
     if not found:
         return "probe: not tuned"
     large = [f"{name} {value:+.2f}" for name, value in found["aberrations_rad"].items() if abs(value) >= 0.03]
-    words = ", ".join(large) or "nothing above 0.03"
+    aberrations = ", ".join(large) or "nothing above 0.03"
     used = "used" if found["used"] else "not used: the frames are explained as well without"
-    return f"probe: {words} rad (RMS over the pupil), {used}"
+    return f"probe: {aberrations} rad (RMS over the pupil), {used}"

@@ -20,7 +20,7 @@ def recover(
     with open_catalog(catalog) as root:
         from bluesky_ptychonn.catalog.raw.writer import recover as recover_runs
 
-        found = recover_runs(root, backup)
-    for one in found:
-        typer.echo(f"{one.uid[:8] or one.file.name}  {one.outcome}")
-    typer.echo(f"{len(found)} files" if found else f"nothing to recover in {backup}")
+        runs = recover_runs(root, backup)
+    for run in runs:
+        typer.echo(f"{run.uid[:8] or run.file.name}  {run.outcome}")
+    typer.echo(f"{len(runs)} files" if runs else f"nothing to recover in {backup}")

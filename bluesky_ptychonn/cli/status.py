@@ -54,10 +54,10 @@ def status(
         if worker.problem:
             typer.echo(f"  last problem: {worker.problem}")
         typer.echo(f"  log: {session.log}")
-    _tell_raw_runs(backup)
+    _echo_waiting_raw_runs(backup)
 
 
-def _tell_raw_runs(backup: Path | None) -> None:
+def _echo_waiting_raw_runs(backup: Path | None) -> None:
     from bluesky_ptychonn.config import Config
     from bluesky_ptychonn.journal.append_file import run_files
 

@@ -8,7 +8,13 @@ from typing import Annotated, Any
 
 import typer
 
-from bluesky_ptychonn.cli.catalogs import CatalogOption, ReconstructionArgument, find_reconstruction, open_catalog
+from bluesky_ptychonn.cli.catalogs import (
+    CatalogOption,
+    ReconstructionArgument,
+    echo_result,
+    find_reconstruction,
+    open_catalog,
+)
 
 
 def view(
@@ -26,9 +32,7 @@ def view(
 
     with open_catalog(catalog) as root:
         result = find_reconstruction(root, which)
-        typer.echo(repr(result))
-        for problem in result.problems:
-            typer.echo(f"  {problem}")
+        echo_result(result)
         scan: dict[str, Any] = {}
         with contextlib.suppress(LookupError):  # the run may be in another catalog
             scan = result.raw.metadata["start"].get("ptychography") or {}

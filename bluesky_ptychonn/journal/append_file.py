@@ -1,31 +1,50 @@
-"""The durable file of one raw run: every document, whole, on disk before any catalog hears of it.
+"""The durable file of one run: every document on disk before any catalog or worker hears of it.
 
-One line is one document (`journal.encoding`). Whoever holds the
-lock of a file (`fcntl.flock`) is the one that writes it, or writes it to a catalog.
+One line is one document (`journal.encoding`). An append is one `write` on an ``O_APPEND`` descriptor: it survives
+``kill -9`` of the writer. Only a power cut needs `fdatasync`, which costs two hundred times more, so readers do that,
+once a second. Whoever holds the lock of a file (`fcntl.flock`) is the one that writes it, or writes it to a catalog.
 """
 
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
+import re
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 from bluesky_ptychonn.files import lock_descriptor
-from bluesky_ptychonn.journal.encoding import decode
-from bluesky_ptychonn.journal.writer import SUFFIX, Entry
 
+SUFFIX = ".jsonl"
 HELD_BYTES = 64 << 20  # documents kept in memory while the disk takes none
 
-_LONGEST_LINE = 1 << 30
 _SYNC_S = 1.0
 
 
-class RunFile:
-    """One run's file, appended to by one thread and read by another.
+class Syncer:
+    """Has the disk keep what was written to a file, at most once a second."""
+
+    def __init__(self, end: int = 0) -> None:
+        self.end = end
+        self._when = float("-inf")
+
+    def sync(self, fd: int, end: int, *, now: bool = False) -> None:
+        """Sync a file that was written up to byte `end`, where it is time; `now`: whatever the time."""
+        if end > self.end and (now or time.monotonic() - self._when >= _SYNC_S):
+            self._when, self.end = time.monotonic(), end
+            with contextlib.suppress(OSError):  # a file system that cannot: then the append alone has to do
+                os.fdatasync(fd)
+
+
+class AppendFile:
+    """One run's file, whose every line is whole, also after a disk that was full for a while.
+
+    Lines that the disk does not take are held, and go before the next. One thread appends; another may read, flush
+    and sync.
 
     Parameters
     ----------
@@ -34,10 +53,8 @@ class RunFile:
 
     Attributes
     ----------
-    corrupt : int
-        Lines that `read` passed over: torn when their writer was killed, or not ours.
     held_bytes : int
-        Of the documents that are in memory only.
+        Of the lines that are in memory only.
     locked : bool
         Whether the lock is held; False too where the file system has none.
 
@@ -45,17 +62,15 @@ class RunFile:
     --------
     >>> import tempfile
     >>> from bluesky_ptychonn.journal.encoding import encode
-    >>> file = RunFile(Path(tempfile.mkdtemp()) / "a-run.jsonl")
+    >>> file = AppendFile(Path(tempfile.mkdtemp()) / "a-run.jsonl")
     >>> file.append(encode("start", {"uid": "a-run", "time": float("inf")}, 0.0))
-    >>> entries, end = file.read(0)
-    >>> entries[0].doc, end == file.path.stat().st_size
-    ({'uid': 'a-run', 'time': inf}, True)
+    >>> file.path.read_text().strip()
+    '{"name":"start","doc":{"uid":"a-run","time":Infinity},"t":0.0}'
     >>> file.remove()
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.corrupt = 0
         self.held_bytes = 0
         self.locked = False
         self._fd: int | None = None
@@ -63,10 +78,10 @@ class RunFile:
         self._torn = False
         self._held: deque[bytes] = deque()
         self._mutex = threading.Lock()
-        self._synced = (0.0, 0)
+        self._syncer = Syncer()
 
     @classmethod
-    def claim(cls, path: Path) -> RunFile:
+    def claim(cls, path: Path) -> AppendFile:
         """Take over a file that another session left.
 
         Raises
@@ -119,17 +134,15 @@ class RunFile:
         except FileNotFoundError:
             return False
 
-    # -- the end that is written
-
-    def append(self, line: bytes, room: float = HELD_BYTES) -> None:
+    def append(self, line: bytes, room: Callable[[], float] = lambda: HELD_BYTES) -> None:
         """Append one line; while the disk takes none it is held, to be written before the next one.
 
         Parameters
         ----------
         line : bytes
             From `encode`.
-        room : float
-            Bytes that may be held, this line with them.
+        room : callable
+            Bytes that may be held, this line with them; asked only when the disk takes nothing.
 
         Raises
         ------
@@ -144,7 +157,7 @@ class RunFile:
             try:
                 self._write()
             except OSError as error:
-                if self.held_bytes <= room:
+                if self.held_bytes <= room():
                     raise
                 self.held_bytes -= len(self._held.pop())
                 raise MemoryError(f"{error}; and too many documents wait already, this one is lost") from error
@@ -165,7 +178,7 @@ class RunFile:
         fd = self._open(os.O_RDWR | os.O_CREAT)
         while self._held:
             line = self._held[0]
-            rest = memoryview(b"\n" + line if self._torn else line)
+            rest = b"\n" + line if self._torn else line
             try:
                 while rest:
                     rest = rest[os.write(fd, rest) :]
@@ -194,69 +207,41 @@ class RunFile:
         """Bytes on disk, while the file is open."""
         return self._end
 
-    # -- the end that is read
-
-    def read(self, offset: int, max_bytes: int = 1 << 20) -> tuple[list[Entry], int]:
-        """Whole documents from `offset` on, about `max_bytes` of them, and the offset after them."""
-        if self._fd is None:
-            return [], offset
-        chunk = os.pread(self._fd, max_bytes, offset)
-        end = chunk.rfind(b"\n") + 1
-        if not end:
-            full = len(chunk) == max_bytes and max_bytes < _LONGEST_LINE
-            return self.read(offset, 4 * max_bytes) if full else ([], offset)
-        entries = []
-        for line in chunk[:end].splitlines():
-            entry = decode(line)
-            if entry is not None:
-                entries.append(entry)
-            elif line.strip():
-                self.corrupt += 1
-        return entries, offset + end
-
-    def documents(self) -> Iterator[Entry]:
-        """All documents from the beginning, a bounded piece at a time."""
-        offset = 0
-        while True:
-            entries, end = self.read(offset)
-            if end == offset:
-                return
-            offset = end
-            yield from entries
+    @property
+    def descriptor(self) -> int | None:
+        """Of the open file, to read from."""
+        return self._fd
 
     def sync(self) -> None:
-        """Have the disk keep what was written, at most once a second: an append alone does not survive a power cut."""
-        when, end = self._synced
-        now = time.monotonic()
-        if self._fd is not None and self._end > end and now - when >= _SYNC_S:
-            self._synced = (now, self._end)
-            with contextlib.suppress(OSError):  # a file system that cannot
-                os.fdatasync(self._fd)
+        """Have the disk keep what was written, at most once a second."""
+        if self._fd is not None:
+            self._syncer.sync(self._fd, self._end)
 
-    # -- its end
-
-    def release(self) -> None:
+    def release(self, *, sync: bool = True) -> None:
         """Close the file and leave it for whoever claims it."""
         with self._mutex:
             if self._fd is not None:
-                if self._end > self._synced[1]:
-                    self._synced = (time.monotonic(), self._end)
-                    with contextlib.suppress(OSError):
-                        os.fdatasync(self._fd)
+                if sync:
+                    self._syncer.sync(self._fd, self._end, now=True)
                 os.close(self._fd)
                 self._fd, self.locked = None, False
 
     def remove(self) -> None:
-        """Delete the file: its run is in the catalog."""
+        """Delete the file: its run is in the catalog. What is deleted need not reach the disk."""
         self.path.unlink(missing_ok=True)
-        self._synced = (0.0, self._end)  # what is deleted need not reach the disk
-        self.release()
+        self.release(sync=False)
 
     def rename(self, suffix: str) -> Path:
         """Keep the file under a name that nobody looks for."""
         target = self.path.rename(self.path.with_name(self.path.name + suffix))
         self.release()
         return target
+
+
+def journal_path(folder: Path, run_uid: str) -> Path:
+    """File of one run. A uid that is no safe file name is hashed."""
+    safe = run_uid if re.fullmatch(r"[\w-]{1,128}", run_uid) else hashlib.sha256(run_uid.encode()).hexdigest()
+    return folder / f"{safe}{SUFFIX}"
 
 
 def run_files(folder: Path) -> list[Path]:

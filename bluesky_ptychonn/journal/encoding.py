@@ -1,7 +1,7 @@
-"""One document as one line of a run's file, whole: what is written is what is read.
+"""One document as one line of a run's file: ``{"name": …, "doc": …, "t": seconds}``, JSON.
 
-JSON, ``{"name": …, "doc": …, "t": seconds}``, as in a journal, but with all the data: NaN and infinity stay what they
-are (Python's JSON), and larger arrays are ``{"__ndarray__": base64, "dtype": …, "shape": …}``.
+What is written is what is read: NaN and infinity stay what they are (Python's JSON), and larger arrays are
+``{"__ndarray__": base64, "dtype": …, "shape": …}``.
 """
 
 from __future__ import annotations
@@ -10,15 +10,41 @@ import base64
 import json
 import math
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-
-from bluesky_ptychonn.journal.writer import Entry
+import orjson
 
 _ARRAY = "__ndarray__"
 _SMALL_ARRAY = 64  # elements; smaller ones stay readable lists
 _PACKED = "biufc"  # kinds of dtype whose bytes mean the same everywhere
+_OPTIONS = orjson.OPT_APPEND_NEWLINE | orjson.OPT_PASSTHROUGH_DATETIME | orjson.OPT_PASSTHROUGH_DATACLASS
+_NULLS = (b":null", b"[null", b",null")  # and not the letters inside of an array's base64
+# What a descriptor says of the data; its configuration (hundreds of areaDetector settings) is in Tiled already.
+_DESCRIPTOR_KEYS = ("uid", "run_start", "name", "time", "data_keys", "hints")
+_EVENT_KEYS = ("uid", "descriptor", "seq_num", "time", "filled")
+_WHOLE = ("start", "stop", "resource", "datum", "datum_page", "stream_resource", "stream_datum")
+_SCALARS = (int, float, str, bool, type(None))
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One journaled document.
+
+    Parameters
+    ----------
+    name : str
+        Kind of document: ``start``, ``event``, …
+    doc : dict
+        The document.
+    time : float
+        When it was journaled, seconds since the epoch; NaN where the line does not say.
+    """
+
+    name: str
+    doc: dict[str, Any]
+    time: float
 
 
 def encode(name: str, doc: Mapping[str, Any], when: float) -> bytes:
@@ -28,8 +54,18 @@ def encode(name: str, doc: Mapping[str, Any], when: float) -> bytes:
     """
     entry = {"name": name, "doc": doc, "t": when}
     try:
+        line = orjson.dumps(entry, default=_plain, option=_OPTIONS)
+    except TypeError:  # an integer beyond 64 bit, half a surrogate pair, a key that is no string
+        return _encode_slowly(entry)
+    if b"null" in line and any(null in line for null in _NULLS):
+        return _encode_slowly(entry)  # orjson says null for NaN and infinity too
+    return line
+
+
+def _encode_slowly(entry: Mapping[str, Any]) -> bytes:
+    try:
         text = json.dumps(entry, default=_plain, separators=(",", ":"))
-    except TypeError:  # a key that is no string: rare, and slower
+    except TypeError:  # a key that is no string
         text = json.dumps(_with_string_keys(entry), default=_plain, separators=(",", ":"))
     return text.encode() + b"\n"
 
@@ -45,7 +81,9 @@ def _plain(value: Any) -> Any:
         return plain if isinstance(plain, int | float | str | bool | list) else str(plain)
     if isinstance(value, Mapping):
         return dict(value)
-    return list(value) if isinstance(value, set | frozenset) else str(value)
+    if isinstance(value, float):
+        return float(value)
+    return list(value) if isinstance(value, tuple | set | frozenset) else str(value)
 
 
 def _with_string_keys(value: Any) -> Any:
@@ -57,11 +95,11 @@ def _with_string_keys(value: Any) -> Any:
 
 
 def decode(line: bytes) -> Entry | None:
-    """Read a line back; None where it is none of ours."""
+    """Read a line back, also of version 0.1.0's journals and backups; None where it is none of ours."""
     try:
         entry = json.loads(line, object_hook=_unpacked if _ARRAY.encode() in line else None)
         name, doc, when = entry["name"], entry["doc"], float(entry.get("t", math.nan))
-    except (ValueError, LookupError, TypeError, AttributeError):
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
         return None
     return Entry(name, doc, when) if isinstance(name, str) and isinstance(doc, dict) else None
 
@@ -71,3 +109,60 @@ def _unpacked(value: dict[str, Any]) -> Any:
         return value
     data = np.frombuffer(base64.b64decode(value[_ARRAY]), np.dtype(value["dtype"]))
     return data.reshape(value["shape"])
+
+
+def with_lists(value: Any) -> Any:
+    """Return a document whose arrays are lists."""
+    if isinstance(value, dict):
+        return {key: with_lists(item) for key, item in value.items()}
+    return value.tolist() if isinstance(value, np.ndarray) else value
+
+
+def slim(name: str, doc: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """Keep of a document what pairing frames with positions needs.
+
+    In-event arrays are replaced by their names under ``arrays``: Tiled has the data. A document that is slim already
+    comes back as it is.
+
+    Parameters
+    ----------
+    name : str
+        Kind of document.
+    doc : mapping
+        The document; not changed.
+
+    Returns
+    -------
+    mapping or None
+        None for a kind of document that has no part in a reconstruction.
+
+    Examples
+    --------
+    >>> event = {"descriptor": "d", "seq_num": 1, "time": 0.0, "data": {"x": 1.5, "image": [[1, 2]]}, "timestamps": {}}
+    >>> slim("event", event)["data"], slim("event", event)["arrays"]
+    ({'x': 1.5}, ['image'])
+    """
+    if name == "event":
+        return _slim_event(doc, {key: value for key, value in doc["data"].items() if _is_scalar(value)})
+    if name == "event_page":
+        columns = doc["data"].items()
+        return _slim_event(doc, {key: column for key, column in columns if len(column) == 0 or _is_scalar(column[0])})
+    if name == "descriptor":
+        return {key: doc[key] for key in _DESCRIPTOR_KEYS if key in doc}
+    return doc if name in _WHOLE else None
+
+
+def _slim_event(doc: Mapping[str, Any], scalars: Mapping[str, Any]) -> dict[str, Any]:
+    slimmed = {key: doc[key] for key in _EVENT_KEYS if key in doc}
+    slimmed["data"] = scalars
+    slimmed["timestamps"] = doc.get("timestamps", {})
+    arrays = doc.get("arrays", [])
+    if len(scalars) < len(doc["data"]):
+        arrays = [*arrays, *(key for key in doc["data"] if key not in scalars)]
+    if arrays:
+        slimmed["arrays"] = arrays
+    return slimmed
+
+
+def _is_scalar(value: Any) -> bool:
+    return isinstance(value, _SCALARS) or getattr(value, "ndim", 1) == 0

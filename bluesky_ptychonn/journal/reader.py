@@ -1,44 +1,45 @@
-"""Reading a journal while it is written: whole lines only, from any offset, a bounded piece at a time."""
+"""Reading a run's file while it is written: whole lines only, from any offset, a bounded piece at a time."""
 
 from __future__ import annotations
 
-import contextlib
 import os
-import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
-import orjson
+from bluesky_ptychonn.journal.append_file import AppendFile, Syncer
+from bluesky_ptychonn.journal.encoding import Entry, decode, slim, with_lists
 
-from bluesky_ptychonn.journal.writer import SUFFIX, Entry
-
-_LONGEST_LINE = 64 << 20
+_LONGEST_LINE = 1 << 30
 
 
 class JournalReader:
-    """Follows the journal of one run while it is written.
+    """Follows the file of one run.
 
     Parameters
     ----------
-    path : Path
-        The run's file.
+    file : Path or AppendFile
+        Another process's file, which need not be there yet, or one that this process holds.
     offset : int
         Byte to begin at: 0, or another reader's `offset`.
+    slimmed : bool
+        Keep of each document what `slim` keeps, and no array.
 
     Attributes
     ----------
     offset : int
         Byte after the last whole line that was read.
     corrupt : int
-        Whole lines that were not journal entries (a write torn by a full disk), passed over.
+        Whole lines that were no documents, passed over: torn when their writer was killed, or not ours.
     """
 
-    def __init__(self, path: Path, offset: int = 0) -> None:
-        self.path = path
+    def __init__(self, file: Path | AppendFile, offset: int = 0, *, slimmed: bool = False) -> None:
+        self.file = file
         self.offset = offset
         self.corrupt = 0
+        self._slimmed = slimmed
         self._fd: int | None = None
-        self._synced = (0.0, offset)
+        self._syncer = Syncer(offset)
 
     def read(self, max_bytes: int = 1 << 20) -> list[Entry]:
         """Entries appended since the last call, at most about `max_bytes` of them; never a line still being written.
@@ -46,45 +47,53 @@ class JournalReader:
         Returns
         -------
         list of Entry
-            Empty when there is nothing new, or no file yet.
+            Empty when there is nothing new, or no file yet; also where no line of a piece is a document, and then
+            `offset` has moved.
         """
+        fd = self._descriptor()
+        if fd is None:
+            return []
+        chunk = os.pread(fd, max_bytes, self.offset)
+        end = chunk.rfind(b"\n") + 1
+        if not end:
+            full = len(chunk) == max_bytes and max_bytes < _LONGEST_LINE
+            return self.read(4 * max_bytes) if full else []
+        self.offset += end
+        return list(self._parse(chunk[:end]))
+
+    def _descriptor(self) -> int | None:
+        if isinstance(self.file, AppendFile):
+            return self.file.descriptor
         if self._fd is None:
             try:
-                self._fd = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
+                self._fd = os.open(self.file, os.O_RDONLY | os.O_CLOEXEC)
             except FileNotFoundError:
-                return []
-        chunk = os.pread(self._fd, max_bytes, self.offset)
-        end = chunk.rfind(b"\n")
-        if end < 0:
-            if len(chunk) == max_bytes and max_bytes < _LONGEST_LINE:
-                return self.read(max_bytes * 4)
-            return []
-        self.offset += end + 1
-        return list(self._parse(chunk[:end]))
+                return None
+        return self._fd
 
     def _parse(self, lines: bytes) -> Iterator[Entry]:
         for line in lines.split(b"\n"):
-            if not line:
+            if not line.strip():
                 continue
-            try:
-                entry = orjson.loads(line)
-                name, doc, when = entry["name"], entry["doc"], float(entry["t"])
-            except (ValueError, KeyError, TypeError):
+            entry = decode(line)
+            if entry is None:
                 self.corrupt += 1
-                continue
-            if isinstance(name, str) and isinstance(doc, dict):
-                yield Entry(name, doc, when)
-            else:
-                self.corrupt += 1
+            elif not self._slimmed:
+                yield entry
+            elif (doc := _slimmed(entry)) is not None:
+                yield Entry(entry.name, doc, entry.time)
 
-    def sync(self, every_s: float = 1.0) -> None:
-        """Have the disk keep what was written, at most once in `every_s` seconds."""
-        when, offset = self._synced
-        now = time.monotonic()
-        if self._fd is not None and self.offset > offset and now - when >= every_s:
-            with contextlib.suppress(OSError):  # a file system that cannot: then the append alone has to do
-                os.fdatasync(self._fd)
-            self._synced = (now, self.offset)
+    def __iter__(self) -> Iterator[Entry]:
+        """All entries from `offset` to the end, a piece at a time."""
+        before = -1
+        while before != self.offset:
+            before = self.offset
+            yield from self.read()
+
+    def sync(self) -> None:
+        """Have the disk keep what was read, at most once a second."""
+        if self._fd is not None:
+            self._syncer.sync(self._fd, self.offset)
 
     def close(self) -> None:
         """Close the file; a later `read` opens it again."""
@@ -93,8 +102,12 @@ class JournalReader:
             self._fd = None
 
 
-def journaled_runs(folder: Path) -> list[Path]:
-    """Journals in a session's folder, in no meaningful order."""
-    with contextlib.suppress(FileNotFoundError), os.scandir(folder) as entries:
-        return [folder / entry.name for entry in entries if entry.name.endswith(SUFFIX)]
-    return []
+def _slimmed(entry: Entry) -> dict[str, Any] | None:
+    try:
+        doc = slim(entry.name, entry.doc)
+    except (LookupError, TypeError, AttributeError, ValueError):
+        return entry.doc  # not what its kind is: whoever uses it says what is wrong
+    if doc is None:
+        return None
+    listed: dict[str, Any] = with_lists(dict(doc))
+    return listed

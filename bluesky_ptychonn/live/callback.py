@@ -16,9 +16,10 @@ from types import TracebackType
 from typing import Any, Literal
 
 from bluesky_ptychonn.catalog.connection.address import Address
+from bluesky_ptychonn.catalog.raw.writer import RawWriter
 from bluesky_ptychonn.catalog.registry.champion import bare_name, local_or_champion
 from bluesky_ptychonn.catalog.runs.data_keys import DataKeys
-from bluesky_ptychonn.journal.writer import JournalWriter
+from bluesky_ptychonn.journal.router import Journal
 from bluesky_ptychonn.live.notifier import ProblemNotifier
 from bluesky_ptychonn.live.pipeline.progress import Progress, Status, Timing
 from bluesky_ptychonn.live.pipeline.settings import ReconstructionSettings
@@ -99,6 +100,9 @@ class LiveReconstruction:
         run goes on, whole when it ends. The result's metadata says so under ``refinement``; patches stay the network's.
     spool_mib : int
         Most that results may take on disk, in the session's folder, while the catalog does not answer, MiB.
+    raw_writer : RawWriter, optional
+        Subscribed to the same RunEngine before this: the file in which it keeps a run is this run's journal too, so
+        that each document is written once. For a run that it does not keep, or keeps on another disk, there is an own.
 
     Attributes
     ----------
@@ -145,6 +149,7 @@ class LiveReconstruction:
         preprocess: PreprocessConfig | None = None,
         refine: bool | Refinement = False,
         spool_mib: int = 1024,
+        raw_writer: RawWriter | None = None,
     ) -> None:
         if worker not in ("process", "thread"):
             raise ValueError(f"worker={worker!r} is unknown; allowed: 'process', 'thread'")
@@ -169,7 +174,7 @@ class LiveReconstruction:
             spool_mib=spool_mib,
         )
         loaded = hasattr(model, "network")
-        address = Address.of(catalog)
+        address = Address.from_catalog(catalog)
         order = replace(order, catalog=address.uri)
         if not loaded:
             order = replace(order, model=local_or_champion(model, address), champion=bare_name(model))
@@ -189,7 +194,8 @@ class LiveReconstruction:
             folder = self.folder / "model"
             save_model(folder, model.network, model.card, model.probe, model.weight)
             order = replace(order, model=str(folder))
-        self._journal = JournalWriter(self.folder)
+        self._journal = Journal(self.folder, slimmed=True)
+        self._raw_writer = raw_writer
         self._log_handler: logging.Handler | None = None
         self._supervisor: Supervisor
         order.save(self.folder)
@@ -224,7 +230,11 @@ class LiveReconstruction:
     def __call__(self, name: str, doc: Mapping[str, Any]) -> None:
         """Journal a document. Never raises, never waits."""
         try:
+            if name == "start" and self._raw_writer is not None:
+                self._journal.follow(str(doc["uid"]), self._raw_writer.journal)
             self._journal.append(name, doc)
+            if name == "stop":
+                self._journal.release(sync=False)
         except OSError as error:  # it waits in memory; status shows it, and the notifier tries again
             self._delayed = f"journal {self.folder}: {type(error).__name__}: {error}"
         except BaseException as error:  # noqa: BLE001  # SystemExit from a callback hangs a RunEngine; status shows it
@@ -237,7 +247,8 @@ class LiveReconstruction:
     def status(self) -> Status:
         """Where things stand; read from the session's folder, so it costs a fraction of a millisecond."""
         said = WorkerStatus.load(self.folder)
-        own = self._error or self._delayed
+        held = self._journal.held
+        own = self._error or self._delayed or ("the disk is full, documents wait in memory" if held else "")
         state, problem = said.state, own or said.problem
         if self._supervisor.alive:
             if state in ("stopped", "failed"):  # and will be there again
@@ -256,14 +267,15 @@ class LiveReconstruction:
             said.device,
             self._supervisor.restarts,
             runs,
-            self._errors + self._journal.waiting,
+            self._errors + held,
             problem,
             said.model,
         )
 
     def _problems(self) -> list[tuple[str, str]]:
         """Find what a user should hear of now. Also tries again to journal what a full disk did not take."""
-        if self._delayed and self._journal.retry():
+        if self._delayed and self._journal.flush():
+            self._journal.release()
             self._delayed = ""
         status = self.status
         runs = [run for run in status.runs.values() if run.state != "ignored"]

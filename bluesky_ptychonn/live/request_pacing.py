@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from bluesky_ptychonn.journal.reader import journaled_runs
+from bluesky_ptychonn.journal.append_file import run_files
 from bluesky_ptychonn.live.session import WorkerStatus
 
 _LULL_S = 0.03  # after an event: shorter than most exposures, long enough to begin a request in
@@ -57,6 +57,8 @@ class RequestPacer:
         self._sleep = sleep
         self._journals: list[Path] = []
         self._look_again = float("-inf")
+        self._read_at: tuple[Path, float, int] | None = None
+        self._name = ""
 
     def wait(self) -> None:
         """Return in a lull, after 0.2 s at the latest, and at once when no scan is under way."""
@@ -66,33 +68,39 @@ class RequestPacer:
             waited += _POLL_S
 
     def _quiet(self) -> bool:
-        newest, when = self._newest()
+        newest, when, size = self._newest()
         age = self._clock() - when
         if newest is None or age > _OVER_S:
             return True
-        name = _last_document(newest)
+        if (newest, when, size) != self._read_at:  # with images inside of events the last line may be long
+            self._read_at, self._name = (newest, when, size), _last_document(newest)
+        name = self._name
         return name == "stop" or (name in ("event", "event_page") and age <= _LULL_S)
 
-    def _newest(self) -> tuple[Path | None, float]:
+    def _newest(self) -> tuple[Path | None, float, int]:
         if time.monotonic() >= self._look_again:
-            self._journals = journaled_runs(self._folder)
+            self._journals = run_files(self._folder)
             self._look_again = time.monotonic() + _LOOK_AGAIN_S
         newest: Path | None = None
-        when = 0.0
+        when, size = 0.0, 0
         for path in self._journals:
             with contextlib.suppress(OSError):  # tidied away
-                changed = path.stat().st_mtime
-                if changed > when:
-                    newest, when = path, changed
-        return newest, when
+                stat = path.stat()
+                if stat.st_mtime > when:
+                    newest, when, size = path, stat.st_mtime, stat.st_size
+        return newest, when, size
 
 
 def _last_document(path: Path) -> str:
     """Kind of the last document of a journal; empty where it cannot be told."""
+    tail, lines = _TAIL, [b""]
     try:
         with path.open("rb") as file:
-            file.seek(max(0, file.seek(0, os.SEEK_END) - _TAIL))
-            lines = file.read().splitlines()
+            size = file.seek(0, os.SEEK_END)
+            while len(lines) < 2 and tail < 4 * max(size, _TAIL):  # until the last line is whole
+                file.seek(max(0, size - tail))
+                lines = file.read(tail).splitlines()
+                tail *= 4
     except OSError:
         return ""
     line = lines[-1] if lines else b""

@@ -18,8 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from bluesky_ptychonn.files import is_locked, read_json, write_json
-from bluesky_ptychonn.journal.reader import journaled_runs
-from bluesky_ptychonn.journal.writer import SUFFIX
+from bluesky_ptychonn.journal.append_file import SUFFIX, run_files
 from bluesky_ptychonn.live.pipeline.progress import Progress
 from bluesky_ptychonn.live.pipeline.settings import SETTINGS_FILE, SPOOL, ReconstructionSettings
 
@@ -77,7 +76,7 @@ class WorkerStatus:
         values = read_json(folder / _STATUS)
         if values is None:
             return cls()
-        runs = {uid: Progress.of(progress) for uid, progress in values.pop("runs", {}).items()}
+        runs = {uid: Progress.from_values(progress) for uid, progress in values.pop("runs", {}).items()}
         known = {item.name: values[item.name] for item in fields(cls) if item.name in values}
         return cls(**known, runs=runs)
 
@@ -104,12 +103,12 @@ def mark_done(journal: Path, progress: Progress) -> None:
 def done(journal: Path) -> Progress | None:
     """How a finished run ended; None for one that is not finished."""
     values: Mapping[str, Any] | None = read_json(journal.with_suffix(_DONE))
-    return None if values is None else Progress.of(values)
+    return None if values is None else Progress.from_values(values)
 
 
 def unfinished(folder: Path) -> int:
     """Count the runs of a session that are not finished."""
-    return sum(done(journal) is None for journal in journaled_runs(folder))
+    return sum(done(journal) is None for journal in run_files(folder))
 
 
 def _readable(folder: Path) -> ReconstructionSettings | None:
@@ -193,12 +192,14 @@ def find_sessions(root: Path) -> list[Session]:
     return found
 
 
-def tidy(folder: Path, keep: int) -> None:
-    """Remove the journals of finished runs but the last `keep`; Tiled has all that is in them."""
-    finished = sorted(folder.glob(f"*{_DONE}"), key=lambda path: path.stat().st_mtime_ns)
-    for path in finished[: max(0, len(finished) - keep)]:
+def tidy(folder: Path, keep: int, keep_bytes: int = 256 << 20) -> None:
+    """Remove the journals of finished runs but the last `keep`, or as many as fit; Tiled has all that is in them."""
+    finished = sorted(folder.glob(f"*{_DONE}"), key=lambda path: path.stat().st_mtime_ns, reverse=True)
+    for number, journal in enumerate(path.with_suffix(SUFFIX) for path in finished):
         with contextlib.suppress(FileNotFoundError):
-            path.with_suffix(SUFFIX).unlink()
+            keep_bytes -= journal.stat().st_size
+            if number >= keep or keep_bytes < 0:
+                journal.unlink()
 
 
 def log_to(folder: Path) -> logging.Handler:

@@ -19,8 +19,10 @@ from pathlib import Path
 from typing import Any
 
 from bluesky_ptychonn.catalog.connection.errors import is_outage
+from bluesky_ptychonn.catalog.connection.requests import require_answer
 from bluesky_ptychonn.files import lock
-from bluesky_ptychonn.journal.reader import JournalReader, journaled_runs
+from bluesky_ptychonn.journal.append_file import run_files
+from bluesky_ptychonn.journal.reader import JournalReader
 from bluesky_ptychonn.live.pipeline.progress import Progress
 from bluesky_ptychonn.live.pipeline.protocols import ComponentFactory
 from bluesky_ptychonn.live.pipeline.run import RunReconstruction
@@ -50,6 +52,7 @@ _AGAIN_S = 1.0  # between tries to write what a full disk did not take
 
 @dataclass
 class _Followed:
+    path: Path
     reader: JournalReader
     run: RunReconstruction | None = None
     heard: float = 0.0
@@ -162,7 +165,7 @@ class Worker:
         return bool(self._followed)
 
     def _discover(self) -> None:
-        for path in journaled_runs(self._folder):
+        for path in run_files(self._folder):
             if path in self._followed or path in self._finished:
                 continue
             before = done(path)
@@ -170,7 +173,7 @@ class Worker:
                 self._finished.add(path)
                 self.status.runs[before.uid] = before
             else:
-                self._followed[path] = _Followed(JournalReader(path), heard=time.monotonic())
+                self._followed[path] = _Followed(path, JournalReader(path, slimmed=True), heard=time.monotonic())
 
     def _read(self, followed: _Followed, closing: bool) -> bool:
         entries = followed.reader.read()
@@ -190,7 +193,7 @@ class Worker:
             followed.heard = now
         elif closing and now - followed.heard > self._silence_s:
             if followed.run is None:  # not even a whole start document
-                path = followed.reader.path
+                path = followed.path
                 words = "journal without a start document"
                 self._unmarked[path] = Progress(path.stem, state="ignored", problem=words)
                 self._mark(now=True)
@@ -214,12 +217,12 @@ class Worker:
         except Exception as error:  # one run that cannot even begin must not end the others, worker after worker
             log.exception("run %s cannot begin", start["uid"])
             words = f"{type(error).__name__}: {error}"
-            self._unmarked[followed.reader.path] = self.status.runs[start["uid"]] = Progress(
+            self._unmarked[followed.path] = self.status.runs[start["uid"]] = Progress(
                 start["uid"], state="failed", problem=words
             )
             self._mark(now=True)
-            self._finished.add(followed.reader.path)
-            self._followed.pop(followed.reader.path, None)
+            self._finished.add(followed.path)
+            self._followed.pop(followed.path, None)
             return
         self.status.runs[start["uid"]] = progress = followed.run.progress
         self._say(force=True)  # with its model, before any of its frames: who takes it up must know
@@ -319,14 +322,14 @@ def main(arguments: list[str]) -> int:
     api_key = _key()
     closing = threading.Event()
     threading.Thread(target=_close_with_owner, args=(closing,), daemon=True).start()
-    from bluesky_ptychonn.live.pipeline.factory import TiledComponentFactory, ask_for_a_sign
+    from bluesky_ptychonn.live.pipeline.factory import TiledComponentFactory
 
     again = False
 
     def factory(order: ReconstructionSettings) -> TiledComponentFactory:
         nonlocal again
         if again:  # before the network is loaded once more
-            ask_for_a_sign(order.catalog)
+            require_answer(order.catalog)
         again = True
         return TiledComponentFactory(
             order, folder.name, api_key=api_key, folder=folder, before_request=before_request(folder)

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bluesky_ptychonn.optics.geometry import HC_EV_M, Geometry
-from bluesky_ptychonn.optics.hdf5 import inside, numbers_at, opened, read_numbers
+from bluesky_ptychonn.optics.hdf5 import find_first, find_inside, numeric_dataset, open_hdf5, read_numeric
 
 # The format lets the same thing stand in several places, mostly as links to each other.
 _FRAMES = ("data_1/data", "instrument_1/detector_1/data", "image_1/data")
@@ -25,7 +25,7 @@ _POSITIONS = (
     "instrument_1/detector_1/translation",
     "sample_1/geometry/translation",
 )
-_PROBES = ("instrument_1/source_1/illumination", "instrument_1/source_1/probe", "instrument_1/source_1/data_fft")
+_PROBES = ("instrument_1/source_1/illumination", "instrument_1/source_1/probe")
 _JOULE_PER_EV = 1.602176634e-19
 _SHADOW_FRAMES = 64
 
@@ -48,8 +48,8 @@ class LazyFrames:
         return self.shape[0]
 
     def __getitem__(self, index: Any) -> NDArray[Any]:
-        with opened(self.path) as file:
-            return np.asarray(numbers_at(file, self.dataset, self.path.name)[index])
+        with open_hdf5(self.path) as file:
+            return np.asarray(numeric_dataset(file, self.dataset, self.path.name)[index])
 
 
 @dataclass(frozen=True)
@@ -116,14 +116,14 @@ def read_cxi(path: str | os.PathLike[str], *, entry: str = "entry_1", check_far_
         raise FileNotFoundError(f"{source}: no such file")
     if not h5py.is_hdf5(source):
         raise ValueError(f"{source.name} is not a CXI file: it is not HDF5")
-    with opened(source) as file:
-        group = inside(file, entry, source.name)
+    with open_hdf5(source) as file:
+        group = find_inside(file, entry, source.name)
         if not isinstance(group, h5py.Group):
             found = ", ".join(map(str, file)) or "nothing"
             raise ValueError(f"{source.name} is not a CXI file with a group {entry!r}; it holds: {found}")
         frames_at = _find(group, _FRAMES, source, "frames")
         positions_at = _find(group, _POSITIONS, source, "positions")
-        frames = numbers_at(group, frames_at, source.name)
+        frames = numeric_dataset(group, frames_at, source.name)
         if frames.ndim != 3:
             raise ValueError(
                 f"{source.name}: frames at {frames.name} have shape {frames.shape}; (n, rows, columns) wanted"
@@ -140,20 +140,20 @@ def read_cxi(path: str | os.PathLike[str], *, entry: str = "entry_1", check_far_
 
 
 def _find(group: Any, places: tuple[str, ...], source: Path, what: str) -> str:
-    for place in places:
-        if inside(group, place, source.name) is not None:
-            return place
-    raise ValueError(f"{source.name}: no {what} in {group.name}; looked at {', '.join(places)}")
+    place = find_first(group, places, source.name)
+    if place is None:
+        raise ValueError(f"{source.name}: no {what} in {group.name}; looked at {', '.join(places)}")
+    return place
 
 
 def _positions(group: Any, place: str, count: int, source: Path) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    found = numbers_at(group, place, source.name)
+    found = numeric_dataset(group, place, source.name)
     where, shape = found.name, found.shape
     if len(shape) != 2 or shape[1] not in (2, 3) or found.dtype.kind == "c":
         raise ValueError(f"{source.name}: positions at {where} have shape {shape}; (n, 3) x, y, z in m wanted")
     if len(found) != count:
         raise ValueError(f"{source.name}: {count} frames, but {len(found)} positions at {where}")
-    table = read_numbers(group, place, source.name)
+    table = read_numeric(group, place, source.name)
     x_m, y_m = table[:, 0].astype(np.float64), table[:, 1].astype(np.float64)
     wrong = np.flatnonzero(~(np.isfinite(x_m) & np.isfinite(y_m)))
     if wrong.size:
@@ -170,16 +170,16 @@ def _positions(group: Any, place: str, count: int, source: Path) -> tuple[NDArra
 
 def _mask(group: Any, shape: tuple[int, int]) -> NDArray[np.bool_] | None:
     place = "instrument_1/detector_1/mask"
-    found = inside(group, place, group.name)
+    found = find_inside(group, place, group.name)
     if getattr(found, "shape", None) != shape:
         return None
     return np.asarray(found[()] != 0)
 
 
 def _scalar(group: Any, place: str) -> float | None:
-    if inside(group, place, group.name) is None:
+    if find_inside(group, place, group.name) is None:
         return None
-    found = numbers_at(group, place, group.name)
+    found = numeric_dataset(group, place, group.name)
     if found.size != 1 or found.dtype.kind == "c":
         raise ValueError(
             f"{group.name}/{place} has shape {found.shape}, {found.dtype}; one real number is needed there"
@@ -218,14 +218,14 @@ def _geometry(group: Any, shape: tuple[int, ...], source: Path) -> Geometry:
 
 
 def _probe(group: Any, shape: tuple[int, int], source: Path) -> NDArray[np.complex64] | None:
-    for place in _PROBES[:2]:
-        if inside(group, place, source.name) is not None:
-            found = numbers_at(group, place, source.name).shape
-            if found[-2:] != shape or 0 in found:
-                raise ValueError(f"{source.name}: probe at {place} is {found} px, frames are {shape} px")
-            stored = read_numbers(group, place, source.name).reshape(-1, *shape)[0]
-            return np.asarray(stored, dtype=np.complex64)
-    return None
+    place = find_first(group, _PROBES, source.name)
+    if place is None:
+        return None
+    found = numeric_dataset(group, place, source.name).shape
+    if found[-2:] != shape or 0 in found:
+        raise ValueError(f"{source.name}: probe at {place} is {found} px, frames are {shape} px")
+    modes = read_numeric(group, place, source.name).reshape(-1, *shape)
+    return np.asarray(modes[0], dtype=np.complex64)
 
 
 def _nearest(y_m: NDArray[np.float64], x_m: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.intp]]:

@@ -61,8 +61,3 @@ def far_field_adjoint(far: Tensor, probe: Tensor) -> Tensor:
 def intensity(patch: Tensor, probe: Tensor) -> Tensor:
     """Compute the expected frame ``|F(P o)|**2``, photons, beam at (N // 2, N // 2). (..., N, N) complex → float."""
     return to_detector_order(far_field(patch, probe).abs().square())
-
-
-def poisson_nll(expected: Tensor, counts: Tensor, eps: float = 1e-3) -> Tensor:
-    """Negative Poisson log-likelihood without its constant, ``sum(I - n log I)``. (..., N, N) → (...)."""
-    return (expected - counts * torch.log(expected + eps)).sum(dim=(-2, -1))

@@ -143,8 +143,8 @@ class Geometry(BaseModel):
         if missing:
             raise ValueError(f"{where}: geometry lacks {', '.join(missing)}. {hint}")
         values = dict(document)
-        said = document.get("sources") or {}
-        values["sources"] = {**dict.fromkeys(names, where), **said} if isinstance(said, Mapping) else said
+        sources = document.get("sources") or {}
+        values["sources"] = {**dict.fromkeys(names, where), **sources} if isinstance(sources, Mapping) else sources
         try:
             return cls.model_validate(values)
         except ValidationError as error:

@@ -1,10 +1,10 @@
-"""Read a stranger's HDF5 file: sizes before data, and in words what the library says of damage."""
+"""Read a stranger's HDF5 file: the one place where one is opened, sizes before data, damage said in words."""
 
 from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ _OUT = "is {}; only what the file itself holds is read: copy the data into it"
 
 
 @contextlib.contextmanager
-def opened(path: Path) -> Iterator[Any]:
+def open_hdf5(path: Path) -> Iterator[Any]:
     """Open a file for reading.
 
     Raises
@@ -36,7 +36,7 @@ def opened(path: Path) -> Iterator[Any]:
         raise ValueError(f"{path.name}: not a readable HDF5 file, or damaged: {why}") from None
 
 
-def inside(group: Any, place: str, who: str) -> Any:
+def find_inside(group: Any, place: str, who: str) -> Any:
     """Find what stands at a place of this very file; None where there is nothing.
 
     A link may name any other file of the machine, so that whoever made this file would choose what its reader reads.
@@ -49,11 +49,10 @@ def inside(group: Any, place: str, who: str) -> Any:
     """
     import h5py
 
-    here, ways, followed = group, place.split("/")[::-1], 0
-    if place.startswith("/"):
-        here = group.file
-    while ways:
-        name = ways.pop()
+    here = group.file if place.startswith("/") else group
+    ahead, followed = place.split("/")[::-1], 0
+    while ahead:
+        name = ahead.pop()
         if name in ("", "."):
             continue
         if not isinstance(here, h5py.Group):
@@ -71,15 +70,20 @@ def inside(group: Any, place: str, who: str) -> Any:
             if followed > _MOST_LINKS:
                 return None
             here = group.file if link.path.startswith("/") else here
-            ways += link.path.split("/")[::-1]
+            ahead += link.path.split("/")[::-1]
             continue
         here = here[name]
     if isinstance(here, h5py.Dataset):
-        stay(here, f"{who}: {place}")
+        refuse_external_data(here, f"{who}: {place}")
     return here
 
 
-def stay(dataset: Any, who: str) -> None:
+def find_first(group: Any, places: Iterable[str], who: str) -> str | None:
+    """Give the first of several places where something stands, see `find_inside`."""
+    return next((place for place in places if find_inside(group, place, who) is not None), None)
+
+
+def refuse_external_data(dataset: Any, who: str) -> None:
     """Refuse a dataset that keeps its numbers in another file.
 
     Raises
@@ -93,7 +97,7 @@ def stay(dataset: Any, who: str) -> None:
         raise ValueError(f"{who} {_OUT.format(f'kept in the file {dataset.external[0][0]!r}')}")
 
 
-def numbers_at(group: Any, place: str, who: str) -> Any:
+def numeric_dataset(group: Any, place: str, who: str) -> Any:
     """Dataset of numbers at a place, nothing of it read yet.
 
     Raises
@@ -103,14 +107,14 @@ def numbers_at(group: Any, place: str, who: str) -> Any:
     """
     import h5py
 
-    found = inside(group, place, who)
+    found = find_inside(group, place, who)
     if not isinstance(found, h5py.Dataset) or found.shape is None or found.dtype.kind not in "biufc":
         what = f"{found.dtype}" if isinstance(found, h5py.Dataset) else f"a {type(found).__name__.lower()}"
         raise ValueError(f"{who}: {place} holds {what}; numbers are needed there")
     return found
 
 
-def read_numbers(group: Any, place: str, who: str) -> NDArray[Any]:
+def read_numeric(group: Any, place: str, who: str) -> NDArray[Any]:
     """Read an array of numbers whole.
 
     Raises
@@ -118,7 +122,7 @@ def read_numbers(group: Any, place: str, who: str) -> NDArray[Any]:
     ValueError
         When something else stands there, or it is larger than `MOST_BYTES`: a file of a kilobyte may claim any size.
     """
-    found = numbers_at(group, place, who)
+    found = numeric_dataset(group, place, who)
     size = math.prod(found.shape) * found.dtype.itemsize
     if size > MOST_BYTES:
         raise ValueError(f"{who}: {place} of shape {found.shape} takes {size} bytes; at most {MOST_BYTES} are read")

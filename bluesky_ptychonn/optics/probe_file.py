@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bluesky_ptychonn.optics.geometry import Geometry
-from bluesky_ptychonn.optics.hdf5 import inside, opened, read_numbers
+from bluesky_ptychonn.optics.hdf5 import find_first, open_hdf5, read_numeric
 from bluesky_ptychonn.optics.numpy_files import read_npy, read_npz
 from bluesky_ptychonn.optics.simulate import SimulatedExperiment
 
@@ -75,9 +75,8 @@ def _read(path: Path) -> NDArray[np.generic]:
     if path.suffix == ".npz":
         return read_npz(path, ("probe",), "probe")["probe"]
     if path.suffix in _HDF5:
-        with opened(path) as file:
-            for name in _HDF5_PATHS:
-                if inside(file, name, path.name) is not None:
-                    return read_numbers(file, name, path.name)
+        with open_hdf5(path) as file:
+            if (place := find_first(file, _HDF5_PATHS, path.name)) is not None:
+                return read_numeric(file, place, path.name)
         raise ValueError(f"{path.name}: no probe in it; looked for {', '.join(_HDF5_PATHS)}")
     raise ValueError(f"{path.name}: a probe is read from .npy, .npz or {', '.join(_HDF5)}")

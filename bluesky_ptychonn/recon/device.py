@@ -61,7 +61,7 @@ class Device:
     name: str
 
     @classmethod
-    def of(cls, device: str | torch.device | Device) -> Device:
+    def from_name(cls, device: str | torch.device | Device) -> Device:
         """Device by name, see `choose_device`; one that was lost to this process may be named all the same."""
         if isinstance(device, Device):
             return device
@@ -83,19 +83,19 @@ class Device:
         """Why this process can use it no more; empty while it can."""
         return _lost.get(self.kind, "")
 
-    def note_lost(self, words: str) -> None:
+    def note_lost(self, reason: str) -> None:
         """Use no device of this kind again in this process: its memory there cannot be trusted, or reached."""
-        _lost.setdefault(self.kind, words)
+        _lost.setdefault(self.kind, reason)
 
     def fault(self, error: Exception) -> Fault | None:
         """Tell what an error says of the device; None for a mistake in the work itself."""
-        words = str(error).lower()
-        if isinstance(error, MemoryError | torch.OutOfMemoryError) or any(word in words for word in _MEMORY_WORDS):
+        message = str(error).lower()
+        if isinstance(error, MemoryError | torch.OutOfMemoryError) or any(word in message for word in _MEMORY_WORDS):
             return "memory"
         if self.kind == "cpu" or not isinstance(error, RuntimeError):
             return None
-        said = isinstance(error, torch.AcceleratorError) or any(word in words for word in _LOST_WORDS)
-        return "lost" if said or not self.answers() else None
+        lost = isinstance(error, torch.AcceleratorError) or any(word in message for word in _LOST_WORDS)
+        return "lost" if lost or not self.answers() else None
 
     def answers(self) -> bool:
         """Whether it still adds two numbers."""
@@ -104,7 +104,7 @@ class Device:
         except RuntimeError:
             return False
 
-    def give_memory_back(self) -> None:
+    def release_memory(self) -> None:
         """Return memory that torch keeps for later; what cannot be returned is left."""
         if self.where.type == "cuda":
             with contextlib.suppress(RuntimeError):

@@ -24,7 +24,7 @@ pytest.importorskip("caproto", reason="the simulated IOC needs caproto (extra 'i
 
 @pytest.mark.system
 def test_a_scan_over_channel_access_gives_frames_positions_and_documents(tmp_path) -> None:
-    from bluesky_ptychonn.beamline.ioc_process import IocProcess
+    from bluesky_ptychonn.beamline.ioc import IocProcess
 
     frames, report = tmp_path / "frames", tmp_path / "report.json"
     with IocProcess("TEST:") as ioc:
@@ -71,7 +71,7 @@ def test_a_scan_over_channel_access_gives_frames_positions_and_documents(tmp_pat
 
 @pytest.mark.system
 def test_an_ioc_that_cannot_start_says_why() -> None:
-    from bluesky_ptychonn.beamline.ioc_process import IocProcess
+    from bluesky_ptychonn.beamline.ioc import IocProcess
 
     with pytest.raises(RuntimeError, match=r"(?s)did not start.*kind 'granite' is unknown"):
         IocProcess(sample="granite")

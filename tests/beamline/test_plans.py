@@ -87,7 +87,9 @@ def test_a_scan_visits_its_field_and_says_what_it_did(RE, of, beamline) -> None:
     np.testing.assert_allclose([xy.min(0), xy.max(0)], [[2.0, -1.5], [4.0, -0.5]])
     assert start["plan_name"] == "ptycho_scan"
     assert start["plan_args"]["detectors"] == ["camera"]
+    assert (start["plan_args"]["x_motor"], start["plan_args"]["y_motor"]) == ("stage_x", "stage_y")
     assert start["plan_args"]["step_um"] == 0.5
+    assert [*start["plan_args"], "md"] == list(inspect.signature(ptycho_scan).parameters)
     assert start["motors"] == ["stage_y", "stage_x"]
     assert start["hints"]["dimensions"] == [(["stage_y"], "primary"), (["stage_x"], "primary")]
     assert (start["shape"], start["snaking"]) == ([3, 5], [False, True])
@@ -238,6 +240,11 @@ def test_wrong_arguments_are_refused_in_words(RE, of, beamline, arguments, words
     with pytest.raises(ValueError, match=words):
         RE(ptycho_scan(x_motor=beamline.stage.x, y_motor=beamline.stage.y, **values))
     assert not of("start")
+
+
+def test_a_missing_argument_is_named(beamline) -> None:
+    with pytest.raises(TypeError, match=r"ptycho_scan\(\): missing a required argument: 'height_um'"):
+        ptycho_scan([beamline.camera], beamline.stage.x, beamline.stage.y, 1.0)
 
 
 def test_a_motor_without_a_unit_is_refused(RE, of, beamline) -> None:

@@ -39,7 +39,7 @@ def written(beamline: ReplayBeamline) -> np.ndarray:
 
 @pytest.mark.parametrize("kind", ["stream", "classic"])
 def test_every_frame_is_played_at_its_position_in_its_own_type(RE, of, tmp_path, recorded, kind) -> None:
-    beamline = ReplayBeamline.of(recorded, tmp_path / "frames", documents=kind, egu="um")
+    beamline = ReplayBeamline.from_scan(recorded, tmp_path / "frames", documents=kind, egu="um")
     RE(replay_scan(beamline))
     np.testing.assert_array_equal(written(beamline), recorded.frames[:])
     assert written(beamline).dtype == np.float32
@@ -52,7 +52,7 @@ def test_every_frame_is_played_at_its_position_in_its_own_type(RE, of, tmp_path,
 
 
 def test_every_nth_frame(RE, of, tmp_path, recorded) -> None:
-    beamline = ReplayBeamline.of(recorded, tmp_path / "frames")
+    beamline = ReplayBeamline.from_scan(recorded, tmp_path / "frames")
     RE(replay_scan(beamline, every=3, first=1, md={"sample": "ramp"}))
     assert written(beamline)[:, 1, 1].tolist() == [1, 4, 7]
     start = of("start")[0]
@@ -63,15 +63,20 @@ def test_every_nth_frame(RE, of, tmp_path, recorded) -> None:
         RE(replay_scan(beamline, every=0))
 
 
+def test_the_name_of_version_0_1_0_warns(tmp_path, recorded) -> None:
+    with pytest.warns(DeprecationWarning, match="ReplayBeamline.from_scan now"):
+        assert ReplayBeamline.of(recorded, tmp_path / "frames", egu="um").stage.x.egu == "um"
+
+
 def test_other_plans_must_keep_to_measured_positions(RE, tmp_path, recorded) -> None:
-    beamline = ReplayBeamline.of(recorded, tmp_path / "frames")
+    beamline = ReplayBeamline.from_scan(recorded, tmp_path / "frames")
     with pytest.raises(FailedStatus) as failed:
         RE(bp.scan([beamline.camera], beamline.stage.x, 0.0, 5e-5, num=2))
     assert "nothing was measured at y 0.0000, x 0.0500 µm; the nearest frame is number" in str(failed.value.__cause__)
 
 
 def test_the_star_is_replayed_frame_by_frame(RE, of, tmp_path, measured: Path) -> None:
-    beamline = ReplayBeamline.of(measured / "velociprobe-siemens-star.cxi", tmp_path / "frames")
+    beamline = ReplayBeamline.from_scan(measured / "velociprobe-siemens-star.cxi", tmp_path / "frames")
     RE(replay_scan(beamline, every=100))
     np.testing.assert_array_equal(written(beamline), beamline.scan.frames[::100])
     about: dict[str, Any] = of("start")[0]["ptychography"]

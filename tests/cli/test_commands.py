@@ -20,10 +20,10 @@ from bluesky_ptychonn.cli import main
 from bluesky_ptychonn.cli.app import sentence
 from bluesky_ptychonn.cli.export import writer_for
 from bluesky_ptychonn.files import lock
-from bluesky_ptychonn.journal.writer import JournalWriter
+from bluesky_ptychonn.journal.router import Journal
 from bluesky_ptychonn.live.pipeline.progress import Progress
 from bluesky_ptychonn.live.pipeline.settings import ReconstructionSettings
-from bluesky_ptychonn.live.session import WorkerStatus, new_session
+from bluesky_ptychonn.live.session import WORKER_LOCK, WorkerStatus, new_session
 from bluesky_ptychonn.recon.models.checkpoint import load_model
 from bluesky_ptychonn.recon.mosaic.stitch import MosaicImage
 
@@ -201,10 +201,13 @@ GEOMETRY = ("--energy-ev", 9000, "--distance-m", 1, "--pixel-pitch-m", 75e-6)
 
 def test_a_model_is_measured_for_another_probe_without_training(ptychonn, refused, tmp_path, monkeypatch) -> None:
     from bluesky_ptychonn.optics.simulate import zone_plate_probe
+    from bluesky_ptychonn.recon.evaluation.simulated_scans import ScanSeries, measure_sampling
     from bluesky_ptychonn.recon.training import model as produce
 
-    short = functools.partial(produce.measure_sampling, samplings=(0.4, 0.6), field_diameters=2.0, kinds=("etched",))
-    monkeypatch.setattr(produce, "measure_sampling", short)  # the whole curve takes half a minute
+    few = ScanSeries((0.4, 0.6), ("etched",), 2.0)
+    monkeypatch.setattr(
+        produce, "measure_sampling", lambda *given: measure_sampling(*given[:3], few)
+    )  # the whole curve takes half a minute
     monkeypatch.setattr(produce, "calibrated", functools.partial(produce.calibrated, frames=64, scans=2))
     np.save(tmp_path / "probe.npy", zone_plate_probe((48, 48), 16))
     made = ("train", "--probe", tmp_path / "probe.npy", "--out", tmp_path / "mine", *GEOMETRY, "--frames", 0)
@@ -249,9 +252,9 @@ def test_status_says_what_sessions_do(ptychonn, tmp_path) -> None:
     run = Progress("abcdefgh-1", 7, state="live", expected=9, seen=5, done=3, waiting=2, rejected={"beam lost": 1})
     run.spooled, run.spool_bytes = 2, 5 << 19
     WorkerStatus("ready", 4242, "a processor", "the catalog is away", {run.uid: run}).save(new)
-    journal = JournalWriter(new)
+    journal = Journal(new, slimmed=True)
     journal.append("start", {"uid": run.uid, "time": 0.0})
-    owned = lock(new)
+    owned = lock(new / WORKER_LOCK)
     try:
         said = ptychonn("status", "--journal", root)[1]
     finally:

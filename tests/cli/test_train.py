@@ -13,20 +13,23 @@ import pytest
 
 from bluesky_ptychonn.card import load_card
 from bluesky_ptychonn.cli import main
-from bluesky_ptychonn.cli.train.scans import mix_of, read_scans
+from bluesky_ptychonn.cli.train.scans import read_scans
 from bluesky_ptychonn.recon.data.batches import Mix
 from bluesky_ptychonn.recon.data.scans import MeasuredScan
 from bluesky_ptychonn.recon.training.metrics_table import read_rows
+from bluesky_ptychonn.recon.training.model import ModelInfo
+from bluesky_ptychonn.recon.training.request import TrainRequest, read_mix
 from tests.support.scans import PROBE, labelled_scan
 
 
 def test_a_model_is_trained_on_scans_and_tells_how_it_went(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    from bluesky_ptychonn.recon.evaluation.simulated_scans import ScanSeries, measure_sampling
     from bluesky_ptychonn.recon.training import model as produce
 
-    short = functools.partial(produce.measure_sampling, samplings=(0.4, 0.6), field_diameters=2.0, kinds=("etched",))
-    monkeypatch.setattr(produce, "measure_sampling", short)
+    few = ScanSeries((0.4, 0.6), ("etched",), 2.0)
+    monkeypatch.setattr(produce, "measure_sampling", lambda *given: measure_sampling(*given[:3], few))
     monkeypatch.setattr(produce, "calibrated", functools.partial(produce.calibrated, frames=64, scans=2))
     scan = labelled_scan(seed=5, frames=36)
     scan.save(tmp_path / "label.npz")
@@ -52,13 +55,24 @@ def test_a_model_is_trained_on_scans_and_tells_how_it_went(
 
 
 def test_shares_are_read_and_refused_in_words() -> None:
-    assert mix_of("simulated=1, label-free=0.3", labelled=True, label_free=True) == Mix(label_free=0.3)
-    assert mix_of(None, labelled=True, label_free=False) == Mix(labelled=1)
+    assert read_mix("simulated=1, label-free=0.3", labelled=True, label_free=True) == Mix(label_free=0.3)
+    assert read_mix(None, labelled=True, label_free=False) == Mix(labelled=1)
     for words in ("simulated", "guessed=1", "labelled=-1", "labelled=nan", "labelled=much"):
         with pytest.raises(ValueError, match=f"--mix has '{words}'; allowed are simulated=NUMBER, labelled=NUMBER"):
-            mix_of(words, labelled=True, label_free=True)
+            read_mix(words, labelled=True, label_free=True)
     with pytest.raises(ValueError, match="gives everything a share of 0"):
-        mix_of("simulated=0", labelled=True, label_free=True)
+        read_mix("simulated=0", labelled=True, label_free=True)
+
+
+def test_a_request_refuses_at_once_what_it_cannot_do(tmp_path: Path) -> None:
+    info = ModelInfo("mine")
+    with pytest.raises(ValueError, match="family: got 'oracle'; allowed are direct, lifted"):
+        TrainRequest("simulated", tmp_path, info, {}, {}, family="oracle")
+    with pytest.raises(ValueError, match="--frames 0 trains nothing"):
+        TrainRequest("simulated", tmp_path, info, {"frames": 0}, {})
+    np.save(tmp_path / "probe.npy", PROBE)
+    with pytest.raises(ValueError, match="give --distance-m, --pixel-pitch-m"):
+        TrainRequest(str(tmp_path / "probe.npy"), tmp_path, info, {}, {"energy_ev": 1e4})
 
 
 def test_scans_need_a_catalog_or_a_file(tmp_path: Path) -> None:

@@ -55,7 +55,8 @@ from bluesky_ptychonn.recon.evaluation.simulated_scans import stitching_weight
 from bluesky_ptychonn.recon.learning.config import LearningConfig
 from bluesky_ptychonn.recon.learning.learner import Learner
 from bluesky_ptychonn.recon.models.checkpoint import load_model, save_model
-from bluesky_ptychonn.recon.networks.networks import DirectConfig, LiftedConfig
+from bluesky_ptychonn.recon.networks.direct import DirectConfig
+from bluesky_ptychonn.recon.networks.lifted import LiftedConfig
 from bluesky_ptychonn.recon.training.config import TrainingConfig
 from bluesky_ptychonn.recon.training.fit import fit
 from bluesky_ptychonn.recon.training.metrics_table import write_rows
@@ -122,7 +123,7 @@ def make_models(root: Path, expected: dict[str, Any], arrays: dict[str, Any]) ->
             family=network.family,
             network=network.model_dump(mode="json"),
             input=contract,
-            probe=ProbeReference.of(probe, GEOMETRY.object_pixel_m, "simulated"),
+            probe=ProbeReference.from_probe(probe, GEOMETRY.object_pixel_m, "simulated"),
             held_out={"patch_phase_mae_rad": 0.1},
             training={"command": "make_fixtures", "config": config.model_dump(mode="json")},
             weights_sha256="0" * 64,
@@ -194,7 +195,8 @@ def make_session(root: Path, server: Any) -> dict[str, Any]:
     patches = np.full((2, 16, 16), 0.5 + 0.5j, np.complex64)
     now = np.full(2, time.time())
     spool = Spool(folder / "spool" / about["key"], 2**20)
-    spool.put(Block.of((16, 16), [5, 6], patches, y[4:6], x[4:6], np.ones(2), np.ones(2), ["", "told"], now, now))
+    columns = {"y_m": y[4:6], "x_m": x[4:6], "trust": np.ones(2), "valid": np.ones(2), "flag": ["", "told"]}
+    spool.put(Block.from_patches([5, 6], patches, **columns, time_raw=now))
     return about
 
 

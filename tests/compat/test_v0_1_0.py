@@ -22,7 +22,8 @@ from bluesky_ptychonn import LiveReconstruction, load_model, reconstructions, se
 from bluesky_ptychonn.catalog.connection.server import CatalogServer
 from bluesky_ptychonn.catalog.raw.writer import raw_writer, recover
 from bluesky_ptychonn.catalog.registry.registry import Registry
-from bluesky_ptychonn.live.batch.label import labels, read_label
+from bluesky_ptychonn.catalog.results.label_client import labels
+from bluesky_ptychonn.live.batch.label import read_label
 from bluesky_ptychonn.optics.geometry import Geometry
 from bluesky_ptychonn.optics.simulate import zone_plate_probe
 from bluesky_ptychonn.recon.data.scans import MeasuredScan

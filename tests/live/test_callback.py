@@ -276,12 +276,12 @@ from bluesky_tiled_plugins import TiledWriter
 from bluesky_ptychonn.beamline.sim import SimulatedBeamline
 from bluesky_ptychonn.beamline.plans import ptycho_scan
 from bluesky_ptychonn.live.callback import LiveReconstruction
-from bluesky_ptychonn.live.pipeline.progress import Pace
+from bluesky_ptychonn.live.pipeline.progress import Timing
 from bluesky_ptychonn.catalog.connection.server import connect
 beamline = SimulatedBeamline.demo({str(detector_folder)!r}, exposure_s=0.05)
 RE = RunEngine({{}}, context_managers=[])
 catalog = connect(Path({str(catalog_server.folder)!r}))
-live = LiveReconstruction({str(small_model)!r}, catalog, journal_dir={str(tmp_path)!r}, pace=Pace(flush_s=0.1))
+live = LiveReconstruction({str(small_model)!r}, catalog, journal_dir={str(tmp_path)!r}, pace=Timing(flush_s=0.1))
 live.wait_ready()
 RE.subscribe(TiledWriter(catalog["raw"], batch_size=1))
 RE.subscribe(live)

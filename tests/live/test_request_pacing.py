@@ -5,9 +5,11 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from bluesky_ptychonn.journal.writer import JournalWriter, journal_path
+from bluesky_ptychonn.journal.append_file import journal_path
+from bluesky_ptychonn.journal.router import Journal
 from bluesky_ptychonn.live.request_pacing import RequestPacer
 
 START = {"uid": "run", "time": 0.0}
@@ -25,8 +27,8 @@ DATUM = {
 class Scan:
     """A journal whose last line is as old as a test says, and a clock that only sleeping moves."""
 
-    def __init__(self, folder: Path) -> None:
-        self.journal = JournalWriter(folder)
+    def __init__(self, folder: Path, *, slimmed: bool = True) -> None:
+        self.journal = Journal(folder, slimmed=slimmed)
         self.path = journal_path(folder, "run")
         self.now = 1000.0
         self.slept: list[float] = []
@@ -61,6 +63,17 @@ def scan(tmp_path):
 def test_right_after_an_event_nobody_waits(scan) -> None:
     scan.says("event", EVENT, ago=0.01)
     assert scan.waited() == 0
+
+
+@pytest.mark.parametrize("side", [64, 300])
+def test_right_after_an_event_with_an_image_in_it_nobody_waits(tmp_path, side) -> None:
+    scan = Scan(tmp_path, slimmed=False)
+    image = np.ones((side, side), np.uint16)
+    scan.says("event", {**EVENT, "data": {"x": 1.0, "image": image}}, ago=0.01)
+    assert scan.waited() == 0
+    scan.says("stream_datum", DATUM)
+    assert scan.waited() == pytest.approx(0.2, abs=0.003)
+    scan.journal.close()
 
 
 def test_later_the_next_event_is_waited_for(scan) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import gc
 import os
 import signal
@@ -14,7 +15,9 @@ import pytest
 
 from bluesky_ptychonn.catalog.runs.data_keys import DataKeys
 from bluesky_ptychonn.files import lock
-from bluesky_ptychonn.journal.writer import JournalWriter, journal_path
+from bluesky_ptychonn.journal import router
+from bluesky_ptychonn.journal.append_file import journal_path
+from bluesky_ptychonn.journal.router import Journal
 from bluesky_ptychonn.live.pipeline.progress import Progress, Timing
 from bluesky_ptychonn.live.pipeline.settings import ReconstructionSettings
 from bluesky_ptychonn.live.pipeline.testing import (
@@ -44,7 +47,7 @@ class Session:
 
     def __init__(self, folder: Path, factory: FakeComponentFactory) -> None:
         self.folder, self.factory = folder, factory
-        self.journal = JournalWriter(folder)
+        self.journal = Journal(folder, slimmed=True)
         self.closing = threading.Event()
         self.worker = Worker(folder, ORDER, lambda order: factory)
         self.thread = threading.Thread(target=self.worker.run, args=(self.closing,))
@@ -134,7 +137,7 @@ def test_next_worker_takes_up_unfinished_runs_only(tmp_path: Path, factory: Fake
     finished, broken_off = RunMaker("stream"), RunMaker("stream")
     first.scan(finished, 2)
     first.close()
-    journal = JournalWriter(folder)
+    journal = Journal(folder, slimmed=True)
     factory.sources[broken_off.uid] = FakeSource({i: frame_of(i + 1) for i in range(3)})
     for document in [*broken_off.open(3), *broken_off.point(1, 0.0, 0.0), *broken_off.point(2, 0.0, 0.0)]:
         journal.append(*document)
@@ -324,6 +327,16 @@ def test_journals_of_finished_runs_are_tidied_up(tmp_path: Path) -> None:
     assert sorted(path.stem for path in tmp_path.glob("*.jsonl")) == ["open", "run3", "run4"]
 
 
+def test_of_journals_with_images_in_them_no_more_are_kept_than_fit(tmp_path: Path) -> None:
+    for i, size in enumerate((10, 10, 80, 10)):
+        path = journal_path(tmp_path, f"run{i}")
+        path.write_bytes(b"x" * size)
+        mark_done(path, Progress(f"run{i}", state="complete"))
+        os.utime(path.with_suffix(".done"), (i, i))
+    tidy(tmp_path, keep=20, keep_bytes=95)
+    assert sorted(path.stem for path in tmp_path.glob("*.jsonl")) == ["run2", "run3"]
+
+
 def test_pace_refuses_what_makes_no_sense() -> None:
     with pytest.raises(ValueError, match="block 0 must be at least 1 frame"):
         Timing(block=0)
@@ -342,7 +355,7 @@ def fake_live(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, small_model: Path
 
     made: list[Any] = []
     factory = FakeComponentFactory()
-    monkeypatch.setattr(real, "TiledWorkshop", lambda *arguments, **options: factory)
+    monkeypatch.setattr(real, "TiledComponentFactory", lambda *arguments, **options: factory)
 
     class Handle:
         uri, api_key, client = "http://nowhere/api/v1", "secret", None
@@ -405,6 +418,56 @@ def test_trouble_is_told_in_the_session_once_and_shown(
     assert "2 on disk until the catalog takes them (3.0 MiB)" in repr(live)
     sink.spooled, sink.spool_bytes, sink.problem = set(), 0, ""
     assert live.wait(timeout=20)[0].state == "complete"
+
+
+@pytest.mark.parametrize("kind", ["event", "datum", "stream"])
+def test_a_run_that_the_raw_writer_keeps_is_written_once(
+    fake_live: Any, tmp_path: Path, kind: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Writer:
+        journal = Journal(tmp_path / "backup")
+
+    live, run = fake_live(raw_writer=Writer()), RunMaker(kind)
+    live.factory.sources[run.uid] = FakeSource({i: frame_of(i + 1) for i in range(5)})
+    encoded: list[str] = []
+    encode = router.encode
+    monkeypatch.setattr(router, "encode", lambda name, *rest: encoded.append(name) or encode(name, *rest))
+    documents = [*run.open(5), *(doc for n in range(1, 6) for doc in run.point(n, 0.0, 0.0)), *run.close()]
+    for document in documents:
+        Writer.journal.append(*document)
+        live(*document)
+    assert encoded == [name for name, _ in documents]
+    ((_, kept),) = Writer.journal.take_over()
+    assert kept.path.samefile(journal_path(live.folder, run.uid))
+    kept.remove()  # it is in the catalog: that is nothing to us
+    (ended,) = live.wait(timeout=20)
+    assert (ended.uid, ended.state, ended.done) == (run.uid, "complete", 5)
+    assert live.status.journal_errors == 0
+
+
+@pytest.mark.parametrize("why", ["another disk", "subscribed before", "disk full"])
+def test_a_run_that_the_raw_writer_does_not_keep_here_has_a_journal(
+    fake_live: Any, tmp_path: Path, why: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Writer:
+        journal = Journal(tmp_path / "backup")
+
+    def refuse(*paths: Any) -> None:
+        raise OSError({"another disk": errno.EXDEV, "disk full": errno.ENOSPC}[why], "no link")
+
+    if why != "subscribed before":
+        monkeypatch.setattr(os, "link", refuse)
+    live, run = fake_live(raw_writer=Writer()), RunMaker("event")
+    for document in [*run.open(2), *run.point(1, 0.0, 0.0), *run.point(2, 0.0, 0.0), *run.close()]:
+        order = [live, Writer.journal.append]
+        for callback in order if why == "subscribed before" else reversed(order):
+            callback(*document)
+    live.factory.sources[run.uid] = FakeSource({i: frame_of(i + 1) for i in range(2)})
+    (ended,) = live.wait(timeout=20)
+    assert (ended.state, ended.done) == ("complete", 2)
+    assert not journal_path(live.folder, run.uid).samefile(journal_path(tmp_path / "backup", run.uid))
+    for _, file in Writer.journal.take_over():
+        file.release()
 
 
 def test_wait_says_what_it_waited_for(fake_live: Any) -> None:
@@ -505,7 +568,7 @@ def test_worker_process_that_keeps_dying_is_tried_again_and_again(
     monkeypatch.setattr(supervisor, "_LONGEST_S", 0.1)
     folder = new_session(tmp_path)
     (folder / "order.json").write_text("not an order")
-    kept = supervisor.ProcessKeeper(folder, ORDER, "secret")
+    kept = supervisor.WorkerSupervisor(folder, ORDER, "secret")
     assert b"secret" not in Path(f"/proc/{kept.pid}/cmdline").read_bytes()
     end = time.monotonic() + 60
     while kept.restarts < 2 and time.monotonic() < end:

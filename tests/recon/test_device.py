@@ -23,7 +23,7 @@ from bluesky_ptychonn.recon.inference.reconstructor import Reconstructor
 from bluesky_ptychonn.recon.models.checkpoint import Model, choose_device
 from bluesky_ptychonn.recon.mosaic.refine_config import Refinement
 from bluesky_ptychonn.recon.mosaic.stitch import Mosaic
-from bluesky_ptychonn.recon.networks.networks import build_network
+from bluesky_ptychonn.recon.networks.families import build_network
 from tests.recon.inference.test_reconstructor import LIFTED, PHOTONS, PROBE, Echo, echo, frames_of, make_card
 
 GPU = Device(torch.device("cpu"), "cuda", "Pretended")
@@ -278,7 +278,7 @@ def test_a_model_on_a_device_keeps_a_copy_on_the_cpu() -> None:
 
 
 def test_errors_name_what_they_mean() -> None:
-    cpu = Device.of("cpu")
+    cpu = Device.from_name("cpu")
     assert GPU.fault(RuntimeError("CUDA error: out of memory")) == "memory"
     assert GPU.fault(RuntimeError("CUBLAS_STATUS_ALLOC_FAILED when calling cublasCreate")) == "memory"
     assert GPU.fault(RuntimeError("CUDA error: unspecified launch failure")) == "lost"

@@ -10,7 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bluesky_ptychonn.catalog.connection.server import CatalogServer
+from bluesky_ptychonn.catalog.results.block import Block
+from bluesky_ptychonn.catalog.results.provenance import initial_metadata
 from bluesky_ptychonn.catalog.results.sink import ResultSink
+from bluesky_ptychonn.catalog.results.spool import Spool
 from bluesky_ptychonn.recon.mosaic.stitch import MosaicImage
 
 SHAPE = (8, 8)
@@ -25,9 +28,13 @@ def start_document(**more: Any) -> dict[str, Any]:
 def make_sink(server: CatalogServer, start: dict[str, Any] | None = None, **more: Any) -> ResultSink:
     """A sink for small patches on a real server."""
     metadata = {"model": {"name": "made-up", "version": "1", "weights_sha256": "0" * 64}, **more.pop("metadata", {})}
-    options: dict[str, Any] = {"patch_shape": SHAPE, **more}
+    options: dict[str, Any] = {"key": uuid.uuid4().hex, **more}
     root = options.pop("root", None) or server.client
-    return ResultSink(root, start=start or start_document(), metadata=metadata, **options)
+    about = [options.pop(name, default) for name, default in (("patch_shape", SHAPE), ("frames_expected", None))]
+    limit = options.pop("spool_limit_bytes", 2**30)
+    if (folder := options.pop("spool", None)) is not None:
+        options["spool"] = Spool(folder / options["key"], limit)
+    return ResultSink(root, initial_metadata(start or start_document(), metadata, *about), **options)
 
 
 def patches_of(seq_nums: Any, take: int = 0) -> NDArray[np.complex64]:
@@ -38,16 +45,18 @@ def patches_of(seq_nums: Any, take: int = 0) -> NDArray[np.complex64]:
     return wave.astype(np.complex64)
 
 
-def block_of(seq_nums: Any, take: int = 0, flags: dict[int, str] | None = None) -> tuple[Any, ...]:
-    """Arguments of `ResultSink.write_block`."""
+def block_of(seq_nums: Any, take: int = 0, flags: dict[int, str] | None = None, **changes: Any) -> Block:
+    """A block of patches that tell their sequence number."""
     numbers = list(seq_nums)
     flag = [(flags or {}).get(number, "") for number in numbers]
     wave = patches_of(numbers, take)
-    valid = np.array([not words for words in flag])
+    valid = np.array([not reason for reason in flag])
     wave[~valid] = np.nan
     place = np.array(numbers) * 1e-7
     trust = np.full(len(numbers), 0.25 + take / 4)
-    return numbers, wave, place, -place, trust, valid, flag, np.full(len(numbers), time.time())
+    columns = {"y_m": place, "x_m": -place, "trust": trust, "valid": valid, "flag": flag}
+    values = {"seq_nums": numbers, "patches": wave, **columns, "time_raw": np.full(len(numbers), time.time())}
+    return Block.from_patches(**{**values, **changes})
 
 
 def picture(rows: int, columns: int, corner: tuple[int, int] = (0, 0), value: float = 1.0) -> MosaicImage:

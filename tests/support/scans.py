@@ -10,6 +10,7 @@ from bluesky_ptychonn.optics.geometry import Geometry
 from bluesky_ptychonn.optics.simulate import SimulatedExperiment, make_sample, zone_plate_probe
 from bluesky_ptychonn.recon.data.scans import LabelledScan
 from bluesky_ptychonn.recon.evaluation.simulated_scans import raster
+from bluesky_ptychonn.recon.mosaic.sweeps import ScanTensors
 
 PROBE = zone_plate_probe((32, 32), 14)
 GEOMETRY = Geometry(energy_ev=10_000, distance_m=1, pixel_pitch_m=75e-6, frame_shape=(32, 32))
@@ -31,3 +32,8 @@ def labelled_scan(seed: int, frames: int = 144, photons: float = 1e5) -> Labelle
 def matching(scan: LabelledScan, counts: torch.Tensor) -> NDArray[np.int64]:
     """Which frames of a scan these are."""
     return np.array([int(np.flatnonzero((scan.counts == c).all(axis=(1, 2)))[0]) for c in counts.numpy()])
+
+
+def scan_of(counts: torch.Tensor, y: NDArray[np.float64], x: NDArray[np.float64], probe: torch.Tensor) -> ScanTensors:
+    """Frames at y and x, m, through a probe, for what works on tensors."""
+    return ScanTensors(counts, np.stack([y, x], axis=-1), probe)

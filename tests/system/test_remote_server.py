@@ -21,7 +21,8 @@ from bluesky_tiled_plugins import TiledWriter
 from tiled.client.container import Container
 
 from bluesky_ptychonn.catalog.connection.connect import connect, disconnect
-from bluesky_ptychonn.catalog.connection.http import CatalogRefusedError, TiledNode
+from bluesky_ptychonn.catalog.connection.errors import CatalogRefusedError
+from bluesky_ptychonn.catalog.connection.http import TiledNode
 from bluesky_ptychonn.catalog.registry.registry import Registry
 from bluesky_ptychonn.catalog.results.client import reconstructions
 from bluesky_ptychonn.live.batch.reconstruct import reconstruct
@@ -133,7 +134,7 @@ def result(root: Any) -> tuple[str, dict[str, Any]]:
     """Key of a reconstruction of alice's, and the start document of its run."""
     start = start_document()
     sink = make_sink(None, start, root=root("alice"))  # type: ignore[arg-type]
-    sink.write_block(*block_of([1, 2]))
+    sink.write_block(block_of([1, 2]))
     sink.write_mosaic(picture(4, 4))
     sink.write_mosaic(picture(40, 40))  # outgrown: nodes are made and removed
     assert sink.finish("success", counts_of(2)) == "complete"

@@ -7,6 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import parse_qs, urlsplit, urlunsplit
 
+from bluesky_ptychonn.catalog.connection.connect import connect
+from bluesky_ptychonn.catalog.connection.requests import IN_PROCESS
+
 
 @dataclass(frozen=True, repr=False)
 class Address:
@@ -27,7 +30,7 @@ class Address:
     given: Any
 
     @classmethod
-    def of(cls, catalog: Any) -> Address:
+    def from_catalog(cls, catalog: Any) -> Address:
         """Address of a server handle, Tiled client, URI, folder or profile name.
 
         Raises
@@ -35,34 +38,27 @@ class Address:
         ValueError
             When it is none of these.
         """
-        from bluesky_ptychonn.catalog.connection.server import connect
-
         if hasattr(catalog, "uri") and hasattr(catalog, "api_key"):
             return cls(catalog.uri, catalog.api_key, catalog)
         if isinstance(catalog, str) and catalog.startswith(("http://", "https://")):
             # Not connected to here: a catalog that is away now may be back when the first scan begins.
             parts = urlsplit(catalog)
-            found = parse_qs(parts.query).get("api_key", [os.environ.get("TILED_API_KEY")])[0]
-            return cls(urlunsplit(parts._replace(query="")), found, catalog)
+            api_key = parse_qs(parts.query).get("api_key", [os.environ.get("TILED_API_KEY")])[0]
+            return cls(urlunsplit(parts._replace(query="")), api_key, catalog)
         client = connect(catalog)
         return cls(str(client.context.api_uri), client.context.api_key, client)
 
     @property
     def client(self) -> Any:
         """Tiled client of the root."""
-        from bluesky_ptychonn.catalog.connection.server import connect
-
-        if isinstance(self.given, str):
-            return connect(self.uri, api_key=self.api_key)
-        if not hasattr(self.given, "context"):
-            return self.given.client
-        if str(self.given.uri).rstrip("/").endswith(("/metadata", str(self.uri).rstrip("/"))):
-            return self.given
+        client = connect(self.uri, self.api_key) if isinstance(self.given, str) else connect(self.given)
+        if not client.path_parts:
+            return client
         from tiled.client import from_context
 
-        return from_context(self.given.context)  # a client of some container was given: go to its root
+        return from_context(client.context)  # a client of some container was given: go to its root
 
     @property
     def in_process(self) -> bool:
         """Whether the server is an app inside this process."""
-        return "local-tiled-app" in self.uri
+        return IN_PROCESS in self.uri

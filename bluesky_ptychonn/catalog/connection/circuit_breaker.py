@@ -1,4 +1,4 @@
-"""The line to a catalog: that it is dead is found out once, for all runs; that it is back, by nobody who works."""
+"""That a catalog is dead is found out once, for all runs; that it is back, by nobody who works."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from bluesky_ptychonn.catalog.connection.http import CatalogUnavailableError
+from bluesky_ptychonn.catalog.connection.errors import CatalogUnavailableError
+from bluesky_ptychonn.catalog.connection.requests import why_silent
 
 log = logging.getLogger(__name__)
 
@@ -31,27 +32,27 @@ class CircuitBreaker:
     ----------
     root : Tiled client
         Any client of the catalog.
-    pacer : callable, optional
+    before_request : callable, optional
         Called before every request: `live.request_pacing.RequestPacer.wait`.
     own : bool
         Whether the client's time-outs are ours to set.
     """
 
-    def __init__(self, root: Any, pacer: Callable[[], None] | None = None, *, own: bool = False) -> None:
+    def __init__(self, root: Any, before_request: Callable[[], None] | None = None, *, own: bool = False) -> None:
         self._http = root.context.http_client
         self._uri = str(root.context.api_uri)
-        self._pacer = pacer
+        self._before_request = before_request
         self._own = own
         self._mutex = threading.Lock()
         self._problem = ""
         self._timed_out = False
-        self._asked = 0.0
+        self._last_request = 0.0
         self._thread: threading.Thread | None = None
         self._read_s, self._slow_since = _READ_S[0], 0.0
         self._set_timeout()
 
     @property
-    def away(self) -> bool:
+    def is_open(self) -> bool:
         """Whether the catalog did not answer, and has not since."""
         return bool(self._problem)
 
@@ -63,43 +64,44 @@ class CircuitBreaker:
         CatalogUnavailableError
             At once, while the catalog does not answer.
         """
-        self._asked = time.monotonic()
+        self._last_request = time.monotonic()
         if problem := self._problem:
-            self._probe()
+            self._start_probing()
             raise CatalogUnavailableError(problem)
-        if self._read_s > _READ_S[0] and self._asked - self._slow_since > _SLOW_FOR_S:
+        if self._read_s > _READ_S[0] and self._last_request - self._slow_since > _SLOW_FOR_S:
             self._read_s = _READ_S[0]
             self._set_timeout()
-        if self._pacer is not None:
-            self._pacer()
+        if self._before_request is not None:
+            self._before_request()
 
-    def lost(self, error: Exception) -> None:
-        """Hear that a request had no answer."""
+    def record_failure(self, error: Exception) -> None:
+        """Hear that a request had no answer: every other fails at once from now on."""
         if not self._problem:
-            self._timed_out = "timed out" in str(error) or "Timeout" in str(error)
+            self._timed_out = isinstance(error, CatalogUnavailableError) and error.timed_out
             self._problem = str(error)
-            self._asked = time.monotonic()
-            self._probe()
+            self._last_request = time.monotonic()
+            self._start_probing()
 
     @contextlib.contextmanager
-    def watched(self) -> Iterator[None]:
-        """Hear of what is raised inside."""
+    def recording(self) -> Iterator[None]:
+        """Record the failure that is raised inside."""
         try:
             yield
         except ConnectionError as error:
-            self.lost(error)
+            self.record_failure(error)
             raise
 
-    def _probe(self) -> None:
+    def _start_probing(self) -> None:
         """See to it that somebody finds out when the catalog answers again."""
         with self._mutex:
             if self._thread is None or not self._thread.is_alive():
-                self._thread = threading.Thread(target=self._ask_again, name="ptychonn line", daemon=True)
+                self._thread = threading.Thread(target=self._probe, name="ptychonn circuit breaker", daemon=True)
                 self._thread.start()
 
-    def _ask_again(self) -> None:
-        while time.monotonic() - self._asked < _FORGOTTEN_S:
-            if self._answers():
+    def _probe(self) -> None:
+        while time.monotonic() - self._last_request < _FORGOTTEN_S:
+            # Where the connection was closed, the next request says so, in words.
+            if self._http.is_closed or not why_silent(self._uri, _PROBE_S, self._http):
                 if self._timed_out:  # alive all the time, and slower than we waited for
                     self._read_s, self._slow_since = min(2 * self._read_s, _READ_S[1]), time.monotonic()
                     self._set_timeout()
@@ -107,17 +109,6 @@ class CircuitBreaker:
                 return
             self._timed_out = False
             time.sleep(_EVERY_S)
-
-    def _answers(self) -> bool:
-        import httpx
-
-        if self._http.is_closed:
-            return True  # the next request says so, in words
-        try:
-            status = self._http.get(self._uri, timeout=_PROBE_S).status_code
-        except (httpx.HTTPError, RuntimeError):
-            return False
-        return bool(status < httpx.codes.INTERNAL_SERVER_ERROR)
 
     def _set_timeout(self) -> None:
         import httpx

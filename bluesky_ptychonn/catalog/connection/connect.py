@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit, urlunsplit
 
+from bluesky_ptychonn.catalog.connection.errors import is_untrusted
+from bluesky_ptychonn.catalog.connection.requests import reason
 from bluesky_ptychonn.files import write_whole
 
 RAW, PROCESSED, MODELS = "raw", "processed", "models"
@@ -65,12 +67,9 @@ def _connection(uri: str, api_key: str | None) -> Any:
         try:
             known = _connections[uri] = (api_key, from_uri(uri, api_key=api_key))
         except httpx.ConnectError as error:
-            if "CERTIFICATE_VERIFY_FAILED" not in str(error):
+            if not is_untrusted(error):
                 raise
-            raise ConnectionError(
-                f"connect: the certificate of {uri} is not trusted here ({error}); set SSL_CERT_FILE to the file of "
-                "the authority that signed it"
-            ) from None
+            raise ConnectionError(f"connect: {reason(uri, error)}") from None
     return known[1]
 
 

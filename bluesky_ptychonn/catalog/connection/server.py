@@ -187,7 +187,7 @@ def serve_catalog(
     folder = Path(folder).expanduser().resolve()
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     _store_key(folder, api_key)
-    order = {
+    settings = {
         "folder": str(folder),
         "port": port,
         "readable": [str(Path(path).expanduser().resolve()) for path in readable],
@@ -205,7 +205,7 @@ def serve_catalog(
             start_new_session=True,  # Ctrl-C at the prompt pauses the plan and must not stop the catalog
         )
     try:
-        answer = _ask(process, order, folder)
+        answer = _ask(process, settings, folder)
     except BaseException:
         process.kill()
         process.communicate()  # waits, and closes the pipes
@@ -238,11 +238,11 @@ def _child_environment() -> dict[str, str]:
     return {k: v for k, v in os.environ.items() if k not in dropped} | {"OMP_NUM_THREADS": "1"}
 
 
-def _ask(process: subprocess.Popen[bytes], order: Mapping[str, Any], folder: Path) -> dict[str, Any]:
-    """Send the order down the child's input and wait for the one line it answers with."""
+def _ask(process: subprocess.Popen[bytes], settings: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    """Send the settings down the child's input and wait for the one line it answers with."""
     if process.stdin is None or process.stdout is None:
         raise RuntimeError("serve_catalog: the server's process has no pipes")
-    process.stdin.write(json.dumps(order).encode() + b"\n")
+    process.stdin.write(json.dumps(settings).encode() + b"\n")
     process.stdin.flush()
     ready, _, _ = select.select([process.stdout], [], [], START_TIMEOUT_S)
     line = process.stdout.readline() if ready else b""

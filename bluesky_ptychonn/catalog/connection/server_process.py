@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import gc
 import json
 import logging
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from bluesky_ptychonn.catalog.connection import tiled_patches
 from bluesky_ptychonn.catalog.connection.connect import (
     LOCK_FILE,
     MODELS,
@@ -38,23 +38,23 @@ def main() -> None:
         if not piece:
             return
         line += piece
-    order = json.loads(line)
+    settings = json.loads(line)
 
-    def answer(**words: Any) -> None:
-        report.write(json.dumps(words) + "\n")
+    def answer(**values: Any) -> None:
+        report.write(json.dumps(values) + "\n")
         report.close()
 
     os.umask(0o077)  # databases and arrays are the owner's too, wherever the folder is
-    folder = Path(order["folder"])
+    folder = Path(settings["folder"])
     if lock(folder / LOCK_FILE) is None:  # two servers on one database would not see each other's streams
         answer(error=f"{folder} is already served, at {running_uri(folder)}: connect(Path({str(folder)!r})) reaches it")
         return
     try:
-        listener = _listen(order["port"], folder)
+        listener = _listen(settings["port"], folder)
     except OSError as error:
-        answer(error=f"port {order['port']} cannot be used: {error.strerror}; give another, or 0 for any free one")
+        answer(error=f"port {settings['port']} cannot be used: {error.strerror}; give another, or 0 for any free one")
         return
-    _serve(folder, order, listener, answer)
+    _serve(folder, settings, listener, answer)
 
 
 def _listen(port: int, folder: Path) -> socket.socket:
@@ -77,109 +77,13 @@ def _listen(port: int, folder: Path) -> socket.socket:
     raise OSError(f"no port of {wanted} is free")
 
 
-class _Settled(dict[Any, Any]):
-    """Dependency overrides that FastAPI does not apply.
-
-    Tiled overrides one dependency, `get_settings`, by a function that returns the very object `get_settings` returns
-    after filling it in. While there are overrides FastAPI analyses the signature of every dependency again on every
-    request, which is half of the time of a small request (measured: 34 to 19 ms). Tiled itself still looks its function
-    up here.
-    """
-
-    def __bool__(self) -> bool:
-        return False
-
-
-def _keep_to_storage() -> None:
-    """Have Tiled look at where a path leads, not at how it begins.
-
-    Its own check (0.2.20) lets ``/readable/../secret`` pass, and links that lead out.
-    """
-    from tiled.catalog.adapter import CatalogNodeAdapter
-    from tiled.utils import path_from_uri
-
-    check = CatalogNodeAdapter._ensure_uri_within_readable_storage
-
-    def check_where_it_leads(self: Any, data_uri: str) -> None:
-        if urlsplit(data_uri).scheme == "file":
-            data_uri = Path(os.path.realpath(path_from_uri(data_uri))).as_uri()
-        check(self, data_uri)
-
-    CatalogNodeAdapter._ensure_uri_within_readable_storage = check_where_it_leads
-
-
-def _serve_what_is_known() -> None:
-    """Have Tiled serve the frames it knows of a file that holds more of them already.
-
-    Its own way (0.2.20) does so only where file and catalog have as many axes. areaDetector writes (frames, rows,
-    columns), and what stock ophyd says of it is (events, 1, rows, columns): such a run cannot be read while the file is
-    a frame ahead of the documents, and never again when it was aborted so.
-    """
-    from tiled.adapters import array
-    from tiled.adapters.utils import DataNotReadyError
-
-    reshape = array.force_reshape
-
-    def reshape_what_is_known(data: Any, shape: tuple[int, ...]) -> Any:
-        shape = tuple(shape)
-        frame = [length for length in shape[1:] if length != 1]
-        if data.ndim and shape and frame == [length for length in data.shape[1:] if length != 1]:
-            if len(data) < shape[0]:
-                raise DataNotReadyError(f"{shape[0]} frames are known and {len(data)} are in the file yet")
-            data = data[: shape[0]]
-        return reshape(data, shape)
-
-    array.force_reshape = reshape_what_is_known
-
-
-def _start_arrays_anew() -> None:
-    """Have Tiled make a new array where an old one lies that its catalog knows nothing of.
-
-    Its own way (0.2.20) is to fail, for ever: a server that was killed after it made an array and before the catalog
-    had it, or after the catalog forgot one and before its files were gone, will never take data under that name again.
-    When it makes the files the name is the new array's already, so whatever is there is nobody's.
-    """
-    from tiled.adapters import zarr
-
-    zarr.create_array = functools.partial(zarr.create_array, overwrite=True)
-
-
-def _serve(folder: Path, order: Mapping[str, Any], listener: socket.socket, answer: Any) -> None:
+def _serve(folder: Path, settings: Mapping[str, Any], listener: socket.socket, answer: Any) -> None:
     (folder / "data").mkdir(exist_ok=True)  # before the imports: a folder that cannot be used is known at once
-
-    # What Tiled imports at the first table and the first array: here no scan waits for it.
-    import adbc_driver_sqlite.dbapi  # noqa: F401
-    import tiled.adapters.sql
-    import tiled.adapters.zarr  # noqa: F401
     import uvicorn
-    from tiled.catalog import from_uri
-    from tiled.commandline._catalog import init
-    from tiled.config import Authentication, StreamingCacheConfig
-    from tiled.server.app import build_app
-    from tiled.server.settings import get_settings
 
-    _keep_to_storage()
-    _serve_what_is_known()
-    _start_arrays_anew()
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(name)s %(levelname)s %(message)s")
-    database = folder / "catalog.db"
-    # In this process, before its event loop starts: Tiled's own `init_if_not_exists` starts a second interpreter for
-    # it and pays the imports twice (11 s).
-    init(f"sqlite+aiosqlite:///{database}", if_not_exists=True)
-    catalog = from_uri(
-        str(database),
-        # SQLite: a second process may look into the tables; a DuckDB file is locked to the one that opened it.
-        writable_storage=[str(folder / "data"), f"sqlite:///{folder / 'storage.db'}"],
-        readable_storage=list(order["readable"]),
-        # One connection for all tables: Tiled sets no busy timeout, so of two requests that write at once one would
-        # fail with "database is locked", and that one may be the scan's own TiledWriter.
-        storage_pool_size=1,
-        storage_max_overflow=0,
-        cache_config=StreamingCacheConfig(uri="memory").model_dump() if order["subscriptions"] else None,
-    )
-    app = build_app(catalog, authentication=Authentication(single_user_api_key=read_key(folder)), server_settings={})
-    app.dependency_overrides[get_settings]()
-    app.dependency_overrides = _Settled(app.dependency_overrides)
+    key = read_key(folder)
+    app = _build_app(folder, settings, key)
     host, port = listener.getsockname()[:2]
     uri = f"http://{host}:{port}/api/v1"
 
@@ -187,7 +91,7 @@ def _serve(folder: Path, order: Mapping[str, Any], listener: socket.socket, answ
         async def startup(self, sockets: list[socket.socket] | None = None) -> None:
             await super().startup(sockets)
             if self.started:
-                await _make_containers(app, read_key(folder))
+                await _make_containers(app, key)
                 # What the imports left, 340,000 objects, is not looked through again: 0.16 s each time.
                 gc.collect()
                 gc.freeze()
@@ -204,6 +108,39 @@ def _serve(folder: Path, order: Mapping[str, Any], listener: socket.socket, answ
     threading.Thread(target=stop_with_owner, daemon=True).start()
     signal.signal(signal.SIGHUP, signal.SIG_IGN)  # the terminal may go while the owner lives on
     server.run(sockets=[listener])
+
+
+def _build_app(folder: Path, settings: Mapping[str, Any], key: str) -> Any:
+    # What Tiled imports at the first table and the first array: here no scan waits for it.
+    import adbc_driver_sqlite.dbapi  # noqa: F401
+    import tiled.adapters.sql
+    import tiled.adapters.zarr  # noqa: F401
+    from tiled.catalog import from_uri
+    from tiled.commandline._catalog import init
+    from tiled.config import Authentication, StreamingCacheConfig
+    from tiled.server.app import build_app
+
+    tiled_patches.check_where_paths_lead()
+    tiled_patches.serve_frames_known()
+    tiled_patches.make_arrays_anew()
+    database = folder / "catalog.db"
+    # In this process, before its event loop starts: Tiled's own `init_if_not_exists` starts a second interpreter for
+    # it and pays the imports twice (11 s).
+    init(f"sqlite+aiosqlite:///{database}", if_not_exists=True)
+    catalog = from_uri(
+        str(database),
+        # SQLite: a second process may look into the tables; a DuckDB file is locked to the one that opened it.
+        writable_storage=[str(folder / "data"), f"sqlite:///{folder / 'storage.db'}"],
+        readable_storage=list(settings["readable"]),
+        # One connection for all tables: Tiled sets no busy timeout, so of two requests that write at once one would
+        # fail with "database is locked", and that one may be the scan's own TiledWriter.
+        storage_pool_size=1,
+        storage_max_overflow=0,
+        cache_config=StreamingCacheConfig(uri="memory").model_dump() if settings["subscriptions"] else None,
+    )
+    app = build_app(catalog, authentication=Authentication(single_user_api_key=key), server_settings={})
+    tiled_patches.analyse_dependencies_once(app)
+    return app
 
 
 async def _make_containers(app: Any, api_key: str) -> None:

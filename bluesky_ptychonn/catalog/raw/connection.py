@@ -7,9 +7,13 @@ import copy
 import json
 import time
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from bluesky_ptychonn.catalog.connection.http import CatalogUnavailableError
+from bluesky_ptychonn.catalog.connection.connect import connect
+from bluesky_ptychonn.catalog.connection.requests import send_once, why_silent
+
+if TYPE_CHECKING:
+    import httpx
 
 _REQUEST_S = 15.0  # a catalog with 2 s of latency on every request still answers; a half-open one is noticed
 _CONNECT_S = 5.0
@@ -56,8 +60,6 @@ class RawCatalog:
             When it has no container of that name.
         """
         if self._runs is None:
-            from bluesky_ptychonn.catalog.connection.connect import connect
-
             with self._asking():
                 named = connect(self._catalog)
             if named is not self._named:
@@ -72,7 +74,6 @@ class RawCatalog:
 
         try:
             context = self.runs.context
-            return not context.http_client.get(str(context.api_uri), timeout=_PROBE_S).is_server_error
         except httpx.HTTPStatusError as error:  # it answers, if only to refuse
             return not error.response.is_server_error
         except (httpx.HTTPError, OSError, json.JSONDecodeError):  # the last: some other server answers there
@@ -80,6 +81,10 @@ class RawCatalog:
         except RuntimeError:  # the connection was closed under us
             self.close()
             return False
+        if context.http_client.is_closed:
+            self.close()
+            return False
+        return not why_silent(str(context.api_uri), _PROBE_S, context.http_client)
 
     def forget(self) -> None:
         """Look the catalog up anew at the next request: the server may be another process, at another port."""
@@ -109,30 +114,14 @@ class RawCatalog:
 
         It would repeat it for 45 s, and rows that a slow server took after all would be in the table twice.
         """
-        import httpx
-
         send = http.send
 
-        def send_once(request: httpx.Request, **options: Any) -> httpx.Response:
+        def send_and_fail(request: httpx.Request, **options: Any) -> httpx.Response:
+            repeatable = request.method in _REPEATABLE
             with self._asking():
-                try:
-                    try:
-                        response: httpx.Response = send(request, **options)
-                    except (httpx.ReadError, httpx.WriteError, httpx.RemoteProtocolError):
-                        if request.method not in _REPEATABLE:
-                            raise
-                        response = send(request, **options)  # the server had closed a kept connection
-                except httpx.TransportError as error:
-                    why = str(error) or type(error).__name__
-                    raise CatalogUnavailableError(f"catalog {request.url.host} does not answer: {why}") from error
-                status = response.status_code
-                if status >= httpx.codes.INTERNAL_SERVER_ERROR or status == httpx.codes.TOO_MANY_REQUESTS:
-                    response.close()
-                    words = f"{request.method} {request.url.path} answered {status}"
-                    raise CatalogUnavailableError(f"catalog {request.url.host}: {words}", status)
-                return response
+                return send_once(lambda: send(request, **options), request.url.host, repeatable=repeatable)
 
-        http.send = send_once
+        http.send = send_and_fail
 
     @contextlib.contextmanager
     def _asking(self) -> Iterator[None]:

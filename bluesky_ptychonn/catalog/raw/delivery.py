@@ -7,11 +7,12 @@ import threading
 import time
 from typing import TYPE_CHECKING, Any
 
-from bluesky_ptychonn.catalog.connection.http import CatalogUnavailableError
+from bluesky_ptychonn.backoff import Backoff
+from bluesky_ptychonn.catalog.connection.errors import CatalogUnavailableError
 from bluesky_ptychonn.catalog.raw.connection import RawCatalog
 from bluesky_ptychonn.catalog.raw.upload import NotARunError, RunUpload, describe
-from bluesky_ptychonn.journal.append_file import RunFile, run_files
-from bluesky_ptychonn.journal.router import RunFolder
+from bluesky_ptychonn.journal.append_file import AppendFile, run_files
+from bluesky_ptychonn.journal.router import Journal
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -24,7 +25,7 @@ _IDLE_S = 1.0  # between looks at the folder when nothing happens
 _AWAY_S = (0.5, 5.0)  # first and longest wait before asking a catalog that is away again
 _REFUSED_S = (1.0, 600.0)  # the same for one run that the catalog refuses
 _SILENT_S = 6.0  # without an answer: whoever closes waits no longer
-_BESIDE = 256 << 10  # bytes of an old run taken in at a time while another one is being measured
+_BESIDE_BYTES = 256 << 10  # bytes of an old run taken in at a time while another one is being measured
 
 
 class Delivery:
@@ -32,28 +33,28 @@ class Delivery:
 
     Parameters
     ----------
-    files : RunFolder
+    journal : Journal
         Of this session.
     catalog : RawCatalog
         Where to.
-    said : ProblemLog
-        Hears of problems.
+    problems : ProblemLog
+        Gets what is wrong.
 
     Attributes
     ----------
-    wrong : Exception or None
+    invalid_catalog : Exception or None
         Why the catalog's name is none, where that turned out at the first attempt.
     """
 
-    def __init__(self, files: RunFolder, catalog: RawCatalog, said: ProblemLog) -> None:
-        self.wrong: Exception | None = None
-        self._files = files
+    def __init__(self, journal: Journal, catalog: RawCatalog, problems: ProblemLog) -> None:
+        self.invalid_catalog: Exception | None = None
+        self._journal = journal
         self._catalog = catalog
-        self._said = said
+        self._problems = problems
         self._jobs: dict[Path, _Job] = {}
-        self._retry_at, self._retry_s = 0.0, _AWAY_S[0]
-        self._looked = -_IDLE_S
-        self._news, self._first, self._closing = threading.Event(), threading.Event(), threading.Event()
+        self._outage = Backoff(*_AWAY_S)
+        self._claimed_at = -_IDLE_S
+        self._woken, self._asked_once, self._closing = threading.Event(), threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._work, name="raw-writer", daemon=True)
         self._thread.start()
 
@@ -62,18 +63,18 @@ class Delivery:
         """Whether the thread works on."""
         return self._thread.is_alive()
 
-    def news(self) -> None:
+    def wake(self) -> None:
         """Tell the thread that something was appended."""
-        self._news.set()
+        self._woken.set()
 
-    def wait_first(self, timeout: float) -> None:
+    def wait_until_asked(self, timeout: float) -> None:
         """Wait until the catalog was asked once, at most `timeout` s."""
-        self._first.wait(timeout)
+        self._asked_once.wait(timeout)
 
     def close(self, timeout: float) -> None:
         """Take in what the catalog takes, at most `timeout` s, and end the thread; soon where there is no answer."""
         self._closing.set()
-        self._news.set()
+        self._woken.set()
         end = time.monotonic() + timeout
         while self._thread.is_alive() and time.monotonic() < end and self._catalog.silent_s < _SILENT_S:
             self._thread.join(0.1)
@@ -86,85 +87,84 @@ class Delivery:
             try:
                 busy = self._turn()
             except Exception as error:
-                self._said.say("writer", f"{type(error).__name__}: {error}")
+                self._problems.report("writer", f"{type(error).__name__}: {error}")
                 log.debug("raw writer", exc_info=True)  # and goes on: this thread must outlive anything
                 busy = False
             else:
-                self._said.over("writer")
-            self._first.set()
+                self._problems.resolve("writer")
+            self._asked_once.set()
             if busy:
                 continue
             if closing:
                 break
-            self._news.wait(_IDLE_S if time.monotonic() >= self._retry_at else _AWAY_S[0])
-            self._news.clear()
+            self._woken.wait(_IDLE_S if self._outage.due else self._outage.first_s)
+            self._woken.clear()
         self._take_begun()
         for job in self._jobs.values():
-            self._put_down(job)  # a run that goes on keeps its lock: no other session is to end it
+            self._release_idle(job)  # a run that goes on keeps its lock: no other session is to end it
         self._catalog.close()
 
     def _turn(self) -> bool:
         """Do a little of all there is to do; whether there may be more right now."""
         self._take_begun()
-        self._look_after_disk()
-        if not self._reach():
+        self._flush_and_sync()
+        if not self._is_reachable():
             return False
         own = [job for job in self._jobs.values() if not job.old and job.due]
         busy = False
         for job in own:
             busy |= self._advance(job)
-            if self._retry_at:
+            if self._outage.failures:
                 return False
-        return self._advance_old(beside=any(self._files.is_open(job.file) for job in own)) or busy
+        return self._advance_old(beside=any(self._journal.is_open(job.file) for job in own)) or busy
 
     def _take_begun(self) -> None:
-        for uid, file in self._files.begun():
+        for uid, file in self._journal.take_over():
             self._jobs[file.path] = _Job(file, uid, fresh=True)
 
-    def _look_after_disk(self) -> None:
+    def _flush_and_sync(self) -> None:
         try:
             for job in list(self._jobs.values()):
                 job.file.flush()
                 job.file.sync()
         except OSError as error:
-            self._said.say("disk", f"{self._files.folder}: {error}; documents wait in memory")
+            self._problems.report("disk", f"{self._journal.folder}: {error}; documents wait in memory")
         else:
-            self._said.over("disk", unless=lambda: self._files.held > 0)
+            self._problems.resolve("disk", unless=lambda: self._journal.held > 0)
 
-    def _reach(self) -> bool:
+    def _is_reachable(self) -> bool:
         """Whether the catalog answers, as far as is known; asks one that was away now and then."""
-        if not self._retry_at and self._first.is_set():
+        if not self._outage.failures and self._asked_once.is_set():
             return True
-        if time.monotonic() < self._retry_at and not self._closing.is_set():
+        if not self._outage.due and not self._closing.is_set():
             return False
         try:
             there = self._catalog.answers()
             why = "it does not answer"
         except (ValueError, KeyError) as error:
-            if not self._first.is_set():
-                self.wrong = error
+            if not self._asked_once.is_set():
+                self.invalid_catalog = error
                 self._closing.set()
             there, why = False, f"{type(error).__name__}: {error}"
         if there:
-            self._retry_at, self._retry_s = 0.0, _AWAY_S[0]
-            self._said.over("catalog")
+            self._outage.succeed()
+            self._problems.resolve("catalog")
         else:
-            self._away(why)
+            self._record_outage(why)
         return there
 
-    def _away(self, why: str) -> None:
+    def _record_outage(self, why: str) -> None:
         self._catalog.forget()
-        self._retry_at = time.monotonic() + self._retry_s
-        self._retry_s = min(2 * self._retry_s, _AWAY_S[1])
-        self._said.say("catalog", f"the catalog is away ({why}); raw runs wait in {self._files.folder}")
+        self._outage.fail()
+        self._problems.report("catalog", f"the catalog is away ({why}); raw runs wait in {self._journal.folder}")
         for job in list(self._jobs.values()):
-            job.feed = None
-            if self._put_down(job):
+            job.upload = None
+            if self._release_idle(job):
                 del self._jobs[job.file.path]
 
-    def _put_down(self, job: _Job) -> bool:
+    def _release_idle(self, job: _Job) -> bool:
         """Close a file that nothing will be added to: there may be many."""
-        if job.file.held or self._files.is_open(job.file):
+        if job.file.held or self._journal.is_open(job.file):
             return False
         job.file.release()
         return True
@@ -172,26 +172,26 @@ class Delivery:
     def _advance_old(self, *, beside: bool) -> bool:
         """Take in a piece of the oldest run that waits; whether there was one."""
         job = next((job for job in self._jobs.values() if job.old and job.due), None)
-        if job is None and (self._closing.is_set() or time.monotonic() - self._looked >= _IDLE_S):
-            self._looked = time.monotonic()
+        if job is None and (self._closing.is_set() or time.monotonic() - self._claimed_at >= _IDLE_S):
+            self._claimed_at = time.monotonic()
             job = self._claim()
-        return job is not None and self._advance(job, _BESIDE if beside else None)
+        return job is not None and self._advance(job, _BESIDE_BYTES if beside else None)
 
     def _claim(self) -> _Job | None:
-        for path in run_files(self._files.folder):
+        for path in run_files(self._journal.folder):
             if path in self._jobs:
                 continue
             try:
-                file = RunFile.claim(path)
+                file = AppendFile.claim(path)
                 if not file.size:  # its writer was killed before the first document
                     file.remove()
                     continue
             except (BlockingIOError, FileNotFoundError):
                 continue
             except OSError as error:  # this one only: the others are not to wait for it
-                self._said.say(path.stem, describe(path, error))
+                self._problems.report(path.stem, describe(path, error))
                 continue
-            self._said.over(path.stem)
+            self._problems.resolve(path.stem)
             job = self._jobs[path] = _Job(file, path.stem, fresh=False)
             return job
         return None
@@ -199,7 +199,7 @@ class Delivery:
     def _advance(self, job: _Job, max_bytes: int | None = None) -> bool:
         """Take in a piece of a run; whether there may be more of it."""
         try:
-            if not self._files.is_open(job.file) and not job.file.held:
+            if not self._journal.is_open(job.file) and not job.file.held:
                 job.file.hold()
         except (BlockingIOError, FileNotFoundError):  # another session took it over
             del self._jobs[job.file.path]
@@ -208,62 +208,57 @@ class Delivery:
             busy = job.step(self._catalog.runs, max_bytes)
             if job.done:
                 job.finish()
-        except Exception as error:  # noqa: BLE001  # said, and tried again
+        except Exception as error:  # noqa: BLE001  # reported, and tried again
             self._failed(job, error)
             return False
         if job.done:
             del self._jobs[job.file.path]
         if job.done or not busy:
-            self._said.over(job.uid)
+            self._problems.resolve(job.uid)
         return busy
 
     def _failed(self, job: _Job, error: Exception) -> None:
         log.debug("run %s", job.uid, exc_info=error)
-        job.feed = None
+        job.upload = None
         silent = isinstance(error, CatalogUnavailableError) and error.status is None
         if silent or not (isinstance(error, NotARunError) or self._catalog.answers()):
-            self._away(f"{type(error).__name__}: {error}")
+            self._record_outage(f"{type(error).__name__}: {error}")
             return
-        job.refused()
-        self._put_down(job)
-        self._said.say(job.uid, describe(job.file.path, error))
+        job.refusals.fail()
+        self._release_idle(job)
+        self._problems.report(job.uid, describe(job.file.path, error))
 
 
 class _Job:
     """One file on its way, with when to try again."""
 
-    def __init__(self, file: RunFile, uid: str, *, fresh: bool) -> None:
+    def __init__(self, file: AppendFile, uid: str, *, fresh: bool) -> None:
         self.file = file
         self.uid = uid
         self.old = not fresh
-        self.feed: RunUpload | None = None
-        self._tried, self._refusals = False, 0
-        self._retry_at, self._retry_s = 0.0, _REFUSED_S[0]
+        self.upload: RunUpload | None = None
+        self.refusals = Backoff(*_REFUSED_S)
+        self._tried = False
 
     @property
     def due(self) -> bool:
-        return time.monotonic() >= self._retry_at
+        return self.refusals.due
 
     @property
     def done(self) -> bool:
-        return self.feed is not None and bool(self.feed.outcome)
+        return self.upload is not None and bool(self.upload.outcome)
 
     def step(self, runs: Any, max_bytes: int | None) -> bool:
-        if self.feed is None:
+        if self.upload is None:
             fresh = not self.old and not self._tried
             # Every other time arrays go as lists, which TiledWriter takes in some cases where it refuses arrays.
-            self.feed = RunUpload(self.file, fresh=fresh, growing=not self.old, plain=self._refusals % 2 == 1)
+            self.upload = RunUpload(self.file, fresh=fresh, growing=not self.old, plain=self.refusals.failures % 2 == 1)
             self._tried = True
-        return self.feed.step(runs, **({} if max_bytes is None else {"max_bytes": max_bytes}))
-
-    def refused(self) -> None:
-        self._refusals += 1
-        self._retry_at = time.monotonic() + self._retry_s
-        self._retry_s = min(2 * self._retry_s, _REFUSED_S[1])
+        return self.upload.step(runs, **({} if max_bytes is None else {"max_bytes": max_bytes}))
 
     def finish(self) -> None:
         """Delete the file, or keep it where a line of it could not be read."""
-        if self.file.corrupt:
+        if self.upload is not None and self.upload.corrupt:
             self.file.rename(RECOVERED)
         else:
             self.file.remove()
@@ -277,22 +272,22 @@ class ProblemLog:
         self._mutex = threading.Lock()
 
     @property
-    def words(self) -> str:
+    def message(self) -> str:
         """All of them."""
         with self._mutex:
             return "; ".join(self._now.values())
 
-    def say(self, kind: str, words: str) -> None:
+    def report(self, kind: str, message: str) -> None:
         """Say that something is wrong."""
         with self._mutex:
             new = kind not in self._now
-            self._now[kind] = words
+            self._now[kind] = message
         if new:
-            log.warning("raw runs: %s", words)
+            log.warning("raw runs: %s", message)
 
-    def over(self, kind: str, unless: Callable[[], bool] = lambda: False) -> None:
+    def resolve(self, kind: str, unless: Callable[[], bool] = lambda: False) -> None:
         """Say that it is so no more, `unless` it is again: asked where nobody else can say something meanwhile."""
         with self._mutex:
-            words = None if kind not in self._now or unless() else self._now.pop(kind)
-        if words is not None:
-            log.info("raw runs: over: %s", words)
+            message = None if kind not in self._now or unless() else self._now.pop(kind)
+        if message is not None:
+            log.info("raw runs: over: %s", message)

@@ -23,11 +23,11 @@ class EventCounter:
 
     Examples
     --------
-    >>> tally = Tally()
-    >>> tally.add("descriptor", {"uid": "d", "name": "primary"})
+    >>> counter = EventCounter()
+    >>> counter.add("descriptor", {"uid": "d", "name": "primary"})
     >>> for seq_num in (1, 2, 2):  # a plan that was paused and resumed says a number twice
-    ...     tally.add("event", {"descriptor": "d", "seq_num": seq_num})
-    >>> tally.compare({"primary": [2, 1, 2]}), tally.compare({"primary": [1, 2]})
+    ...     counter.add("event", {"descriptor": "d", "seq_num": seq_num})
+    >>> counter.compare({"primary": [2, 1, 2]}), counter.compare({"primary": [1, 2]})
     ('', '3 events of primary were written and 2 are read back')
     """
 
@@ -78,11 +78,11 @@ def read_back(runs: Any, uid: str) -> dict[str, NDArray[np.int64]]:
     uid : str
         Of the run.
     """
-    wire = TiledNode(runs, (uid,))
+    node = TiledNode(runs, (uid,))
     found = {}
-    for stream in wire.children():
+    for stream in node.children():
         for table in _tables(TiledNode(runs, (uid, stream))):
-            found[stream] = _column(runs, f"{wire.path}/{stream}/{table}", "seq_num")
+            found[stream] = _column(runs, f"{node.path}/{stream}/{table}", "seq_num")
     return found
 
 

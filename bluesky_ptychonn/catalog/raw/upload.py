@@ -9,14 +9,12 @@ import uuid
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from bluesky_ptychonn.catalog.connection.http import TiledNode
 from bluesky_ptychonn.catalog.raw.event_count import EventCounter, read_back
 from bluesky_ptychonn.catalog.raw.tiled_writer import BatchedTiledWriter
-from bluesky_ptychonn.journal.append_file import RunFile
-from bluesky_ptychonn.journal.encoding import encode
-from bluesky_ptychonn.journal.writer import Entry
+from bluesky_ptychonn.journal.append_file import AppendFile
+from bluesky_ptychonn.journal.encoding import Entry, encode, with_lists
+from bluesky_ptychonn.journal.reader import JournalReader
 
 log = logging.getLogger(__name__)
 
@@ -34,11 +32,11 @@ class RunUpload:
     """Takes one run's file into the catalog, a piece at each `step`.
 
     What is in the file goes in at once and in as few requests as it can; what comes after, as it comes. After an
-    error begin again with a new feed: what the catalog has by then is replaced.
+    error begin again with a new upload: what the catalog has by then is replaced.
 
     Parameters
     ----------
-    file : RunFile
+    file : AppendFile
         Held by the caller.
     fresh : bool
         Whether the catalog cannot know the run yet.
@@ -55,21 +53,22 @@ class RunUpload:
         ``recovered`` or ``already there`` once it is whole in the catalog.
     """
 
-    def __init__(self, file: RunFile, *, fresh: bool, growing: bool, plain: bool = False) -> None:
+    def __init__(self, file: AppendFile, *, fresh: bool, growing: bool, plain: bool = False) -> None:
         self.file = file
         self.uid = ""
         self.outcome = ""
         self._plain = plain
         self._fresh = fresh
         self._growing = growing
-        self._offset = 0
-        self._tally = EventCounter()
-        self._pipe: BatchedTiledWriter | None = None
+        self._reader = JournalReader(file)
+        self._corrupt = 0
+        self._counter = EventCounter()
+        self._writer: BatchedTiledWriter | None = None
 
     @property
-    def offset(self) -> int:
-        """Byte up to which the file is in the catalog."""
-        return self._offset
+    def corrupt(self) -> int:
+        """Lines of the file that could not be read."""
+        return max(self._corrupt, self._reader.corrupt)
 
     def step(self, runs: Any, max_bytes: int = _CHUNK) -> bool:
         """Write what is new in the file, about `max_bytes` of it.
@@ -91,28 +90,30 @@ class RunUpload:
         Exception
             Whatever the catalog's client, or TiledWriter, raises.
         """
-        if self._pipe is None and self._begin(runs):
+        if self._writer is None and self._begin(runs):
             return True
-        entries, offset = self.file.read(self._offset, max_bytes)
-        if offset == self._offset or self._pipe is None or self.outcome:
+        if self._writer is None or self.outcome:
+            return False
+        before = self._reader.offset
+        entries = self._reader.read(max_bytes)
+        if before == self._reader.offset:
             return False
         for entry in entries:
-            self._tally.add(entry.name, entry.doc)
-            self._pipe.put(entry.name, _listed(entry.doc) if self._plain else entry.doc)
-        self._pipe.flush()
-        self._offset = offset
+            self._counter.add(entry.name, entry.doc)
+            self._writer.put(entry.name, with_lists(entry.doc) if self._plain else entry.doc)
+        self._writer.flush()
         if any(entry.name == "stop" for entry in entries):
-            wrong = self._tally.compare(read_back(runs, self.uid))
+            wrong = self._counter.compare(read_back(runs, self.uid))
             if wrong:
                 raise RuntimeError(wrong)
-            if self.file.corrupt:
-                log.warning("run %s: %d lines of its file could not be read", self.uid, self.file.corrupt)
+            if self.corrupt:
+                log.warning("run %s: %d lines of its file could not be read", self.uid, self.corrupt)
             self.outcome = "recovered"
         return True
 
     def _begin(self, runs: Any) -> bool:
         """Look at file and catalog; whether that was all there is to do."""
-        head = next(iter(self.file.documents()), None)
+        head = next(iter(JournalReader(self.file)), None)
         if head is None and self._growing:
             return False
         if head is None:
@@ -125,17 +126,18 @@ class RunUpload:
         if not (self._fresh and self._growing) and self._replace(runs, self._survey()):
             self.outcome = "already there"
             return True
-        self.file.corrupt = 0  # counted again when they are taken in
-        self._pipe = BatchedTiledWriter(runs, self.uid)
+        self._writer = BatchedTiledWriter(runs, self.uid)
         return False
 
     def _survey(self) -> EventCounter:
         """Count the documents; the run of a session that died gets its stop document."""
         self.file.flush()  # the stop document of an earlier try may wait for a disk that was full
-        tally = EventCounter()
+        counter = EventCounter()
         last: Entry | None = None
-        for last in self.file.documents():
-            tally.add(last.name, last.doc)
+        reader = JournalReader(self.file)
+        for last in reader:
+            counter.add(last.name, last.doc)
+        self._corrupt = reader.corrupt
         if last is not None and last.name != "stop" and not self._growing:
             if math.isnan(last.time) or not self.file.locked:
                 raise NotARunError("the run has no stop document; is it still being written?")
@@ -145,31 +147,25 @@ class RunUpload:
                 "time": last.time,
                 "exit_status": "abort",
                 "reason": ENDED,
-                "num_events": tally.counts,
+                "num_events": counter.counts,
             }
             self.file.append(encode("stop", stop, last.time))
-        return tally
+        return counter
 
-    def _replace(self, runs: Any, tally: EventCounter) -> bool:
+    def _replace(self, runs: Any, counter: EventCounter) -> bool:
         """Make room for the run; whether the catalog has it whole already."""
-        wire = TiledNode(runs)
-        run = wire.attributes(self.uid)
+        node = TiledNode(runs)
+        run = node.attributes(self.uid)
         if run is None:
             return False
         found = read_back(runs, self.uid)
-        if run["metadata"].get("stop") and not tally.compare(found):
+        if run["metadata"].get("stop") and not counter.compare(found):
             return True
-        if foreign := tally.foreign(found):
+        if foreign := counter.foreign(found):
             raise NotARunError(f"the catalog has {foreign} events of this run that the file has not; both are left")
         log.info("run %s: a part of it is in the catalog and is written anew", self.uid)
-        wire.delete(self.uid)
+        node.delete(self.uid)
         return False
-
-
-def _listed(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _listed(item) for key, item in value.items()}
-    return value.tolist() if isinstance(value, np.ndarray) else value
 
 
 def describe(path: Path, error: BaseException) -> str:

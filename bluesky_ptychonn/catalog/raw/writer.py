@@ -17,8 +17,8 @@ from typing import Any
 from bluesky_ptychonn.catalog.raw.connection import RawCatalog
 from bluesky_ptychonn.catalog.raw.delivery import RECOVERED, Delivery, ProblemLog
 from bluesky_ptychonn.catalog.raw.upload import NotARunError, RunUpload, describe
-from bluesky_ptychonn.journal.append_file import RunFile, run_files
-from bluesky_ptychonn.journal.router import RunFolder
+from bluesky_ptychonn.journal.append_file import AppendFile, run_files
+from bluesky_ptychonn.journal.router import Journal
 
 __all__ = ["RawWriter", "Recovered", "raw_writer", "recover"]
 
@@ -43,6 +43,8 @@ class RawWriter:
     ----------
     folder : Path
         Where the files lie.
+    journal : Journal
+        Writes them.
     errors : int
         Documents that could not be written to disk at once; those lost for good are in `lost`.
     """
@@ -51,45 +53,44 @@ class RawWriter:
         self.folder = Path(backup).expanduser().resolve()
         self.errors = 0
         self._unwritable = 0
-        self._files = RunFolder(self.folder)
-        self._said = ProblemLog()
-        self._delivery = Delivery(self._files, RawCatalog(catalog, raw), self._said)
-        self._delivery.wait_first(_FIRST_S)
-        if self._delivery.wrong is not None:
-            raise self._delivery.wrong
+        self.journal = Journal(self.folder)
+        self._problems = ProblemLog()
+        self._delivery = Delivery(self.journal, RawCatalog(catalog, raw), self._problems)
+        self._delivery.wait_until_asked(_FIRST_S)
+        if self._delivery.invalid_catalog is not None:
+            raise self._delivery.invalid_catalog
         atexit.register(self._at_exit)
 
     def __call__(self, name: str, doc: Mapping[str, Any]) -> None:
         """Append a document to its run's file."""
         try:
-            file = self._files.append(name, doc)
-            if file is None:
-                self._said.say("strays", f"a {name} document of a run whose start was not seen, not written")
+            if not self.journal.append(name, doc):
+                self._problems.report("strays", f"a {name} document of a run whose start was not seen, not written")
             elif name == "stop" and not self._delivery.alive:  # closed: nobody else will
-                file.release()
+                self.journal.release()
         except OSError as error:
             self.errors += 1
-            self._said.say("disk", f"{self.folder}: {error}; documents wait in memory")
+            self._problems.report("disk", f"{self.folder}: {error}; documents wait in memory")
         except BaseException as error:  # noqa: BLE001  # nothing of ours may stop a plan; `problem` and the log say it
             self.errors += 1
             self._unwritable += not isinstance(error, MemoryError)
-            self._said.say("lost", f"a {name} document was lost: {type(error).__name__}: {error}")
-        self._delivery.news()
+            self._problems.report("lost", f"a {name} document was lost: {type(error).__name__}: {error}")
+        self._delivery.wake()
 
     @property
     def pending(self) -> list[str]:
         """Runs that are not whole in the catalog yet, the oldest first: their uids, as a rule."""
-        return self._files.waiting
+        return self.journal.waiting
 
     @property
     def problem(self) -> str:
         """What is wrong now, in words; empty when nothing is."""
-        return self._said.words
+        return self._problems.message
 
     @property
     def lost(self) -> int:
         """Documents lost for good: no file can hold such a one, or the disk was full for longer than memory lasted."""
-        return self._files.lost + self._unwritable
+        return self.journal.lost + self._unwritable
 
     def __repr__(self) -> str:
         pending = len(self.pending)
@@ -113,7 +114,7 @@ class RawWriter:
         waiting = self.pending
         if waiting:
             log.warning("%d raw runs stay in %s for the next session or 'ptychonn recover'", len(waiting), self.folder)
-        if held := self._files.held:
+        if held := self.journal.held:
             log.error("%d documents are in memory only: the disk of %s takes none", held, self.folder)
         return not waiting
 
@@ -198,30 +199,30 @@ def recover(catalog: Any, backup: str | Path, *, raw: str = "raw") -> list[Recov
     list of Recovered
         One for each file, the oldest first.
     """
-    place = RawCatalog(catalog, raw)
+    catalog = RawCatalog(catalog, raw)
     try:
-        runs = place.runs
+        runs = catalog.runs
         return [_recover(runs, path) for path in run_files(Path(backup).expanduser())]
     finally:
-        place.close()
+        catalog.close()
 
 
 def _recover(runs: Any, path: Path) -> Recovered:
     try:
-        file = RunFile.claim(path)
+        file = AppendFile.claim(path)
     except BlockingIOError:
         return Recovered(path, path.stem, "a running session holds it and writes it itself")
     except FileNotFoundError:
         return Recovered(path, path.stem, "already there")
     except OSError as error:
         return Recovered(path, "", describe(path, error))
-    feed = RunUpload(file, fresh=False, growing=False)
+    upload = RunUpload(file, fresh=False, growing=False)
     try:
-        while not feed.outcome:
-            if not feed.step(runs):
+        while not upload.outcome:
+            if not upload.step(runs):
                 raise NotARunError("documents stop before the run does; its file is left")
-        return Recovered(file.rename(RECOVERED), feed.uid, feed.outcome)
-    except Exception as error:  # noqa: BLE001  # said in the outcome; the other files go on
-        return Recovered(path, feed.uid, describe(path, error))
+        return Recovered(file.rename(RECOVERED), upload.uid, upload.outcome)
+    except Exception as error:  # noqa: BLE001  # in the outcome; the other files go on
+        return Recovered(path, upload.uid, describe(path, error))
     finally:
         file.release()

@@ -14,12 +14,13 @@ from pathlib import Path
 from typing import Any
 
 from bluesky_ptychonn.card import CARD_FILE, ModelCard, find_model
+from bluesky_ptychonn.catalog.connection.requests import why_silent
 from bluesky_ptychonn.catalog.registry.registry import Registry
 from bluesky_ptychonn.paths import journal_root
 from bluesky_ptychonn.recon.models.library import check_name, kept
 
-_SHELF = "champions"
-_KEPT = 8  # champions on the shelf, a few megabytes each
+_CACHE = "champions"
+_KEPT = 8  # champions in the cache, a few megabytes each
 _ANSWER_S = 3.0
 
 
@@ -44,7 +45,7 @@ def cache_folder(journals: Path | None = None) -> Path:
 
     There a champion that was rolled back would stay the newest of its name.
     """
-    return (journals or journal_root()) / _SHELF
+    return (journals or journal_root()) / _CACHE
 
 
 class Champion:
@@ -66,7 +67,7 @@ class Champion:
         self._folder = folder
         self._last: tuple[str, Path] | None = None
 
-    def look(self) -> Path | None:
+    def current(self) -> Path | None:
         """Folder of the champion, downloaded and checked; None where the catalog has decided on none.
 
         One request where it is the same as last time.
@@ -86,7 +87,7 @@ class Champion:
         return self._last[1]
 
     def version(self, version: str) -> Path:
-        """Folder of a version, downloaded and checked; see `look` for the errors."""
+        """Folder of a version, downloaded and checked; see `current` for the errors."""
         card = self._registry.card(self.name, version)
         # Two catalogs may call different models the same.
         home = self._folder / hashlib.sha256(card.model_dump_json().encode()).hexdigest()[:16]
@@ -117,7 +118,7 @@ def resolve_model(model: Any, catalog: Any) -> Any:
     name = bare_name(model)
     if not name:
         return model
-    folder = Champion(catalog, name, cache_folder()).look()
+    folder = Champion(catalog, name, cache_folder()).current()
     return find_model(model) if folder is None else folder
 
 
@@ -141,23 +142,10 @@ def local_or_champion(model: Any, address: Any) -> str:
         name = bare_name(model)
         if not name:
             raise
-        if not _answers(address.uri):
+        if why_silent(address.uri, _ANSWER_S):
             raise ValueError(f"{unknown}. The catalog {address.uri}, which might know it, does not answer") from None
         if Registry(address.client).decided(name) is None:
             raise ValueError(f"{unknown}. Nor has the catalog {address.uri} a champion of this name") from None
         return ""
     ModelCard.load(folder)  # a card that cannot be read is said now, not in a log file later
     return str(folder)
-
-
-def _answers(uri: str) -> bool:
-    """Whether anybody is there; Tiled's client would try for 45 s."""
-    import httpx
-
-    if "local-tiled-app" in uri:
-        return True
-    try:
-        httpx.get(uri, timeout=_ANSWER_S)
-    except (httpx.HTTPError, httpx.InvalidURL):
-        return False
-    return True

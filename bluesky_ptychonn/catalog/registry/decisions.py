@@ -57,9 +57,9 @@ class Decision:
             When something is missing.
         """
         try:
-            words = {name: str(values[name]) for name in ("version", "kind", "time", "by", "reason")}
+            texts = {name: str(values[name]) for name in ("version", "kind", "time", "by", "reason")}
             before = values["from"]
-            return cls(**words, before=None if before is None else str(before), numbers=dict(values["numbers"]))
+            return cls(**texts, before=None if before is None else str(before), numbers=dict(values["numbers"]))
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f"models: a decision in the catalog cannot be read ({error!r}): {values!r}") from None
 
@@ -80,10 +80,10 @@ class Decision:
             kept = json.loads(json.dumps(dict(numbers), allow_nan=False))
         except (TypeError, ValueError) as error:
             raise ValueError(f"models: the numbers of a decision must be finite JSON values: {error}") from None
-        return cls(version, before, kind, datetime.now(UTC).isoformat(), by or who(), reason.strip(), kept)
+        return cls(version, before, kind, datetime.now(UTC).isoformat(), by or user_name(), reason.strip(), kept)
 
 
-def who() -> str:
+def user_name() -> str:
     """Name of the user at work."""
     try:
         return getpass.getuser()

@@ -8,15 +8,16 @@ A row takes about a kilobyte, so the runs of years stay a few megabytes, read in
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from bluesky_ptychonn.catalog.connection.connect import connect
-from bluesky_ptychonn.catalog.connection.http import CatalogUnavailableError, TiledNode
-from bluesky_ptychonn.catalog.registry.decisions import who
+from bluesky_ptychonn.catalog.connection.errors import CatalogUnavailableError
+from bluesky_ptychonn.catalog.connection.http import TiledNode
+from bluesky_ptychonn.catalog.registry.decisions import user_name
+from bluesky_ptychonn.files import as_json
 from bluesky_ptychonn.recon.models.library import check_name
 
 if TYPE_CHECKING:
@@ -24,8 +25,8 @@ if TYPE_CHECKING:
 
 LEARNING = "learning"
 Kind = Literal["taken", "passed over", "promote", "keep"]
-_WORDS = ("key", "time", "kind", "champion", "version", "reason", "by", "numbers")
-_RACES = 5
+_COLUMNS = ("key", "time", "kind", "champion", "version", "reason", "by", "numbers")
+_ATTEMPTS = 5
 
 
 @dataclass(frozen=True)
@@ -59,14 +60,14 @@ class LearningRecord:
     version: str = ""
     numbers: dict[str, Any] = field(default_factory=dict)
     time: str = field(default_factory=lambda: datetime.now(UTC).isoformat())
-    by: str = field(default_factory=who)
+    by: str = field(default_factory=user_name)
 
     def __post_init__(self) -> None:
         if self.kind not in get_args(Kind):
             raise ValueError(f"learning: kind {self.kind!r}; allowed: {', '.join(get_args(Kind))}")
         if not self.reason.strip():
             raise ValueError(f"learning: {self.kind} of {self.key!r} needs a reason, in words")
-        object.__setattr__(self, "numbers", finite(self.numbers))
+        object.__setattr__(self, "numbers", as_json(self.numbers))
 
     def __str__(self) -> str:
         """One line for people."""
@@ -91,16 +92,16 @@ class LearningLog:
         self._name = check_name(name)
         root = connect(catalog)
         self._root = TiledNode(root, (), before_request)
-        self._wire = TiledNode(root, (LEARNING,), before_request)
+        self._node = TiledNode(root, (LEARNING,), before_request)
 
     def read(self) -> tuple[LearningRecord, ...]:
         """All of them, oldest first; none where there is no table yet."""
-        if self._wire.attributes(self._name) is None:
+        if self._node.attributes(self._name) is None:
             return ()
-        rows = self._wire.read_rows(self._name, _schema()).to_pylist()
-        return tuple(_lesson(row) for row in sorted(rows, key=lambda row: row["number"]))
+        rows = self._node.read_rows(self._name, _schema()).to_pylist()
+        return tuple(_from_row(row) for row in sorted(rows, key=lambda row: row["number"]))
 
-    def add(self, lesson: LearningRecord) -> bool:
+    def add(self, record: LearningRecord) -> bool:
         """Add a decision; False where its key is there already, from an attempt whose answer was lost.
 
         Raises
@@ -108,55 +109,38 @@ class LearningLog:
         ConnectionError
             When the catalog does not answer.
         """
-        for attempt in range(_RACES):
+        for attempt in range(_ATTEMPTS):
             there = self.read()
-            if any(one.key == lesson.key for one in there):
+            if any(item.key == record.key for item in there):
                 return False
             if not there:
                 self._root.create(LEARNING)
-                self._wire.create_table(self._name, _schema(), "number")
+                self._node.create_table(self._name, _schema(), "number")
             try:
-                self._wire.append_rows(self._name, _row(len(there), lesson))
+                self._node.append_rows(self._name, _row(len(there), record))
             except CatalogUnavailableError:
                 # Tiled has no better answer to a number that somebody else took just now.
-                if attempt == _RACES - 1 or len(self.read()) == len(there):
+                if attempt == _ATTEMPTS - 1 or len(self.read()) == len(there):
                     raise
             else:
                 return True
         return False
 
 
-def finite(value: Any) -> Any:
-    """Copy JSON values, with None for every number that JSON cannot say.
-
-    Examples
-    --------
-    >>> finite({"error_rad": float("nan"), "frames": (3, 4)})
-    {'error_rad': None, 'frames': [3, 4]}
-    """
-    if isinstance(value, Mapping):
-        return {str(key): finite(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [finite(item) for item in value]
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    return value
-
-
 def _schema() -> pa.Schema:
     import pyarrow as pa
 
-    return pa.schema([pa.field("number", pa.int64()), *(pa.field(name, pa.string()) for name in _WORDS)])
+    return pa.schema([pa.field("number", pa.int64()), *(pa.field(name, pa.string()) for name in _COLUMNS)])
 
 
-def _row(number: int, lesson: LearningRecord) -> pa.Table:
+def _row(number: int, record: LearningRecord) -> pa.Table:
     import pyarrow as pa
 
-    values = {**vars(lesson), "numbers": json.dumps(lesson.numbers, allow_nan=False)}
-    return pa.table({"number": [number], **{name: [values[name]] for name in _WORDS}}, schema=_schema())
+    values = {**vars(record), "numbers": json.dumps(record.numbers, allow_nan=False)}
+    return pa.table({"number": [number], **{name: [values[name]] for name in _COLUMNS}}, schema=_schema())
 
 
-def _lesson(row: Mapping[str, Any]) -> LearningRecord:
+def _from_row(row: Mapping[str, Any]) -> LearningRecord:
     return LearningRecord(
-        **{name: row[name] for name in _WORDS if name != "numbers"}, numbers=json.loads(row["numbers"])
+        **{name: row[name] for name in _COLUMNS if name != "numbers"}, numbers=json.loads(row["numbers"])
     )

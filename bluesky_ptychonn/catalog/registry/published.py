@@ -70,7 +70,7 @@ def _card_or_none(metadata: Mapping[str, Any]) -> ModelCard | None:
         return None
 
 
-def slot(card: ModelCard, nodes: Mapping[str, Mapping[str, Any]]) -> tuple[str, str]:
+def find_version(card: ModelCard, nodes: Mapping[str, Mapping[str, Any]]) -> tuple[str, str]:
     """Version for a model among those of its name, and the state it has there: "" for a new one."""
     for wanted in (COMPLETE, UNFINISHED):
         for version, metadata in nodes.items():

@@ -16,12 +16,12 @@ from pathlib import Path
 from typing import Any
 
 from bluesky_ptychonn.card import ModelCard, find_model
-from bluesky_ptychonn.catalog.connection.blobs import BlobNode
 from bluesky_ptychonn.catalog.connection.connect import MODELS, connect
-from bluesky_ptychonn.catalog.connection.http import CatalogUnavailableError
-from bluesky_ptychonn.catalog.registry.decisions import Decision, champion_before, numbers_of, who
+from bluesky_ptychonn.catalog.connection.errors import CatalogUnavailableError
+from bluesky_ptychonn.catalog.connection.http import TiledNode
+from bluesky_ptychonn.catalog.registry.decisions import Decision, champion_before, numbers_of, user_name
 from bluesky_ptychonn.catalog.registry.learning_log import LearningLog, LearningRecord
-from bluesky_ptychonn.catalog.registry.published import COMPLETE, UNFINISHED, Published, slot, state_of
+from bluesky_ptychonn.catalog.registry.published import COMPLETE, UNFINISHED, Published, find_version, state_of
 from bluesky_ptychonn.catalog.registry.training_metrics import get_metrics, put_metrics
 from bluesky_ptychonn.recon.models.library import (
     MOST_WEIGHTS,
@@ -64,14 +64,14 @@ class Registry:
         self, catalog: Any, api_key: str | None = None, *, before_request: Callable[[], None] | None = None
     ) -> None:
         self._root = connect(catalog, api_key)
-        self._before = before_request
+        self._before_request = before_request
         self._models = self._at()
 
     def __repr__(self) -> str:
         return f"<Registry {self._root.uri}, {MODELS}/>"
 
-    def _at(self, *path: str) -> BlobNode:
-        return BlobNode(self._root, [MODELS, *path], self._before)
+    def _at(self, *path: str) -> TiledNode:
+        return TiledNode(self._root, [MODELS, *path], self._before_request)
 
     # -- looking
 
@@ -108,7 +108,7 @@ class Registry:
 
     def learning(self, name: str) -> tuple[LearningRecord, ...]:
         """Read what a learner decided on runs and candidates, oldest first; `history` has what changed the champion."""
-        return LearningLog(self._root, name, self._before).read()
+        return LearningLog(self._root, name, self._before_request).read()
 
     # -- moving models
 
@@ -136,7 +136,7 @@ class Registry:
         folder = find_model(model)
         card, data = read_folder(folder)
         if self._models.attributes() is None:
-            BlobNode(self._root).create(MODELS)
+            TiledNode(self._root).create(MODELS)
         family = self._at(check_name(card.name))
         if not self._models.create(card.name, metadata={"champion": None, "history": []}) and not family.attributes():
             raise ValueError(
@@ -144,7 +144,7 @@ class Registry:
                 "Publish it under another name, or have that user share the name"
             )
         while True:
-            version, state = slot(card, family.nodes())
+            version, state = find_version(card, family.nodes())
             if state == COMPLETE:
                 return version
             about = {
@@ -152,7 +152,7 @@ class Registry:
                 "state": UNFINISHED,
                 "bytes": len(data),
                 "time": datetime.now(UTC).isoformat(),
-                "by": by or who(),
+                "by": by or user_name(),
             }
             if family.create(version, metadata=about, specs=[SPEC]) or state == UNFINISHED:
                 break  # else somebody took this version just now: look again
@@ -328,8 +328,8 @@ class Registry:
 
     def _versions(self, name: str) -> str:
         nodes = self._at(name).nodes()
-        words = [v if state_of(m) == COMPLETE else f"{v} (unfinished)" for v, m in nodes.items()]
-        return f"there are: {', '.join(words) or 'none'}"
+        known = [v if state_of(m) == COMPLETE else f"{v} (unfinished)" for v, m in nodes.items()]
+        return f"there are: {', '.join(known) or 'none'}"
 
 
 def _metrics_in(folder: Path) -> list[Row]:

@@ -16,6 +16,10 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 _CHUNK_BYTES = 2**20
+_COLUMNS: dict[str, Any] = {
+    "y_m": np.float64, "x_m": np.float64, "trust": np.float32, "valid": np.bool_, "flag": np.str_,
+    "time_raw": np.float64, "time_done": np.float64,
+}  # fmt: skip
 
 
 def frames_schema() -> pa.Schema:
@@ -64,25 +68,17 @@ class Block:
     time_done: NDArray[np.float64]
 
     @classmethod
-    def of(
-        cls,
-        patch_shape: tuple[int, int] | None,
-        seq_nums: ArrayLike,
-        patches: ArrayLike,
-        *columns: ArrayLike | Sequence[str],
-    ) -> Block:
+    def from_patches(cls, seq_nums: ArrayLike, patches: ArrayLike, **columns: ArrayLike | Sequence[str]) -> Block:
         """Check, take the last of each sequence number, and put them in order.
 
         Parameters
         ----------
-        patch_shape : tuple of int or None
-            What the patches must have, px.
         seq_nums : (n,) int
             Count from 1.
         patches : (n, h, w) complex64
-            Split into amplitude and phase.
-        *columns : (n,)
-            ``y_m, x_m, trust, valid, flag, time_raw, time_done``.
+            Split into amplitude and phase; NaN where a frame has none.
+        **columns : (n,)
+            All other attributes but `time_done`, which is filled in when the frames are in the catalog.
 
         Raises
         ------
@@ -91,35 +87,33 @@ class Block:
         """
         seq = np.asarray(seq_nums, dtype=np.int64)
         wave = np.asarray(patches, dtype=np.complex64)
-        if wave.shape != (len(seq), *(patch_shape or (0, 0))):
-            raise ValueError(
-                f"write_block: {len(seq)} sequence numbers, patches {wave.shape}, patch_shape {patch_shape} px"
-            )
-        kinds = (np.float64, np.float64, np.float32, np.bool_, np.str_, np.float64, np.float64)
-        names = ("y_m", "x_m", "trust", "valid", "flag", "time_raw", "time_done")
-        values: list[NDArray[Any]] = [np.array(column, dtype=kind) for column, kind in zip(columns, kinds, strict=True)]
-        for name, value in zip(names, values, strict=True):
+        if wave.ndim != 3 or len(wave) != len(seq):
+            raise ValueError(f"Block: {len(seq)} sequence numbers, patches {wave.shape}")
+        given = {"time_done": np.zeros(len(seq)), **columns}
+        values = {name: np.array(column, dtype=_COLUMNS[name]) for name, column in given.items()}
+        for name, value in values.items():
             if value.shape != seq.shape:
-                raise ValueError(
-                    f"write_block: {name} has shape {value.shape}, expected {seq.shape}, one for each frame"
-                )
+                raise ValueError(f"Block: {name} has shape {value.shape}, expected {seq.shape}, one for each frame")
         if len(seq) and seq.min() < 1:
-            raise ValueError(f"write_block: sequence number {seq.min()} is below 1")
-        _, back = np.unique(seq[::-1], return_index=True)
-        last = len(seq) - 1 - back
+            raise ValueError(f"Block: sequence number {seq.min()} is below 1")
+        last = last_of_each(seq)
         amplitude, phase = np.abs(wave[last]).astype(np.float32), np.angle(wave[last]).astype(np.float32)
-        return cls(seq[last], amplitude, phase, *(value[last] for value in values))
+        return cls(seq[last], amplitude, phase, **{name: value[last] for name, value in values.items()})
 
     @classmethod
     def joined(cls, blocks: Sequence[Block]) -> Block:
         """Make one of several, in the order they came: of two with one sequence number the last wins."""
         values = {name: np.concatenate([getattr(block, name) for block in blocks]) for name in vars(blocks[0])}
-        _, back = np.unique(values["seq_num"][::-1], return_index=True)
-        last = len(values["seq_num"]) - 1 - back
+        last = last_of_each(values["seq_num"])
         return cls(**{name: value[last] for name, value in values.items()})
 
     def __len__(self) -> int:
         return len(self.seq_num)
+
+    @property
+    def patch_shape(self) -> tuple[int, int]:
+        """Rows and columns of a patch, px."""
+        return self.amplitude.shape[1], self.amplitude.shape[2]
 
     @property
     def nbytes(self) -> int:
@@ -151,6 +145,12 @@ class Block:
         with np.load(path, allow_pickle=False) as stored:
             values: dict[str, Any] = {name: stored[name] for name in stored.files}
         return cls(**values)
+
+
+def last_of_each(numbers: NDArray[np.int64]) -> NDArray[np.intp]:
+    """Return where each number (n,) stands last, in the order of the numbers."""
+    _, back = np.unique(numbers[::-1], return_index=True)
+    return np.asarray(len(numbers) - 1 - back)
 
 
 def chunk_frames(patch_shape: tuple[int, int] | None, expected: int | None) -> int:

@@ -1,12 +1,13 @@
 """Where mosaics lie in the catalog: canvases of one chunk, larger than the picture, replaced as a whole.
 
-A stored array cannot move its origin, and one that spans chunks is not written in one step. So a picture is laid on a
+A stored array cannot move its origin, and one that spans chunks is not written in one step. So a picture is arrays on a
 canvas with some room on the sides it grew towards; a picture that no longer fits gets new nodes, which readers find
 only once they are filled, because the container's metadata names the nodes in use.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -38,6 +39,11 @@ class Canvas:
     origin_m: tuple[float, float]
     pixel_m: float
     shape: tuple[int, int]
+
+    @classmethod
+    def from_metadata(cls, mosaic: Mapping[str, Any]) -> Canvas:
+        """Make the canvas that `describe` described."""
+        return cls(tuple(mosaic["origin_m"]), mosaic["pixel_m"], tuple(mosaic["shape"]))
 
     @classmethod
     def tight(cls, image: MosaicImage) -> Canvas:
@@ -82,11 +88,20 @@ class Canvas:
             raise ValueError(f"a picture {image.amplitude.shape} px at {image.origin_m} m is not within {self}")
         rows, columns = image.amplitude.shape
         window = np.s_[corner[0] : corner[0] + rows, corner[1] : corner[1] + columns]
-        laid = {}
+        arrays = {}
         for name in PICTURES:
-            laid[name] = np.full(self.shape, 0.0 if name == "coverage" else np.nan, np.float32)
-            laid[name][window] = getattr(image, name)
-        return laid
+            arrays[name] = np.full(self.shape, 0.0 if name == "coverage" else np.nan, np.float32)
+            arrays[name][window] = getattr(image, name)
+        return arrays
+
+    def cut(self, window: Any, read: Callable[[str], NDArray[np.float32]]) -> MosaicImage:
+        """Take the picture out of a canvas's arrays, which `read` gives by their names."""
+        from bluesky_ptychonn.recon.mosaic.stitch import MosaicImage
+
+        (top, bottom), (left, right) = window
+        arrays = {name: read(name)[top:bottom, left:right] for name in PICTURES}
+        origin = (self.origin_m[0] + top * self.pixel_m, self.origin_m[1] + left * self.pixel_m)
+        return MosaicImage(**arrays, origin_m=origin, pixel_m=self.pixel_m)
 
     def describe(self, image: MosaicImage) -> dict[str, Any]:
         """Describe canvas and picture for the container's metadata."""

@@ -6,19 +6,18 @@ Tiled hands out `PtychoReconstruction` for every node of that spec (entry point 
 
 from __future__ import annotations
 
-import itertools
 import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
-from tiled.client.container import Container
 
-from bluesky_ptychonn.catalog.connection.connect import PROCESSED, RAW, connect
-from bluesky_ptychonn.catalog.connection.http import CatalogRefusedError, CatalogUnavailableError, TiledNode
+from bluesky_ptychonn.catalog.connection.connect import RAW
+from bluesky_ptychonn.catalog.connection.errors import CatalogRefusedError, CatalogUnavailableError
 from bluesky_ptychonn.catalog.results.block import frames_schema
-from bluesky_ptychonn.catalog.results.canvas import PICTURES
+from bluesky_ptychonn.catalog.results.canvas import PICTURES, Canvas
+from bluesky_ptychonn.catalog.results.derived import DerivedData, find_derived
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -54,18 +53,18 @@ class Picture:
         LookupError
             When there is no picture yet.
         """
-        return self._reconstruction._steady(lambda: self._reconstruction._picture(self.name))
+        return self._reconstruction._read_again(lambda: self._reconstruction._picture(self.name))
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]:
         return np.asarray(self.read(), dtype=dtype)
 
     def __repr__(self) -> str:
-        window = (self._reconstruction._facts().get("mosaic") or {}).get("window")
+        window = (self._reconstruction._newest().get("mosaic") or {}).get("window")
         size = f"{window[0][1] - window[0][0]} × {window[1][1] - window[1][0]} px" if window else "not there yet"
         return f"<Picture {self.name} {size}>"
 
 
-class PtychoReconstruction(Container):  # type: ignore[misc]  # Tiled is not typed
+class PtychoReconstruction(DerivedData):
     """A reconstruction in the catalog. While its status is ``live`` every read asks for the newest state.
 
     Attributes
@@ -102,11 +101,11 @@ class PtychoReconstruction(Container):  # type: ignore[misc]  # Tiled is not typ
         """
 
         def read() -> pd.DataFrame:
-            node = (self._facts().get("nodes") or {}).get("frames")
-            rows = frames_schema().empty_table() if node is None else self._wire.read_rows(node, frames_schema())
+            node = (self._newest().get("nodes") or {}).get("frames")
+            rows = frames_schema().empty_table() if node is None else self._node.read_rows(node, frames_schema())
             return rows.to_pandas()
 
-        return self._steady(read)
+        return self._read_again(read)
 
     def patches(self, seq_nums: Sequence[int] | None = None) -> NDArray[np.complex64]:
         """Read what the network made of single frames.
@@ -146,37 +145,31 @@ class PtychoReconstruction(Container):  # type: ignore[misc]  # Tiled is not typ
 
     def mosaic(self) -> MosaicImage:
         """All four pictures of one snapshot, with their place and pixel size."""
-        from bluesky_ptychonn.recon.mosaic.stitch import MosaicImage
 
         def read() -> MosaicImage:
-            before = self._facts()
-            pictures = {name: self._picture(name) for name in PICTURES}
-            after = self._facts()
-            if before.get("mosaic", {}).get("snapshot") != after.get("mosaic", {}).get("snapshot"):
+            before = self._newest()
+            pictures = {name: self._array(before, name) for name in PICTURES}
+            after = self._newest()["mosaic"]
+            if before["mosaic"]["snapshot"] != after["snapshot"]:
                 raise CatalogRefusedError("the mosaic was replaced while it was read", 409)
-            mosaic = after["mosaic"]
-            corner = [mosaic["window"][axis][0] for axis in (0, 1)]
-            y, x = (
-                origin + shift * mosaic["pixel_m"] for origin, shift in zip(mosaic["origin_m"], corner, strict=True)
-            )
-            return MosaicImage(**pictures, origin_m=(y, x), pixel_m=mosaic["pixel_m"])
+            return Canvas.from_metadata(after).cut(after["window"], pictures.__getitem__)
 
-        return self._steady(read)
+        return self._read_again(read)
 
     @property
     def status(self) -> str:
         """``live``, ``complete``, ``partial`` or ``failed``."""
-        return str(self._facts()["status"])
+        return str(self._newest()["status"])
 
     @property
     def counts(self) -> dict[str, Any]:
         """Frames ``expected``, ``seen``, ``reconstructed``, and ``rejected`` by reason."""
-        return dict(self._facts().get("counts") or {})
+        return dict(self._newest().get("counts") or {})
 
     @property
     def problems(self) -> list[str]:
         """Why the status is not ``complete``, in words."""
-        return list(self._facts().get("problems") or [])
+        return list(self._newest().get("problems") or [])
 
     @property
     def verdict(self) -> dict[str, Any]:
@@ -184,12 +177,12 @@ class PtychoReconstruction(Container):  # type: ignore[misc]  # Tiled is not typ
 
         Empty before the first frame, and where the model has no probe to judge by.
         """
-        return dict(self._facts().get("verdict") or {})
+        return dict(self._newest().get("verdict") or {})
 
     @property
     def pixel_m(self) -> float | None:
         """Pixel size of the pictures, m; None before the first."""
-        return self._facts().get("pixel_m")
+        return self._newest().get("pixel_m")
 
     @property
     def raw(self) -> Any:
@@ -242,68 +235,65 @@ class PtychoReconstruction(Container):  # type: ignore[misc]  # Tiled is not typ
         return figure
 
     def __repr__(self) -> str:
-        facts = self._facts()
-        words = [self._title(), f"raw {facts['raw']['uid'][:8]}"]
-        verdict = facts.get("verdict") or {}
+        metadata = self._newest()
+        parts = [self._title(), f"raw {metadata['raw']['uid'][:8]}"]
+        verdict = metadata.get("verdict") or {}
         if verdict.get("level"):
             why = (verdict.get("reasons") or [""])[0].partition(" (")[0]
-            words.append(f"verdict {verdict['level']}{f' ({why})' if why else ''}")
-        pixel, window = facts.get("pixel_m"), (facts.get("mosaic") or {}).get("window")
+            parts.append(f"verdict {verdict['level']}{f' ({why})' if why else ''}")
+        pixel, window = metadata.get("pixel_m"), (metadata.get("mosaic") or {}).get("window")
         if pixel and window:
             rows, columns = (stop - start for start, stop in window)
-            words.append(f"{columns * pixel * 1e6:.2f} × {rows * pixel * 1e6:.2f} µm at {pixel * 1e9:.1f} nm")
-        return f"<{SPEC} {self._uid[:8]} {', '.join(words)}>"
+            parts.append(f"{columns * pixel * 1e6:.2f} × {rows * pixel * 1e6:.2f} µm at {pixel * 1e9:.1f} nm")
+        return f"<{SPEC} {self._uid[:8]} {', '.join(parts)}>"
 
     # -- inside
 
-    @property
-    def _uid(self) -> str:
-        return str(self.path_parts[-1])
-
-    @property
-    def _wire(self) -> TiledNode:
-        return TiledNode(_Origin(self.context), self.path_parts)
-
     def _title(self) -> str:
-        facts = self.metadata
-        raw, counts, model = facts["raw"], facts.get("counts") or {}, facts.get("model") or {}
-        words = []
+        metadata = self.metadata
+        raw, counts, model = metadata["raw"], metadata.get("counts") or {}, metadata.get("model") or {}
+        parts = []
         if raw.get("scan_id") is not None:
-            words.append(f"scan {raw['scan_id']}")
+            parts.append(f"scan {raw['scan_id']}")
         if raw.get("sample") is not None:
-            words.append(str(raw["sample"]))
-        words.append(str(facts["status"]))
-        if (facts.get("refinement") or {}).get("sweeps"):
-            words.append("refined")
+            parts.append(str(raw["sample"]))
+        parts.append(str(metadata["status"]))
+        if (metadata.get("refinement") or {}).get("sweeps"):
+            parts.append("refined")
         done, expected = counts.get("reconstructed"), counts.get("expected")
         if done is not None:
-            words.append(f"{done}{f'/{expected}' if expected else ''} frames")
+            parts.append(f"{done}{f'/{expected}' if expected else ''} frames")
         rejected = sum((counts.get("rejected") or {}).values())
         if rejected:
-            words.append(f"{rejected} rejected")
+            parts.append(f"{rejected} rejected")
         if isinstance(model, dict) and model.get("name"):
-            words.append(f"model {model['name']} {model.get('version', '')}".rstrip())
-        return ", ".join(words)
+            parts.append(f"model {model['name']} {model.get('version', '')}".rstrip())
+        return ", ".join(parts)
 
-    def _facts(self) -> dict[str, Any]:
+    def _newest(self) -> dict[str, Any]:
         """Metadata; of a live reconstruction, as it is now."""
         if self.metadata["status"] == "live":
             self.refresh()
         return dict(self.metadata)
 
     def _picture(self, name: str) -> NDArray[np.float32]:
-        facts = self._facts()
-        mosaic, node = facts.get("mosaic"), (facts.get("nodes") or {}).get(name)
+        metadata = self._newest()
+        whole = self._array(metadata, name)
+        (top, bottom), (left, right) = metadata["mosaic"]["window"]
+        return whole[top:bottom, left:right]
+
+    def _array(self, metadata: dict[str, Any], name: str) -> NDArray[np.float32]:
+        """Read the array that a picture is in."""
+        mosaic, node = metadata.get("mosaic"), (metadata.get("nodes") or {}).get(name)
         if not mosaic or not node:
-            raise LookupError(f"reconstruction {self._uid[:8]} ({facts['status']}) has no {name} yet")
-        (top, bottom), (left, right) = mosaic["window"]
-        return self._wire.read_array(node, tuple(mosaic["shape"]))[top:bottom, left:right]
+            raise LookupError(f"reconstruction {self._uid[:8]} ({metadata['status']}) has no {name} yet")
+        return self._node.read_array(node, tuple(mosaic["shape"]))
 
     def _patches(self, node: str, first: int, stop: int) -> NDArray[np.float32]:
         shape = (stop, *self.metadata["patch_shape"])
-        return self._wire.read_array(node, shape, (first, stop))
+        return self._node.read_array(node, shape, (first, stop))
 
-    def _steady(self, read: Callable[[], T]) -> T:
+    def _read_again(self, read: Callable[[], T]) -> T:
         """Read again what was moved meanwhile."""
         for _ in range(_TRIES):
             try:
@@ -315,15 +305,6 @@ class PtychoReconstruction(Container):  # type: ignore[misc]  # Tiled is not typ
                 time.sleep(_TRY_AGAIN_S)
                 self.refresh()
         return read()
-
-
-class _Origin:
-    """The root, as far as `TiledNode` needs one."""
-
-    path_parts: tuple[str, ...] = ()
-
-    def __init__(self, context: Any) -> None:
-        self.context = context
 
 
 def reconstructions(
@@ -362,27 +343,8 @@ def reconstructions(
     --------
     >>> reconstructions("ptychonn", raw=uid, status="complete")[0].plot()  # doctest: +SKIP
     """
-    from tiled.queries import Key, SpecsQuery
-
     allowed = ("live", "complete", "partial", "failed")
     if status is not None and status not in allowed:
         raise ValueError(f"reconstructions: status {status!r}; allowed: {', '.join(allowed)}")
-    found = _processed(connect(catalog)).search(SpecsQuery(include=[SPEC], exclude=[]))
-    conditions: dict[str, Any] = {"model.name": model, "model.version": version, "status": status, "raw.sample": sample}
-    if isinstance(raw, int):
-        conditions["raw.scan_id"] = raw
-    elif raw is not None:
-        conditions["raw.uid"] = raw if isinstance(raw, str) else raw.metadata["start"]["uid"]
-    for key, value in conditions.items():
-        if value is not None:
-            found = found.search(Key(key) == value)
-    return list(itertools.islice(found.sort(("time_created", -1)).values(), limit))
-
-
-def _processed(client: Any) -> Any:
-    if client.path_parts and client.path_parts[-1] == PROCESSED:
-        return client
-    for root in (client, client.parent if client.path_parts else client):
-        if PROCESSED in root:
-            return root[PROCESSED]
-    raise ValueError(f"reconstructions: no {PROCESSED}/ in {client.uri}; serve_catalog makes one")
+    conditions = {"model.name": model, "model.version": version, "status": status, "raw.sample": sample}
+    return find_derived(catalog, SPEC, raw, limit, **conditions)

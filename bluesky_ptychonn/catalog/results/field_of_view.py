@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from bluesky_ptychonn.catalog.results.canvas import PICTURES
 from bluesky_ptychonn.recon.mosaic.stitch import MosaicImage
 
 _LARGEST_PX = 4096  # on a side: beyond that an empty picture costs more than moving a small one
@@ -41,10 +42,10 @@ class FieldOfView:
         patch_m : tuple of float
             Height and width of a patch, m.
         """
-        said = start.get("ptychography")
+        given = start.get("ptychography")
         try:
-            extent = said["extent_m"]  # type: ignore[index]
-            room = float(said.get("step_m") or 0.0) / 2  # type: ignore[union-attr]
+            extent = given["extent_m"]  # type: ignore[index]
+            room = float(given.get("step_m") or 0.0) / 2  # type: ignore[union-attr]
             sides = [
                 (float(low) - room - size / 2, float(high) + room + size / 2)
                 for (low, high), size in zip((extent["y"], extent["x"]), patch_m, strict=True)
@@ -67,14 +68,7 @@ class FieldOfView:
             if before + size + after > _LARGEST_PX:
                 return image
             pads.append((before, after))
-        return MosaicImage(
-            amplitude=np.pad(image.amplitude, pads, constant_values=np.nan),
-            phase=np.pad(image.phase, pads, constant_values=np.nan),
-            coverage=np.pad(image.coverage, pads),
-            trust=np.pad(image.trust, pads, constant_values=np.nan),
-            origin_m=(
-                image.origin_m[0] - pads[0][0] * image.pixel_m,
-                image.origin_m[1] - pads[1][0] * image.pixel_m,
-            ),
-            pixel_m=image.pixel_m,
-        )
+        empty = {name: 0.0 if name == "coverage" else np.nan for name in PICTURES}
+        arrays = {name: np.pad(getattr(image, name), pads, constant_values=value) for name, value in empty.items()}
+        y_m, x_m = (first - before * image.pixel_m for first, (before, _) in zip(image.origin_m, pads, strict=True))
+        return MosaicImage(**arrays, origin_m=(y_m, x_m), pixel_m=image.pixel_m)

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from bluesky_ptychonn.catalog.connection.http import CatalogUnavailableError, TiledNode
-from bluesky_ptychonn.catalog.results.block import Block, frames_schema
+from bluesky_ptychonn.catalog.connection.errors import CatalogUnavailableError
+from bluesky_ptychonn.catalog.connection.http import TiledNode
+from bluesky_ptychonn.catalog.results.block import Block, frames_schema, last_of_each
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -23,8 +24,8 @@ class FrameTable:
 
     Parameters
     ----------
-    wire : TiledNode
-        The reconstruction's container.
+    container : TiledNode
+        Of the reconstruction.
 
     Attributes
     ----------
@@ -34,8 +35,8 @@ class FrameTable:
         Sequence numbers in the table.
     """
 
-    def __init__(self, wire: TiledNode) -> None:
-        self._wire = wire
+    def __init__(self, container: TiledNode) -> None:
+        self._container = container
         self.node: str | None = None
         self.written: set[int] = set()
         self._invalid: set[int] = set()
@@ -48,10 +49,10 @@ class FrameTable:
         """Frames with a reconstruction."""
         return len(self.written) - len(self._invalid)
 
-    def make(self) -> None:
+    def create(self) -> None:
         """Make the empty table: two requests."""
-        self._wire.create_table(NAME, frames_schema(), "seq_num")
-        self._wire.update({"nodes": {NAME: NAME}})
+        self._container.create_table(NAME, frames_schema(), "seq_num")
+        self._container.update({"nodes": {NAME: NAME}})
         self.node = NAME
 
     def resume(self, nodes: Mapping[str, Any]) -> None:
@@ -59,9 +60,9 @@ class FrameTable:
         self.node = nodes.get(NAME)
         if self.node is not None:
             self._generation = generation_of(self.node)
-            self._learn()
+            self._read_numbers()
 
-    def _learn(self) -> None:
+    def _read_numbers(self) -> None:
         rows = self._read()
         numbers, valid = rows["seq_num"].to_pylist(), rows["valid"].to_pylist()
         self.written = set(numbers)
@@ -85,15 +86,15 @@ class FrameTable:
     def _append(self, rows: pa.Table, new: Any) -> Any:
         """Append the new rows; returns which of them were not there."""
         try:
-            self._wire.append_rows(str(self.node), rows.filter(new))
+            self._container.append_rows(str(self.node), rows.filter(new))
         except CatalogUnavailableError:
             # Perhaps an earlier try arrived and its answer did not: then the server refuses to hold a frame twice.
-            self._learn()
+            self._read_numbers()
             still = np.array([number not in self.written for number in rows["seq_num"].to_pylist()])
             if np.array_equal(still, new):
                 raise
             if still.any():
-                self._wire.append_rows(str(self.node), rows.filter(still))
+                self._container.append_rows(str(self.node), rows.filter(still))
             return still
         return new
 
@@ -105,9 +106,7 @@ class FrameTable:
             return
         began = time.monotonic()
         rows = pa.concat_tables([self._read(), *self._corrections])
-        numbers = rows["seq_num"].to_numpy()
-        _, back = np.unique(numbers[::-1], return_index=True)
-        self._replace(rows.take(len(numbers) - 1 - back))
+        self._replace(rows.take(last_of_each(rows["seq_num"].to_numpy())))
         self._corrections.clear()
         self._corrected_at = time.monotonic()
         self._correcting_s = self._corrected_at - began
@@ -119,19 +118,17 @@ class FrameTable:
             self._replace(self._read())
 
     def _read(self) -> pa.Table:
-        return self._wire.read_rows(str(self.node), frames_schema())
+        return self._container.read_rows(str(self.node), frames_schema())
 
     def _replace(self, rows: pa.Table) -> None:
         old = str(self.node)
         self._generation += 1
         new = NAME if old != NAME else f"{NAME}_{self._generation}"
-        if not self._wire.create_table(new, frames_schema(), "seq_num"):
-            self._wire.delete(new)  # left by a process that died while it wrote
-            self._wire.create_table(new, frames_schema(), "seq_num")
-        self._wire.append_rows(new, rows)
-        self._wire.update({"nodes": {NAME: new}})
+        self._container.create_table(new, frames_schema(), "seq_num", replace=True)
+        self._container.append_rows(new, rows)
+        self._container.update({"nodes": {NAME: new}})
         self.node = new
-        self._wire.delete(old)
+        self._container.delete(old)
 
 
 def generation_of(node: str) -> int:

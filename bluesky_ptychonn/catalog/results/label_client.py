@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import itertools
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
-from tiled.client.container import Container
 
-from bluesky_ptychonn.catalog.connection.connect import PROCESSED, connect
-from bluesky_ptychonn.catalog.connection.http import TiledNode
+from bluesky_ptychonn.catalog.results.derived import DerivedData, find_derived
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -29,7 +26,7 @@ def frames_schema() -> pa.Schema:
     return pa.schema([("seq_num", pa.int64()), ("y_m", pa.float64()), ("x_m", pa.float64())])
 
 
-class PtychoLabel(Container):  # type: ignore[misc]  # Tiled is not typed
+class PtychoLabel(DerivedData):
     """An object that an iterative solver found for a run."""
 
     @property
@@ -61,7 +58,7 @@ class PtychoLabel(Container):  # type: ignore[misc]  # Tiled is not typed
     @property
     def frames(self) -> dict[str, NDArray[Any]]:
         """Sequence numbers and positions (m) of the frames it was made of: ``seq_num``, ``y_m``, ``x_m``."""
-        table = self._wire.read_rows(FRAMES, frames_schema())
+        table = self._node.read_rows(FRAMES, frames_schema())
         return {name: table.column(name).to_numpy() for name in table.column_names}
 
     @property
@@ -72,26 +69,13 @@ class PtychoLabel(Container):  # type: ignore[misc]  # Tiled is not typed
     def __repr__(self) -> str:
         about, raw = self.metadata, self.metadata["raw"]
         solver = about["solver"]
-        words = [f"raw {raw['uid'][:8]}", *([f"scan {raw['scan_id']}"] if raw.get("scan_id") is not None else [])]
-        words += [self.status, f"{about['counts']['used']} frames", f"sampling {about['sampling']:.2f}"]
-        words.append(f"{solver['name']}, {solver['epochs']} epochs")
-        return f"<{SPEC} {self.path_parts[-1][:8]} {', '.join(words)}>"
+        parts = [f"raw {raw['uid'][:8]}", *([f"scan {raw['scan_id']}"] if raw.get("scan_id") is not None else [])]
+        parts += [self.status, f"{about['counts']['used']} frames", f"sampling {about['sampling']:.2f}"]
+        parts.append(f"{solver['name']}, {solver['epochs']} epochs")
+        return f"<{SPEC} {self._uid[:8]} {', '.join(parts)}>"
 
     def _array(self, name: str) -> NDArray[np.float32]:
-        return self._wire.read_array(name, tuple(self.metadata["shapes"][name]))
-
-    @property
-    def _wire(self) -> TiledNode:
-        return TiledNode(_Origin(self.context), self.path_parts)
-
-
-class _Origin:
-    """The root, as far as `TiledNode` needs one."""
-
-    path_parts: tuple[str, ...] = ()
-
-    def __init__(self, context: Any) -> None:
-        self.context = context
+        return self._node.read_array(name, tuple(self.metadata["shapes"][name]))
 
 
 def labels(catalog: Any, *, raw: Any = None, status: str | None = "complete", limit: int = 100) -> list[PtychoLabel]:
@@ -108,18 +92,4 @@ def labels(catalog: Any, *, raw: Any = None, status: str | None = "complete", li
     limit : int
         Most to return.
     """
-    from tiled.queries import Key, SpecsQuery
-
-    root = connect(catalog)
-    if PROCESSED not in root:
-        raise ValueError(f"labels: no {PROCESSED}/ in {root.uri}; serve_catalog makes one")
-    found = root[PROCESSED].search(SpecsQuery(include=[SPEC], exclude=[]))
-    conditions: dict[str, Any] = {"status": status}
-    if isinstance(raw, int):
-        conditions["raw.scan_id"] = raw
-    elif raw is not None:
-        conditions["raw.uid"] = raw if isinstance(raw, str) else raw.metadata["start"]["uid"]
-    for key, value in conditions.items():
-        if value is not None:
-            found = found.search(Key(key) == value)
-    return list(itertools.islice(found.sort(("time_created", -1)).values(), limit))
+    return find_derived(catalog, SPEC, raw, limit, status=status)

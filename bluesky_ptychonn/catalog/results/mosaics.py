@@ -18,8 +18,8 @@ class Mosaics:
 
     Parameters
     ----------
-    wire : TiledNode
-        The reconstruction's container.
+    container : TiledNode
+        Of the reconstruction.
 
     Attributes
     ----------
@@ -29,8 +29,8 @@ class Mosaics:
         What was drawn last.
     """
 
-    def __init__(self, wire: TiledNode) -> None:
-        self._wire = wire
+    def __init__(self, container: TiledNode) -> None:
+        self._container = container
         self.nodes: dict[str, str] = {}
         self.image: MosaicImage | None = None
         self._canvas: Canvas | None = None
@@ -42,9 +42,7 @@ class Mosaics:
         """Go on where an earlier process stopped."""
         mosaic = metadata.get("mosaic")
         if mosaic:
-            y, x = mosaic["origin_m"]
-            rows, columns = mosaic["shape"]
-            self._canvas = Canvas((y, x), mosaic["pixel_m"], (rows, columns))
+            self._canvas = Canvas.from_metadata(mosaic)
             self._window = mosaic["window"]
             self._snapshot = mosaic["snapshot"]
             self.nodes = {name: metadata["nodes"][name] for name in PICTURES}
@@ -61,50 +59,43 @@ class Mosaics:
             Metadata to write with it.
         """
         if self._canvas is None:
-            self._lay(image, Canvas.tight(image), more, plain=True)
+            self._write(image, Canvas.tight(image), more, plain=True)
         elif self._canvas.corner(image) is None:
             # Once outgrown, the plain names stay free for the last picture.
-            self._lay(image, self._canvas.grown(image), more, plain=False)
+            self._write(image, self._canvas.grown(image), more, plain=False)
         else:
-            self._lay(image, self._canvas, more, plain=None)
+            self._write(image, self._canvas, more, plain=None)
 
     def finish(self) -> None:
         """Cut the pictures to size, under the names of the schema."""
         if self.image is None and self._canvas is not None and self.nodes["amplitude"] != "amplitude":
-            self.image = self._read(self._canvas)
+            shape = self._canvas.shape
+            self.image = self._canvas.cut(
+                self._window, lambda name: self._container.read_array(self.nodes[name], shape)
+            )
         if self.image is None:
             return
         tight = Canvas.tight(self.image)
         if self.nodes["amplitude"] == "amplitude" and self._canvas != tight:
-            self._lay(self.image, tight, {}, plain=False)  # readers look there while the plain names are made anew
+            self._write(self.image, tight, {}, plain=False)  # readers look there while the plain names are made anew
         if self.nodes["amplitude"] != "amplitude":
-            self._lay(self.image, tight, {}, plain=True)
+            self._write(self.image, tight, {}, plain=True)
 
-    def _lay(self, image: MosaicImage, canvas: Canvas, more: Mapping[str, Any], *, plain: bool | None) -> None:
+    def _write(self, image: MosaicImage, canvas: Canvas, more: Mapping[str, Any], *, plain: bool | None) -> None:
         """Write on new nodes, plain or numbered, or on those in use (None)."""
-        laid = canvas.place(image)
+        arrays = canvas.place(image)
         old, nodes = self.nodes, self.nodes
         if plain is not None:
             self._generation += 1
             nodes = {name: name if plain else f"{name}_{self._generation}" for name in PICTURES}
             for node in nodes.values():
-                if not self._wire.create_array(node, canvas.shape, canvas.shape, ("y", "x")):
-                    self._wire.delete(node)  # left by a process that died while it drew
-                    self._wire.create_array(node, canvas.shape, canvas.shape, ("y", "x"))
+                self._container.create_array(node, canvas.shape, canvas.shape, ("y", "x"), replace=True)
         for name, node in nodes.items():
-            self._wire.put_array(node, laid[name])
+            self._container.put_array(node, arrays[name])
         self._snapshot += 1
         mosaic = canvas.describe(image) | {"snapshot": self._snapshot}
-        facts = {"nodes": nodes, "mosaic": mosaic, "pixel_m": mosaic["pixel_m"], "origin_m": mosaic["origin_m"]}
-        self._wire.update({**more, **facts})
+        metadata = {"nodes": nodes, "mosaic": mosaic, "pixel_m": mosaic["pixel_m"], "origin_m": mosaic["origin_m"]}
+        self._container.update({**more, **metadata})
         self._canvas, self._window, self.image, self.nodes = canvas, mosaic["window"], image, nodes
         for node in set(old.values()) - set(nodes.values()):
-            self._wire.delete(node)
-
-    def _read(self, canvas: Canvas) -> MosaicImage:
-        from bluesky_ptychonn.recon.mosaic.stitch import MosaicImage
-
-        (top, bottom), (left, right) = self._window
-        cut = {n: self._wire.read_array(self.nodes[n], canvas.shape)[top:bottom, left:right] for n in PICTURES}
-        origin = (canvas.origin_m[0] + top * canvas.pixel_m, canvas.origin_m[1] + left * canvas.pixel_m)
-        return MosaicImage(**cut, origin_m=origin, pixel_m=canvas.pixel_m)
+            self._container.delete(node)

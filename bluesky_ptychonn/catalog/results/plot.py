@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from bluesky_ptychonn.recon.mosaic.stitch import MosaicImage
 
 _UM = 1e6
-_NOTHING = "0.93"  # grey of what is not covered
+_UNCOVERED = "0.93"  # grey
 _WRAPS_RAD = 5.0  # a phase that spans more goes round, and gets a colour map that does
 
 
@@ -31,7 +31,7 @@ def plot_reconstruction(image: MosaicImage, frames: pd.DataFrame, title: str) ->
     title : str
         Above it all.
     """
-    figure, axes = grid(image, 2, 2, title)
+    figure, axes = make_axes(image, 2, 2, title)
     draw_all(axes, image, frames)
     return figure
 
@@ -39,14 +39,14 @@ def plot_reconstruction(image: MosaicImage, frames: pd.DataFrame, title: str) ->
 def draw_all(axes: NDArray[Any], image: MosaicImage, frames: pd.DataFrame) -> None:
     """Draw amplitude, phase, trust and coverage with scan points into axes (2, 2)."""
     draw_amplitude(axes[0, 0], image)
-    draw_phase(axes[0, 1], image, centred(image.phase), "phase")
+    draw_phase(axes[0, 1], image, centre_phase(image.phase), "phase")
     draw_trust(axes[1, 0], image)
     draw_coverage(axes[1, 1], image)
     draw_points(axes[1, 1], frames)
-    label(axes)
+    label_axes(axes)
 
 
-def grid(image: MosaicImage, rows: int, columns: int, title: str) -> tuple[Figure, NDArray[Any]]:
+def make_axes(image: MosaicImage, rows: int, columns: int, title: str) -> tuple[Figure, NDArray[Any]]:
     """Figure with axes (rows, columns) in µm that zoom together, shaped for `image`."""
     import matplotlib.pyplot as plt
 
@@ -61,12 +61,12 @@ def grid(image: MosaicImage, rows: int, columns: int, title: str) -> tuple[Figur
         layout="constrained",
         squeeze=False,
     )
-    label(axes)
+    label_axes(axes)
     figure.suptitle(title, fontsize="medium")
     return figure, axes
 
 
-def label(axes: NDArray[Any]) -> None:
+def label_axes(axes: NDArray[Any]) -> None:
     """Name the outer axes (rows, columns) of a grid."""
     for axis in axes[-1]:
         axis.set_xlabel("x (µm)")
@@ -74,13 +74,13 @@ def label(axes: NDArray[Any]) -> None:
         axis.set_ylabel("y (µm)")
 
 
-def centred(phase: NDArray[Any]) -> NDArray[Any]:
+def centre_phase(phase: NDArray[Any]) -> NDArray[Any]:
     """Phase in rad around its mean direction: its constant means nothing, and must not split it at a wrap."""
     wave = np.exp(1j * phase)
     return np.asarray(np.angle(wave * np.conj(np.nansum(wave) or 1.0)))
 
 
-def limits(data: NDArray[Any]) -> tuple[float, float]:
+def colour_limits(data: NDArray[Any]) -> tuple[float, float]:
     """Colour limits that a few odd pixels do not decide."""
     finite = data[np.isfinite(data)]
     if not finite.size:
@@ -91,35 +91,39 @@ def limits(data: NDArray[Any]) -> tuple[float, float]:
 
 def draw_amplitude(axis: Axes, image: MosaicImage) -> None:
     """Draw the amplitude (of 1) in grey."""
-    panel(axis, image, image.amplitude, "amplitude", "", "gray", limits(image.amplitude))
+    draw_panel(axis, image, image.amplitude, "amplitude", "", "gray", colour_limits(image.amplitude))
 
 
 def draw_phase(
-    axis: Axes, image: MosaicImage, phase: NDArray[Any], title: str, span: tuple[float, float] | None = None
+    axis: Axes, image: MosaicImage, phase: NDArray[Any], title: str, limits: tuple[float, float] | None = None
 ) -> None:
     """Draw a phase (H, W) in rad; where it goes round, in colours that do."""
-    low, high = span or limits(phase)
+    low, high = limits or colour_limits(phase)
     if high - low > _WRAPS_RAD:
-        panel(axis, image, np.angle(np.exp(1j * phase)), title, "rad", "twilight", (-np.pi, np.pi))
+        draw_panel(axis, image, np.angle(np.exp(1j * phase)), title, "rad", "twilight", (-np.pi, np.pi))
     else:
-        panel(axis, image, phase, title, "rad", "viridis", (low, high))
+        draw_panel(axis, image, phase, title, "rad", "viridis", (low, high))
 
 
 def draw_trust(axis: Axes, image: MosaicImage) -> None:
     """Draw the trust, 0 to 1."""
-    panel(axis, image, image.trust, "trust", "0 to 1", "cividis", (0.0, 1.0))
+    draw_panel(axis, image, image.trust, "trust", "0 to 1", "cividis", (0.0, 1.0))
 
 
 def draw_coverage(axis: Axes, image: MosaicImage) -> None:
     """Draw the coverage: how many patches, by weight, a pixel has."""
     shown = np.where(image.coverage > 0, image.coverage, np.nan)
-    panel(axis, image, shown, "coverage", "summed weight", "Greys", (0.0, limits(shown)[1]))
+    draw_panel(axis, image, shown, "coverage", "summed weight", "Greys", (0.0, colour_limits(shown)[1]))
+
+
+def scan_points_um(frames: pd.DataFrame) -> tuple[NDArray[np.bool_], NDArray[np.float64], NDArray[np.float64]]:
+    """Whether frames are valid (n,) bool, and their positions x, y (n,) in µm."""
+    return frames["valid"].to_numpy(dtype=bool), frames["x_m"].to_numpy() * _UM, frames["y_m"].to_numpy() * _UM
 
 
 def draw_points(axis: Axes, frames: pd.DataFrame) -> None:
     """Draw where frames were taken, rejected ones crossed."""
-    valid = frames["valid"].to_numpy(dtype=bool)
-    x, y = frames["x_m"].to_numpy() * _UM, frames["y_m"].to_numpy() * _UM
+    valid, x, y = scan_points_um(frames)
     view = axis.axis()  # a point off the picture must not shrink it
     size = float(np.clip(4000 / max(len(frames), 1), 1.0, 12.0))
     axis.scatter(x[valid], y[valid], s=size, c="tab:blue", linewidths=0, label=f"{valid.sum()} frames")
@@ -129,21 +133,21 @@ def draw_points(axis: Axes, frames: pd.DataFrame) -> None:
     axis.legend(loc="upper right", fontsize="small", framealpha=0.8)
 
 
-def panel(
+def draw_panel(
     axis: Axes,
     image: MosaicImage,
     data: NDArray[Any],
     title: str,
     unit: str,
     colours: str,
-    span: tuple[float, float],
+    limits: tuple[float, float],
 ) -> None:
     """Draw (H, W) data on the grid of `image`, x to the right and y downwards as in the array, with a colour bar."""
     rows, columns = data.shape
     half = image.pixel_m / 2
     top, left = image.origin_m[0] - half, image.origin_m[1] - half
     extent = (left * _UM, (left + columns * image.pixel_m) * _UM, (top + rows * image.pixel_m) * _UM, top * _UM)
-    shown = axis.imshow(data, extent=extent, cmap=colours, vmin=span[0], vmax=span[1], interpolation="nearest")
-    axis.set_facecolor(_NOTHING)
+    shown = axis.imshow(data, extent=extent, cmap=colours, vmin=limits[0], vmax=limits[1], interpolation="nearest")
+    axis.set_facecolor(_UNCOVERED)
     axis.set_title(title, fontsize="medium")
     axis.figure.colorbar(shown, ax=axis, shrink=0.85, label=unit)

@@ -33,13 +33,32 @@ def software() -> dict[str, str]:
     return found
 
 
-def first_metadata(
+def initial_metadata(
     start: Mapping[str, Any],
     metadata: Mapping[str, Any],
     patch_shape: tuple[int, int] | None,
     frames_expected: int | None,
 ) -> dict[str, Any]:
-    """Say of a reconstruction what is known before its first frame is done."""
+    """Say of a reconstruction what is known before its first frame is done.
+
+    Parameters
+    ----------
+    start, metadata : mapping
+        The raw run's start document, see `raw_of`; provenance: model, geometry, device, software, ...
+    patch_shape : tuple of int or None
+        Rows and columns of a patch, px; None for a run that failed before its first frame.
+    frames_expected : int or None
+        Frames the plan announced; the arrays grow with what comes, whatever this says.
+
+    Raises
+    ------
+    ValueError
+        When there is no uid, or the shape is none.
+    """
+    if not start.get("uid"):
+        raise ValueError("result: the start document has no uid")
+    if patch_shape is not None and min(patch_shape) < 1:
+        raise ValueError(f"result: patch_shape {patch_shape} must be (rows, columns) in px, or None")
     ours = {
         "raw": raw_of(start),
         "status": "live",

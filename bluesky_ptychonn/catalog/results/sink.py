@@ -8,19 +8,19 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Callable, Mapping, Sequence, Set
-from pathlib import Path
+from collections.abc import Callable, Mapping, Set
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import ArrayLike
 
+from bluesky_ptychonn.backoff import Backoff
+from bluesky_ptychonn.catalog.connection.circuit_breaker import CircuitBreaker
 from bluesky_ptychonn.catalog.connection.connect import PROCESSED
-from bluesky_ptychonn.catalog.connection.http import CatalogRefusedError, CatalogUnavailableError, TiledNode
+from bluesky_ptychonn.catalog.connection.errors import CatalogRefusedError, CatalogUnavailableError
+from bluesky_ptychonn.catalog.connection.http import TiledNode
 from bluesky_ptychonn.catalog.results.block import Block, chunk_frames, stretches
 from bluesky_ptychonn.catalog.results.frame_table import FrameTable
 from bluesky_ptychonn.catalog.results.mosaics import Mosaics
-from bluesky_ptychonn.catalog.results.provenance import first_metadata
 from bluesky_ptychonn.catalog.results.spool import Spool
 from bluesky_ptychonn.catalog.results.verification import decide_status, differences
 
@@ -41,28 +41,18 @@ class ResultSink:
     Parameters
     ----------
     root : Tiled container client
-        Root of the catalog, as `catalog.connection.server.connect` returns it.
-    start : mapping
-        The raw run's start document; run uid, scan id, plan and sample are taken from it and from nowhere else.
+        Root of the catalog, as `catalog.connection.connect.connect` returns it.
     metadata : mapping
-        Provenance: model, geometry, device, software, ...
-    patch_shape : tuple of int or None
-        Rows and columns of a patch, px; None for a run that failed before its first frame.
-    frames_expected : int, optional
-        Frames the plan announced; the arrays grow with what comes, whatever this says.
-    spool : path, optional
-        Folder for blocks that the catalog cannot take now; without one, `write_block` raises `CatalogUnavailableError`
-        instead.
+        See `provenance.initial_metadata`; patches have its ``patch_shape``.
     key : str, optional
         Uid of a reconstruction begun before, to go on with it; by default a new one.
-    spool_limit_bytes : int
-        Most to keep in the spool. Beyond it `write_block` waits for the catalog.
+    spool : Spool, optional
+        For blocks that the catalog cannot take now, beyond whose limit `write_block` waits; without one `write_block`
+        raises `CatalogUnavailableError` instead.
+    breaker : CircuitBreaker, optional
+        Asked before every request of a run under way, and told of every one without an answer.
     patience_s : float
         How long to wait for a catalog that does not answer, where waiting is all that is left, s.
-    before_request : callable, optional
-        Called before every request of a run under way: `catalog.connection.circuit_breaker.CircuitBreaker.wait`.
-    on_outage : callable, optional
-        Told of every request without an answer: `catalog.connection.circuit_breaker.CircuitBreaker.lost`.
 
     Attributes
     ----------
@@ -75,46 +65,38 @@ class ResultSink:
     ------
     CatalogUnavailableError
         When the catalog does not answer.
-    ValueError
-        When a parameter cannot be used.
+    CatalogRefusedError
+        When it does not take a result from this key, or has something else under this one.
     """
 
     def __init__(
         self,
         root: Any,
-        *,
-        start: Mapping[str, Any],
         metadata: Mapping[str, Any],
-        patch_shape: tuple[int, int] | None,
-        frames_expected: int | None = None,
-        spool: str | Path | None = None,
+        *,
         key: str | None = None,
-        spool_limit_bytes: int = 2**30,
+        spool: Spool | None = None,
+        breaker: CircuitBreaker | None = None,
         patience_s: float = 60.0,
-        before_request: Callable[[], None] | None = None,
-        on_outage: Callable[[Exception], None] | None = None,
     ) -> None:
-        if not start.get("uid"):
-            raise ValueError("ResultSink: the start document has no uid")
-        if patch_shape is not None and min(patch_shape) < 1:
-            raise ValueError(f"ResultSink: patch_shape {patch_shape} must be (rows, columns) in px, or None")
+        shape = metadata["patch_shape"]
         self.key = key or uuid.uuid4().hex
-        self.patch_shape = patch_shape
+        self.patch_shape: tuple[int, int] | None = None if shape is None else (shape[0], shape[1])
+        self.problem = ""
         self._patience_s = patience_s
-        self._on_outage = on_outage
-        self._spool = None if spool is None else Spool(Path(spool) / self.key, spool_limit_bytes)
-        self._wire = TiledNode(root, [PROCESSED, self.key], before_request)
-        self._chunk = chunk_frames(patch_shape, frames_expected)
-        self._table = FrameTable(self._wire)
-        self._pictures = Mosaics(self._wire)
+        self._breaker = breaker
+        self._spool = spool
+        before_request = None if breaker is None else breaker.wait
+        self._container = TiledNode(root, [PROCESSED, self.key], before_request)
+        self._chunk = chunk_frames(self.patch_shape, metadata["counts"]["expected"])
+        self._table = FrameTable(self._container)
+        self._mosaics = Mosaics(self._container)
         self._last: Block | None = None
         self._image_due: MosaicImage | None = None
         self._metadata_due: dict[str, Any] = {}
-        self._retry_at, self._retry_s = 0.0, _RETRY_S[0]
-        self.problem = ""
-        first = first_metadata(start, metadata, patch_shape, frames_expected)
+        self._backoff = Backoff(*_RETRY_S)
         parent = TiledNode(root, [PROCESSED], before_request)
-        if not parent.create(self.key, metadata=first, specs=[SPEC]):
+        if not parent.create(self.key, metadata=metadata, specs=[SPEC]):
             self._resume()
         self._others = parent.requests
 
@@ -153,68 +135,38 @@ class ResultSink:
     @property
     def requests(self) -> int:
         """Requests made so far."""
-        return self._wire.requests + self._others
+        return self._container.requests + self._others
 
     @property
     def asked_s(self) -> float:
         """Seconds that the catalog took to answer, so far."""
-        return self._wire.seconds
+        return self._container.seconds
 
-    def write_block(
-        self,
-        seq_nums: ArrayLike,
-        patches: ArrayLike,
-        y_m: ArrayLike,
-        x_m: ArrayLike,
-        trust: ArrayLike,
-        valid: ArrayLike,
-        flags: Sequence[str],
-        time_raw: ArrayLike,
-        time_done: ArrayLike | None = None,
-    ) -> None:
+    def write_block(self, block: Block) -> None:
         """Write frames; of two with one sequence number the last wins.
 
         With a spool this returns also when the catalog does not answer: see `pending`.
 
         Parameters
         ----------
-        seq_nums : (n,) int
-            Count from 1; row ``seq_num - 1`` of the patch arrays.
-        patches : (n, h, w) complex64
-            NaN where a frame has none.
-        y_m, x_m : (n,) float
-            Positions, m; NaN where unknown.
-        trust : (n,) float
-            0 to 1.
-        valid : (n,) bool
-            Whether the frame could be used.
-        flags : sequence of str
-            What is wrong with it, empty when nothing is.
-        time_raw : (n,) float
-            When the frame was taken, POSIX seconds.
-        time_done : (n,) float, optional
-            When it was reconstructed. The table says when the catalog had acknowledged amplitude and phase, so that any
-            reader could have them; never earlier than this.
+        block : Block
+            Row ``seq_num - 1`` of the patch arrays is a frame's. The table's `time_done` says when the catalog had
+            acknowledged amplitude and phase, so that any reader could have them; never earlier than the block's.
 
         Raises
         ------
         ValueError
-            When shapes disagree or a sequence number is below 1. Nothing is written then.
+            When the patches have another shape. Nothing is written then.
         CatalogUnavailableError
             Without a spool, or with a full one after waiting.
         CatalogRefusedError
             When the catalog will not take it.
         """
-        done = np.zeros(np.shape(seq_nums)) if time_done is None else time_done
-        block = Block.of(self.patch_shape, seq_nums, patches, y_m, x_m, trust, valid, flags, time_raw, done)
-        if not len(block):
-            return
-        if self._spool is None:
-            self._send(block)
-            return
+        if block.patch_shape != self.patch_shape:
+            raise ValueError(f"write_block: patches {block.amplitude.shape}, patch_shape {self.patch_shape} px")
         # In order: a block goes directly only where none waits before it.
-        if not self._drain(_SLICE_S) or not self._try(self._send, block):
-            self._keep(block)
+        if len(block) and not (self._drain(_SLICE_S) and self._try(self._send, block)) and self._spool is not None:
+            self._keep(block, self._spool)
 
     def make_room(self) -> None:
         """See to it that the next block can be taken, before frames are read and reconstructed for it.
@@ -230,7 +182,7 @@ class ResultSink:
     def deliver(self) -> bool:
         """Send what waits, for half a second or so; whether nothing is left. Nothing before the next try is due."""
         self._drain(_SLICE_S)
-        self._settle_or_keep()
+        self._try(self._write_due)
         return not self.behind
 
     def write_mosaic(self, image: MosaicImage, **metadata: Any) -> None:
@@ -247,12 +199,12 @@ class ResultSink:
         """
         self._image_due = image
         self._metadata_due.update(metadata)
-        self._settle_or_keep()
+        self._try(self._write_due)
 
     def update(self, **metadata: Any) -> None:
         """Merge into the reconstruction's metadata, e.g. ``status``, ``counts``; None removes a key."""
         self._metadata_due.update(metadata)
-        self._settle_or_keep()
+        self._try(self._write_due)
 
     def finish(self, exit_status: str, counts: Mapping[str, Any]) -> str:
         """Send what is left, read back, compare, and stamp what is true.
@@ -285,7 +237,7 @@ class ResultSink:
                 self.problem = ""
                 return status
             except CatalogUnavailableError as error:
-                self._hear(error)
+                self._record_failure(error)
                 if time.monotonic() >= deadline:
                     raise
                 time.sleep(_RETRY_S[0])
@@ -299,46 +251,47 @@ class ResultSink:
     def _send(self, block: Block) -> None:
         """Send both patch arrays and the table: three requests; more where a gap in the numbers holds other frames."""
         if self._table.node is None:
-            self._make_nodes()
+            self._create_nodes(block)
         for first, last in stretches(block.seq_num, self._table.written, self._chunk):
             span = slice(*np.searchsorted(block.seq_num, [first, last + 1]))
             rows = block.seq_num[span] - first
             for name, data in zip(PATCHES, (block.amplitude, block.phase), strict=True):
                 whole = np.zeros((last - first + 1, *data.shape[1:]), np.float32)
                 whole[rows] = data[span]
-                self._wire.patch_array(name, whole, first - 1)
+                self._container.patch_array(name, whole, first - 1)
         block.time_done[:] = np.maximum(block.time_done, time.time())
         self._table.add(block)
         self._last = block
 
-    def _make_nodes(self) -> None:
-        if self.patch_shape is None:
-            raise ValueError("ResultSink: made without a patch_shape, it takes no blocks")
+    def _create_nodes(self, block: Block) -> None:
         for name in PATCHES:
-            shape = (self._chunk, *self.patch_shape)
-            self._wire.create_array(name, shape, shape, ("frame", "y", "x"))
-        self._table.make()
+            shape = (self._chunk, *block.patch_shape)
+            self._container.create_array(name, shape, shape, ("frame", "y", "x"))
+        self._table.create()
 
     # -- a catalog that does not answer
 
     def _try(self, send: Callable[..., None], *what: Any) -> bool:
-        """Send unless the catalog did not answer a moment ago; whether it was sent."""
-        if time.monotonic() < self._retry_at:
+        """Send unless the catalog did not answer a moment ago; whether it was sent. Without a spool it must be."""
+        if self._spool is None:
+            send(*what)
+            return True
+        if not self._backoff.due:
             return False
         try:
             send(*what)
         except CatalogUnavailableError as error:
-            self._hear(error)
-            self._retry_at = time.monotonic() + self._retry_s
-            self._retry_s = min(2 * self._retry_s, _RETRY_S[1])
+            self._record_failure(error)
+            self._backoff.fail()
             return False
-        self._retry_at, self._retry_s, self.problem = 0.0, _RETRY_S[0], ""
+        self._backoff.succeed()
+        self.problem = ""
         return True
 
-    def _hear(self, error: CatalogUnavailableError) -> None:
+    def _record_failure(self, error: CatalogUnavailableError) -> None:
         self.problem = str(error)
-        if self._on_outage is not None:
-            self._on_outage(error)
+        if self._breaker is not None:
+            self._breaker.record_failure(error)
 
     def _drain(self, for_s: float = float("inf"), *, strict: bool = False) -> bool:
         """Send what the spool holds, oldest first; whether nothing is left."""
@@ -351,54 +304,46 @@ class ResultSink:
             self._spool.drop()
         return True
 
-    def _keep(self, block: Block) -> None:
-        if self._spool is None:
-            raise CatalogUnavailableError("the catalog does not answer and there is no spool")
+    def _keep(self, block: Block, spool: Spool) -> None:
         deadline = time.monotonic() + self._patience_s
-        while not self._spool.fits(block):
+        while not spool.fits(block):
             if time.monotonic() >= deadline:
-                raise CatalogUnavailableError(self._full(self._spool))
+                raise CatalogUnavailableError(self._full(spool))
             time.sleep(_RETRY_S[0])
             self._drain(_SLICE_S)
-        self._spool.put(block)
+        spool.put(block)
 
     def _full(self, spool: Spool) -> str:
         return (
             f"the spool {spool.folder} holds {spool.nbytes} bytes, its limit is {spool.limit_bytes} for all runs, and "
-            f"the catalog does not answer ({self.problem}); give a larger spool_limit_bytes"
+            f"the catalog does not answer ({self.problem}); give it a larger one"
         )
-
-    def _settle_or_keep(self) -> None:
-        """Send mosaic and metadata that are due; with a spool, later where the catalog does not answer."""
-        if self._spool is None:
-            self._settle()
-        else:
-            self._try(self._settle)
 
     # -- mosaics, metadata, the end
 
-    def _settle(self) -> None:
+    def _write_due(self) -> None:
+        """Send mosaic and metadata that are due."""
         if self._image_due is not None:
             counts = {"reconstructed": self._table.valid, **(self._metadata_due.get("counts") or {})}
-            self._pictures.draw(self._image_due, {**self._metadata_due, "counts": counts})
+            self._mosaics.draw(self._image_due, {**self._metadata_due, "counts": counts})
             self._image_due, self._metadata_due = None, {}
         if self._metadata_due:
-            self._wire.update(self._metadata_due)
+            self._container.update(self._metadata_due)
             self._metadata_due = {}
 
     def _finish(self, exit_status: str, counts: Mapping[str, Any]) -> str:
-        self._settle()
+        self._write_due()
         self._table.finish()
-        self._pictures.finish()
+        self._mosaics.finish()
         written = self._table.written
         if written:
             for name in PATCHES:
-                self._wire.trim_array(name, max(written))
-        nodes = self._pictures.nodes | ({} if self._table.node is None else {"frames": self._table.node})
+                self._container.trim_array(name, max(written))
+        nodes = self._mosaics.nodes | ({} if self._table.node is None else {"frames": self._table.node})
         self._tidy(nodes)
-        found = differences(self._wire, nodes, written, self._last, self._pictures.image, self.patch_shape)
+        found = differences(self._container, nodes, written, self._last, self._mosaics.image, self.patch_shape)
         status, problems = decide_status(exit_status, counts, found)
-        self._wire.update(
+        self._container.update(
             {
                 "status": status,
                 "exit_status": exit_status,
@@ -407,15 +352,15 @@ class ResultSink:
                 "time_finished": time.time(),
             }
         )
-        stands = self._metadata().get("status")
-        if stands != status:
+        written_status = self._metadata().get("status")
+        if written_status != status:
             raise CatalogUnavailableError(
-                f"{self._wire.path}: status {status!r} was written and {stands!r} is read back"
+                f"{self._container.path}: status {status!r} was written and {written_status!r} is read back"
             )
         return status
 
     def _metadata(self) -> dict[str, Any]:
-        return dict((self._wire.attributes() or {}).get("metadata", {}))
+        return dict((self._container.attributes() or {}).get("metadata", {}))
 
     def _counts(self, counts: Mapping[str, Any]) -> dict[str, Any]:
         """Make counts that leave nothing of older ones when merged: a run that goes on has fewer frames missing."""
@@ -426,21 +371,22 @@ class ResultSink:
 
     def _tidy(self, nodes: Mapping[str, str]) -> None:
         """Remove what an outage in the middle of a change left behind."""
-        for stray in set(self._wire.children()) - set(nodes.values()) - set(PATCHES):
-            self._wire.delete(stray)
+        for stray in set(self._container.children()) - set(nodes.values()) - set(PATCHES):
+            self._container.delete(stray)
 
     def _resume(self) -> None:
         """Go on with a reconstruction that an earlier process began."""
-        found = self._wire.attributes()
+        found = self._container.attributes()
+        place = self._container.path
         if found is None:
-            raise CatalogRefusedError(f"{self._wire.path} is there, and this key does not show it: another user's", 403)
+            raise CatalogRefusedError(f"{place} is there, and this key does not show it: another user's", 403)
         if found["specs"][0]["name"] != SPEC["name"]:
-            raise CatalogRefusedError(f"{self._wire.path} is there and is not a reconstruction", 409)
+            raise CatalogRefusedError(f"{place} is there and is not a reconstruction", 409)
         metadata = found["metadata"]
-        self._pictures.resume(metadata)
+        self._mosaics.resume(metadata)
         self._table.resume(metadata.get("nodes") or {})
         if metadata.get("status") != "live":
-            self._wire.update({"status": "live", "problems": None})
+            self._container.update({"status": "live", "problems": None})
 
 
 def warm_up() -> None:

@@ -6,7 +6,6 @@ import contextlib
 import logging
 import os
 import zipfile
-from collections import Counter
 from collections.abc import Set
 from dataclasses import dataclass
 from pathlib import Path
@@ -52,16 +51,15 @@ class Spool:
         self.folder = folder
         self.limit_bytes = limit_bytes
         self._files: list[_File] = []
-        self._numbers: Counter[int] = Counter()
         self._largest = 0
         for draft in (*folder.glob("*.draft"), *folder.glob(".*.part*")):  # the first: by version 0.1.0
             draft.unlink()  # of a process that died while it wrote
         files = sorted(folder.glob("*.npz")) if folder.is_dir() else []
         for path in files:
-            self._find(path)
+            self._recover(path)
         self._next = int(files[-1].stem) + 1 if files else 0
 
-    def _find(self, path: Path) -> None:
+    def _recover(self, path: Path) -> None:
         try:
             with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
                 numbers = stored["seq_num"].tolist()
@@ -70,13 +68,12 @@ class Spool:
             log.warning("%s cannot be read and is left out: %s", path, error)
             path.unlink(missing_ok=True)
             return
-        self._take(path, numbers)
+        self._register(path, numbers)
 
-    def _take(self, path: Path, seq_nums: list[int]) -> None:
-        about = path.stat()
-        file = _File(path, tuple(seq_nums), about.st_size, about.st_mtime)
+    def _register(self, path: Path, seq_nums: list[int]) -> None:
+        status = path.stat()
+        file = _File(path, tuple(seq_nums), status.st_size, status.st_mtime)
         self._files.append(file)
-        self._numbers.update(file.seq_nums)
         self._largest = max(self._largest, file.nbytes)
 
     def __len__(self) -> int:
@@ -90,7 +87,7 @@ class Spool:
     @property
     def seq_nums(self) -> Set[int]:
         """Sequence numbers that wait, each once."""
-        return self._numbers.keys()
+        return {number for file in self._files for number in file.seq_nums}
 
     @property
     def nbytes(self) -> int:
@@ -133,7 +130,7 @@ class Spool:
         path = self.folder / f"{self._next:08d}.npz"
         block.save(path)
         self._next += 1
-        self._take(path, block.seq_num.tolist())
+        self._register(path, block.seq_num.tolist())
 
     def first(self) -> Block:
         """Return the block that waits longest, joined with what came after where they are small.
@@ -155,9 +152,7 @@ class Spool:
         """Forget what `first` returns: it is in the catalog."""
         for file in self._first():
             self._files.remove(file)
-            self._numbers.subtract(file.seq_nums)
             file.path.unlink(missing_ok=True)
-        self._numbers += Counter()  # without those that are at zero
         if not self._files:
             with contextlib.suppress(OSError):  # something of somebody else's lies in it
                 self.folder.rmdir()

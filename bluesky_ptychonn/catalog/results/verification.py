@@ -1,4 +1,4 @@
-"""What the catalog holds against what was meant: the reading behind the word ``complete``."""
+"""What the catalog holds against what was written: the reading behind the word ``complete``."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from bluesky_ptychonn.catalog.connection.http import CatalogRefusedError, TiledNode
+from bluesky_ptychonn.catalog.connection.errors import CatalogRefusedError
+from bluesky_ptychonn.catalog.connection.http import TiledNode
 from bluesky_ptychonn.catalog.results.block import frames_schema
 from bluesky_ptychonn.catalog.results.canvas import PICTURES
 
@@ -35,7 +36,7 @@ class ReadBack:
 
 
 def differences(
-    wire: TiledNode,
+    container: TiledNode,
     nodes: Mapping[str, str],
     written: Set[int],
     last: Block | None,
@@ -52,7 +53,7 @@ def differences(
     problems: list[str] = []
     valid = invalid = 0
     if "frames" in nodes:
-        table = wire.read_rows(nodes["frames"], frames_schema())
+        table = container.read_rows(nodes["frames"], frames_schema())
         numbers = table.column("seq_num").to_pylist()
         valid = sum(table.column("valid").to_pylist())
         invalid = len(numbers) - valid
@@ -63,14 +64,14 @@ def differences(
     if written and patch_shape is not None:
         expected = (max(written), *patch_shape)
         for name in ("amplitude", "phase"):
-            problems += _patches(wire, f"{name}_patches", expected, last, name)
+            problems += _patches(container, f"{name}_patches", expected, last, name)
     if image is not None:
-        problems += [problem for name in PICTURES for problem in _picture(wire, nodes, name, image)]
+        problems += [problem for name in PICTURES for problem in _picture(container, nodes, name, image)]
     return ReadBack(valid, invalid, tuple(problems))
 
 
-def _patches(wire: TiledNode, node: str, expected: tuple[int, ...], last: Block | None, name: str) -> list[str]:
-    found = wire.attributes(node)
+def _patches(container: TiledNode, node: str, expected: tuple[int, ...], last: Block | None, name: str) -> list[str]:
+    found = container.attributes(node)
     if found is None:
         return [f"no {node}"]
     shape = tuple(found["structure"]["shape"])
@@ -79,20 +80,19 @@ def _patches(wire: TiledNode, node: str, expected: tuple[int, ...], last: Block 
     if last is None:
         return []
     first, stop = int(last.seq_num[0]) - 1, int(last.seq_num[-1])
-    stored = wire.read_array(node, shape, (first, stop))[last.seq_num - 1 - first]
+    stored = container.read_array(node, shape, (first, stop))[last.seq_num - 1 - first]
     same = np.array_equal(stored, getattr(last, name), equal_nan=True)
     return [] if same else [f"{node} differs from the last block written"]
 
 
-def _picture(wire: TiledNode, nodes: Mapping[str, str], name: str, image: MosaicImage) -> list[str]:
-    meant = getattr(image, name)
+def _picture(container: TiledNode, nodes: Mapping[str, str], name: str, image: MosaicImage) -> list[str]:
+    written = getattr(image, name)
     try:
-        stored = wire.read_array(nodes[name], meant.shape)
+        stored = container.read_array(nodes[name], written.shape)
     except (KeyError, CatalogRefusedError) as error:
         return [f"{name} cannot be read: {error}"]
-    return (
-        [] if np.array_equal(stored, meant.astype(np.float32), equal_nan=True) else [f"{name} differs from the mosaic"]
-    )
+    same = np.array_equal(stored, written.astype(np.float32), equal_nan=True)
+    return [] if same else [f"{name} differs from the mosaic"]
 
 
 def decide_status(exit_status: str, counts: Mapping[str, Any], found: ReadBack) -> tuple[str, list[str]]:
@@ -114,7 +114,7 @@ def decide_status(exit_status: str, counts: Mapping[str, Any], found: ReadBack) 
 
     Examples
     --------
-    >>> verdict("success", {"expected": 4, "seen": 3, "reconstructed": 3, "rejected": {}}, ReadBack(3, 0, ()))
+    >>> decide_status("success", {"expected": 4, "seen": 3, "reconstructed": 3, "rejected": {}}, ReadBack(3, 0, ()))
     ('partial', ['the plan announced 4 frames, 3 were seen'])
     """
     problems = list(found.problems)

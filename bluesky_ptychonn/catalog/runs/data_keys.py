@@ -67,8 +67,8 @@ class DataKeys:
         """
         theirs = {"frame": "frame_key", "x": "x_key", "y": "y_key", "x_sign": "x_sign", "y_sign": "y_sign"}
         theirs["position_unit"] = "position_unit"
-        said = _ptychography(start)
-        values = {ours: said[name] for ours, name in theirs.items() if getattr(self, ours) is None and name in said}
+        given = _ptychography(start)
+        values = {ours: given[name] for ours, name in theirs.items() if getattr(self, ours) is None and name in given}
         try:
             return replace(self, **values)
         except ValueError as error:
@@ -90,9 +90,9 @@ def geometry_of(start: Mapping[str, Any], geometry: Geometry | None = None) -> G
     """
     if geometry is not None:
         return geometry
-    said = _ptychography(start).get("geometry")
+    given = _ptychography(start).get("geometry")
     try:
-        return Geometry.from_document(said if isinstance(said, Mapping) else None)
+        return Geometry.from_document(given if isinstance(given, Mapping) else None)
     except ValueError as error:
         raise RunError(str(error)) from None
 

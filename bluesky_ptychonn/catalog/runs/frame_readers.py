@@ -13,106 +13,136 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bluesky_ptychonn.catalog.connection.scopes import lacking
+from bluesky_ptychonn.catalog.connection.circuit_breaker import CircuitBreaker
+from bluesky_ptychonn.catalog.connection.errors import CatalogRefusedError, CatalogUnavailableError, TooLargeError
+from bluesky_ptychonn.catalog.connection.http import TiledNode
 from bluesky_ptychonn.catalog.runs.data_keys import RunError
-from bluesky_ptychonn.optics.hdf5 import MOST_BYTES, inside, stay
+from bluesky_ptychonn.optics.hdf5 import MOST_BYTES, find_inside, refuse_external_data
 
 _MOST_FILES = 256
-_LOOKS = 2  # frames of a file to try to compare, at a time
+_COMPARED = 2  # frames of a file to try to compare, at a time
+_NOT_NOW = (None, 429, 502, 503, 504)  # states of a catalog that say nothing of the frames
 
 
 class HTTPFrames:
-    """Frames by slices from the Tiled server."""
+    """Frames by slices from the Tiled server. Made in one request.
 
-    def __init__(self, look_up: Callable[[], Any], node: Any, frame_shape: tuple[int, int]) -> None:
-        self._look_up = look_up
-        self._node = node
-        self._length = int(node.shape[0])
+    Parameters
+    ----------
+    root : Tiled client
+        Root of the catalog.
+    path : sequence of str
+        Keys from there to the array.
+    frame_shape : tuple of int
+        Rows and columns.
+    breaker : CircuitBreaker, optional
+        Told where the catalog does not answer.
+
+    Attributes
+    ----------
+    shape : tuple of int
+        Of the array, when it was looked up.
+    dtype : dtype
+        Of the frames.
+
+    Raises
+    ------
+    KeyError
+        When the catalog does not have them (any more): this and the following by every method.
+    ConnectionError
+        When it does not answer, or does not give them to this key: no matter of the frames.
+    """
+
+    def __init__(
+        self, root: Any, path: Sequence[str], frame_shape: tuple[int, int], breaker: CircuitBreaker | None = None
+    ) -> None:
+        from tiled.structures.array import ArrayStructure
+
+        self._array = TiledNode(root, path)
         self._frame_shape = frame_shape
+        self._recording = contextlib.nullcontext if breaker is None else breaker.recording
+        structure = ArrayStructure.from_json(self._look_up()["structure"])
+        self.shape: tuple[int, ...] = tuple(structure.shape)
+        self.dtype: np.dtype[Any] = structure.data_type.to_numpy_dtype()
+        self._length = self.shape[0]
 
     def get(self, first: int, stop: int) -> NDArray[Any]:
-        """Read rows; fewer where there are no more."""
-        import httpx
+        """Read rows; fewer where there are no more.
 
+        Raises
+        ------
+        OSError
+            When they cannot be read.
+        RunError
+            When something else than frames is sent.
+        """
         if first >= self._length and not self.has(first):
-            return np.zeros((0, *self._frame_shape), self._node.dtype)
+            return np.zeros((0, *self._frame_shape), self.dtype)
+        pixels = math.prod(self._frame_shape)
         try:
-            content = self._ask_for(first, stop)
-        except (httpx.ReadError, httpx.RemoteProtocolError):
-            # After an answer of 500 the server closes the connection that the client would use again.
-            try:
-                content = self._ask_for(first, stop)
-            except httpx.HTTPError as error:
-                raise ConnectionError(f"catalog does not answer: {error!r}") from None
-        except httpx.HTTPError as error:
-            raise ConnectionError(f"catalog does not answer: {error!r}") from None
-        frames = np.frombuffer(content, self._node.dtype)
-        if frames.size % int(np.prod(self._frame_shape)):
-            raise RunError(f"{self._node.uri}: frames are not {self._frame_shape} px, as the descriptor promises")
+            with self._recording():
+                content = self._array.read_slice("", first, stop, pixels * self.dtype.itemsize)
+        except TooLargeError:
+            raise RunError(f"{self._array.path}: more than the {stop - first} frames asked for were sent") from None
+        except CatalogUnavailableError as error:
+            if error.status in _NOT_NOW:
+                raise
+            raise OSError(f"frames cannot be read through the catalog (HTTP {error.status})") from None
+        except CatalogRefusedError as error:
+            raise _refused(error) from None
+        frames = np.frombuffer(content, self.dtype)
+        if frames.size % pixels:
+            raise RunError(f"{self._array.path}: frames are not {self._frame_shape} px, as the descriptor promises")
         return frames.reshape(-1, *self._frame_shape)
-
-    def _ask_for(self, first: int, stop: int) -> bytearray:
-        # Not node[first:stop]: that checks the slice against the shape the client saw when it looked the node up.
-        request = self._node.context.http_client.stream(
-            "GET",
-            self._node.item["links"]["full"],
-            params={"slice": f"{first}:{stop}"},
-            headers={"Accept": "application/octet-stream"},
-        )
-        most = (stop - first) * int(np.prod(self._frame_shape)) * self._node.dtype.itemsize
-        content = bytearray()
-        with request as response:
-            if response.status_code != 200:
-                response.read()
-                _refused(response)
-            for piece in response.iter_bytes():
-                content += piece
-                if len(content) > most:  # however small it was when compressed
-                    raise RunError(f"{self._node.uri}: more than the {stop - first} frames asked for were sent")
-        return content
 
     def has(self, row: int) -> bool:
         """Whether the catalog knows the row by now."""
         if row >= self._length:
-            self._length = int(ask(self._look_up).shape[0])
+            self._length = int(self._look_up()["structure"]["shape"][0])
         return row < self._length
 
+    def data_sources(self) -> list[Any]:
+        """Look up where the frames are stored: ``tiled.structures.data_source.DataSource``."""
+        from tiled.structures.data_source import DataSource
 
-def _refused(response: Any) -> None:
+        return [DataSource.from_json(source) for source in self._look_up(sources=True)["data_sources"]]
+
+    def _look_up(self, *, sources: bool = False) -> dict[str, Any]:
+        try:
+            with self._recording():
+                found = self._array.attributes(sources=sources)
+        except CatalogRefusedError as error:
+            raise _refused(error) from None
+        if found is None:
+            raise KeyError("frames are not in the catalog")
+        return found
+
+
+def _refused(error: CatalogRefusedError) -> Exception:
     """Say why frames are not given: a matter of the key or the server is not one of the frames."""
-    words = f"HTTP {response.status_code}"
-    if response.status_code == 404:  # its writer has taken the run back, to write it once more
-        raise KeyError(f"frames are not in the catalog ({words})")
-    if response.status_code in (401, 403):
-        raise ConnectionError(f"catalog does not give frames to this key ({lacking(response.text) or words})")
-    if response.status_code in (429, 502, 503, 504):
-        raise ConnectionError(f"catalog does not answer: {words}")
-    raise OSError(f"frames cannot be read through the catalog ({words})")
-
-
-def node_at(root: Any, path: Sequence[str]) -> Any:
-    """Client of the node at `path`, in one request; KeyError where there is none, ConnectionError without an answer."""
-    from tiled.client.container import Container
-
-    # The base class's way: a catalog of runs takes a tuple for a list of runs.
-    return ask(lambda: Container.__getitem__(root, tuple(path)))
-
-
-def ask(look_up: Callable[[], Any]) -> Any:
-    """Look a node up in Tiled; ConnectionError or KeyError when there is no server or no node."""
-    import httpx
-    from tiled.client.utils import ClientError
-
-    try:
-        return look_up()
-    except (ClientError, httpx.HTTPError) as error:
-        if isinstance(error, ClientError) and error.response.status_code == 404:
-            raise KeyError(str(error)) from None
-        raise ConnectionError(f"catalog does not answer: {error}") from None
+    message = error.lacks or f"HTTP {error.status}"
+    if error.status == 404:  # its writer has taken the run back, to write it once more
+        return KeyError(f"frames are not in the catalog ({message})")
+    if error.status in (401, 403):
+        return ConnectionError(f"catalog does not give frames to this key ({message})")
+    return OSError(f"frames cannot be read through the catalog ({message})")
 
 
 class UnprovenError(Exception):
     """It cannot be said yet whether a file holds what the server gives."""
+
+
+def files_of(source: Any) -> tuple[list[str], str]:
+    """Return the paths of a Tiled data source's HDF5 files, and the dataset in them; ValueError when it has none."""
+    from tiled.utils import path_from_uri
+
+    parameters = source.parameters
+    if source.mimetype != "application/x-hdf5" or parameters.get("slice") or parameters.get("squeeze"):
+        raise ValueError(f"data of type {source.mimetype} are read through the server")
+    assets = sorted((asset for asset in source.assets if asset.parameter), key=lambda asset: asset.num or 0)
+    if not assets:
+        raise ValueError("the catalog names no file")
+    return [str(path_from_uri(asset.data_uri)) for asset in assets], parameters["dataset"]
 
 
 class LocalFrames:
@@ -135,7 +165,7 @@ class LocalFrames:
         Rows and columns.
     dtype : dtype
         Of the frames.
-    same : callable
+    from_server : callable
         ``(row) -> (1, H, W)`` frame as the server gives it, or none where it does not have it yet.
 
     Raises
@@ -152,10 +182,10 @@ class LocalFrames:
         dataset: str,
         frame_shape: tuple[int, int],
         dtype: np.dtype[Any],
-        same: Callable[[int], NDArray[Any]],
+        from_server: Callable[[int], NDArray[Any]],
     ) -> None:
         self._frame_shape = frame_shape
-        self._same = same
+        self._from_server = from_server
         self._handles: list[Any] = []
         self._datasets: list[Any] = []
         self._proven: set[int] = set()
@@ -167,28 +197,6 @@ class LocalFrames:
         except BaseException:
             self.close()
             raise
-
-    @classmethod
-    def from_data_source(
-        cls, source: Any, frame_shape: tuple[int, int], dtype: np.dtype[Any], same: Callable[[int], NDArray[Any]]
-    ) -> LocalFrames:
-        """Open the files of a Tiled data source; see the class.
-
-        Raises
-        ------
-        ValueError, OSError, KeyError
-            When they are not HDF5, not here, not readable, or not what the catalog says.
-        """
-        from tiled.utils import path_from_uri
-
-        parameters = source.parameters
-        if source.mimetype != "application/x-hdf5" or parameters.get("slice") or parameters.get("squeeze"):
-            raise ValueError(f"data of type {source.mimetype} are read through the server")
-        assets = sorted((asset for asset in source.assets if asset.parameter), key=lambda asset: asset.num or 0)
-        if not assets:
-            raise ValueError("the catalog names no file")
-        paths = [str(path_from_uri(asset.data_uri)) for asset in assets]
-        return cls(paths, parameters["dataset"], frame_shape, dtype, same)
 
     def _open(self, path: str, dataset: str, dtype: np.dtype[Any]) -> None:
         import h5py
@@ -202,7 +210,7 @@ class LocalFrames:
             raise ValueError(f"{path} is not a file")  # to open a pipe would wait for somebody to write into it
         handle = _open_hdf5(h5py.File, path)
         self._handles.append(handle)
-        found = inside(handle, dataset, path)
+        found = find_inside(handle, dataset, path)
         if not isinstance(found, h5py.Dataset) or found.shape is None:
             raise KeyError(f"{path} has no dataset {dataset}")
         frames_of = found.shape[1:] if found.shape[1:] == self._frame_shape else found.shape[2:]
@@ -231,7 +239,7 @@ class LocalFrames:
             low, high = max(first - base, 0), min(stop - base, len(dataset))
             if low >= high:
                 continue
-            stay(dataset, dataset.file.filename)  # `refresh` reads anew where the data are
+            refuse_external_data(dataset, dataset.file.filename)  # `refresh` reads anew where the data are
             if number not in self._proven:
                 self._prove(number, base, low, high)
             parts.append(dataset[low:high].reshape(-1, *self._frame_shape))
@@ -240,10 +248,10 @@ class LocalFrames:
     def _prove(self, number: int, base: int, low: int, high: int) -> None:
         """Compare one frame with the server's, which is one request."""
         dataset = self._datasets[number]
-        for row in range(low, min(high, low + _LOOKS)):
+        for row in range(low, min(high, low + _COMPARED)):
             try:
                 here = dataset[row].reshape(self._frame_shape)
-                there = self._same(base + row)
+                there = self._from_server(base + row)
             except ConnectionError:
                 raise
             except OSError:

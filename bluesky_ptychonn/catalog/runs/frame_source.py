@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from bluesky_ptychonn.catalog.connection.circuit_breaker import CircuitBreaker
 from bluesky_ptychonn.catalog.runs.data_keys import RunError
-from bluesky_ptychonn.catalog.runs.frame_readers import HTTPFrames, LocalFrames, UnprovenError, ask, node_at
+from bluesky_ptychonn.catalog.runs.frame_readers import HTTPFrames, LocalFrames, UnprovenError, files_of
 
 log = logging.getLogger(__name__)
 
@@ -91,8 +91,8 @@ class TiledFrames:
         Rows and columns the descriptor promises.
     local : bool
         Whether to read an HDF5 file directly where the catalog names one that is readable from here.
-    before_request : callable, optional
-        Called before the catalog is asked: `live.request_pacing.RequestPacer.wait`.
+    breaker : CircuitBreaker, optional
+        Asked before the catalog is, and told where that does not answer.
     """
 
     def __init__(
@@ -102,16 +102,15 @@ class TiledFrames:
         frame_shape: tuple[int, int],
         *,
         local: bool = True,
-        before_request: Callable[[], None] | None = None,
+        breaker: CircuitBreaker | None = None,
     ) -> None:
         self._root = root
         self._path = tuple(path)
         self._frame_shape = frame_shape
         self._local_tries = _TRIES if local else 0
         self._unproven = 0
-        self._before = before_request
-        self._node: Any = None
-        self._http: HTTPFrames
+        self._breaker = breaker
+        self._http: HTTPFrames | None = None
         self._frame_bytes = 0
         self._files: LocalFrames | None = None
 
@@ -136,22 +135,22 @@ class TiledFrames:
         RunError
             When the array in Tiled does not hold frames of the promised shape.
         """
-        if self.how == "http" and self._before is not None:
-            self._before()
+        if self.how == "http" and self._breaker is not None:
+            self._breaker.wait()
         try:
             return self._read(rows)
         except (KeyError, ConnectionError) as error:
             unreachable = isinstance(error, ConnectionError)
             if not unreachable:
                 self._forget()
-            words = str(error) if unreachable else "frames are not in the catalog"
+            message = str(error) if unreachable else "frames are not in the catalog"
             nothing = np.zeros(len(rows), bool)
-            return Fetched(np.zeros((0, *self._frame_shape)), nothing, nothing, words, unreachable)
+            return Fetched(np.zeros((0, *self._frame_shape)), nothing, nothing, message, unreachable)
 
     def _read(self, rows: Sequence[int]) -> Fetched:
-        self._look_up()
+        http = self._http = self._http or self._look_up()
         if self._files is None and self._local_tries:
-            self._files = self._open_local()
+            self._files = self._open_local(http)
         longest = max(1, _REQUEST_BYTES // self._frame_bytes)
         if self._files is not None:
             try:
@@ -162,12 +161,12 @@ class TiledFrames:
                     self._give_up("it cannot be compared with what the server gives")
             except ValueError as error:
                 self._give_up(str(error))
-        return _assemble(self._http, rows, longest)
+        return _assemble(http, rows, longest)
 
     def _forget(self) -> None:
         """Look the array up once more: a raw writer whose catalog was away writes its run anew, from the beginning."""
         self.close()
-        self._node = None
+        self._http = None
         if self._local_tries:
             self._local_tries = _TRIES
 
@@ -182,38 +181,30 @@ class TiledFrames:
             self._files.close()
             self._files = None
 
-    def _look_up(self) -> None:
-        """Find the array, once; KeyError where there is none (yet)."""
-        if self._node is not None:
-            return
-        node = node_at(self._root, self._path)
-        rest = node.shape[1:]
-        name = "/".join(self._path)
-        if node.dtype.kind not in "biuf":
-            raise RunError(f"{name}: the array in Tiled holds {node.dtype}; counts, one number a pixel, are needed")
-        frame_bytes = math.prod(self._frame_shape) * node.dtype.itemsize
-        if frame_bytes > MOST_FRAME_BYTES:
+    def _look_up(self) -> HTTPFrames:
+        """Find the array; KeyError where there is none (yet)."""
+        http, shape = HTTPFrames(self._root, self._path, self._frame_shape, self._breaker), list(self._frame_shape)
+        name, rest = "/".join(self._path), http.shape[1:]
+        if http.dtype.kind not in "biuf":
+            raise RunError(f"{name}: the array in Tiled holds {http.dtype}; counts, one number a pixel, are needed")
+        self._frame_bytes = math.prod(self._frame_shape) * http.dtype.itemsize
+        if self._frame_bytes > MOST_FRAME_BYTES:
             raise RunError(
-                f"{name}: a frame of {list(self._frame_shape)} px takes {frame_bytes / 2**20:.0f} MiB; at most "
+                f"{name}: a frame of {shape} px takes {self._frame_bytes / 2**20:.0f} MiB; at most "
                 f"{MOST_FRAME_BYTES >> 20} MiB are read"
             )
-        if tuple(rest) not in (self._frame_shape, (1, *self._frame_shape)):
+        if rest not in (self._frame_shape, (1, *self._frame_shape)):
             raise RunError(
-                f"{name}: the array in Tiled has {list(rest)} px per point, the descriptor promises "
-                f"{list(self._frame_shape)}; one frame per point is needed"
+                f"{name}: the array in Tiled has {list(rest)} px per point, the descriptor promises {shape}; one frame "
+                "per point is needed"
             )
-        self._node = node
-        self._http = HTTPFrames(lambda: node_at(self._root, self._path), node, self._frame_shape)
-        self._frame_bytes = frame_bytes
+        return http
 
-    def _open_local(self) -> LocalFrames | None:
+    def _open_local(self, http: HTTPFrames) -> LocalFrames | None:
         self._local_tries -= 1
         try:
-            (source,) = ask(self._node.include_data_sources).data_sources()
-            http = self._http
-            files = LocalFrames.from_data_source(
-                source, self._frame_shape, self._node.dtype, lambda row: http.get(row, row + 1)
-            )
+            (source,) = http.data_sources()
+            files = LocalFrames(*files_of(source), self._frame_shape, http.dtype, lambda row: http.get(row, row + 1))
         except (OSError, KeyError, ValueError) as error:
             if isinstance(error, ValueError):
                 self._local_tries = 0  # not a matter of time
@@ -261,30 +252,3 @@ def _assemble(reader: _Reader, rows: Sequence[int], longest: int) -> Fetched:
         problem = "frames are not in the catalog"
     frames = np.concatenate(parts) if parts else np.zeros((0, 1, 1))
     return Fetched(frames, found, broken, problem, unreachable)
-
-
-class WatchedFrames:
-    """A source whose failures the line hears of.
-
-    Parameters
-    ----------
-    source : FrameReader
-        Gives the frames.
-    line : CircuitBreaker
-        Hears.
-    """
-
-    def __init__(self, source: FrameReader, line: CircuitBreaker) -> None:
-        self._source = source
-        self._line = line
-
-    def read(self, rows: Sequence[int]) -> Fetched:
-        """See `FrameReader.read`."""
-        fetched = self._source.read(rows)
-        if fetched.unreachable:
-            self._line.lost(ConnectionError(fetched.problem))
-        return fetched
-
-    def close(self) -> None:
-        """See `FrameReader.close`."""
-        self._source.close()

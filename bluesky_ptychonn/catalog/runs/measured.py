@@ -17,7 +17,7 @@ from bluesky_ptychonn.card import PIXEL_TOLERANCE
 from bluesky_ptychonn.catalog.connection.connect import RAW
 from bluesky_ptychonn.catalog.runs.data_keys import DataKeys, RunError, geometry_of
 from bluesky_ptychonn.catalog.runs.frame_source import TiledFrames
-from bluesky_ptychonn.catalog.runs.pairing import NOT_THERE, UNREADABLE, FrameRef, RunPairing
+from bluesky_ptychonn.catalog.runs.pairing import FrameRef, NoFrame, RunPairing, count_reasons
 from bluesky_ptychonn.catalog.runs.stored_documents import documents_of
 from bluesky_ptychonn.optics.framing import PreprocessConfig
 from bluesky_ptychonn.optics.geometry import Geometry
@@ -26,7 +26,6 @@ from bluesky_ptychonn.recon.data.scans import MeasuredScan
 from bluesky_ptychonn.recon.inference.flux import LOST, Flux
 
 _BLOCK = 256  # frames as recorded in memory at once
-BEAM_LOST = "beam lost"
 
 
 @dataclass(frozen=True)
@@ -51,7 +50,9 @@ class ProbeSetup:
     geometry: Geometry | None = None
 
     @classmethod
-    def of(cls, model: Any = None, probe: Any = None, preprocess: PreprocessConfig | None = None) -> ProbeSetup:
+    def from_source(
+        cls, model: Any = None, probe: Any = None, preprocess: PreprocessConfig | None = None
+    ) -> ProbeSetup:
         """Take the probe of a model (name, folder, loaded one), of a file, or an array (N, N).
 
         Raises
@@ -126,7 +127,7 @@ class RunFrames:
 def measured_run(
     root: Any,
     run: Any,
-    optic: ProbeSetup,
+    setup: ProbeSetup,
     *,
     geometry: Geometry | None = None,
     keys: DataKeys | None = None,
@@ -140,7 +141,7 @@ def measured_run(
         Root of the catalog.
     run : BlueskyRun client
         See `find_run`.
-    optic : ProbeSetup
+    setup : ProbeSetup
         Probe and preprocessing.
     geometry : Geometry, optional
         Of the recorded frames; overrides the start document's.
@@ -160,36 +161,36 @@ def measured_run(
     documents = documents_of(run, keys)
     start = next(documents)[1]
     who = f"run {start['uid'][:8]}"
-    ours = optic.geometry_for(geometry_of(start, geometry))
+    ours = setup.geometry_for(geometry_of(start, geometry))
     pairing = RunPairing(start, keys)
     for name, doc in documents:
         pairing.feed(name, doc)
     if pairing.layout is None:
         raise RunError(f"{who} has no descriptor of stream {keys.stream!r}")
-    rejected = Counter(pairing.unpaired().values())
+    rejected = Counter[str](pairing.unpaired().values())
     where = [part for part in raw.split("/") if part]
     source = TiledFrames(
         root, (*where, start["uid"], pairing.keys.stream, pairing.layout.frame_key), pairing.layout.frame_shape
     )
     try:
-        kept, counts = _fetched(source, sorted(pairing.take(), key=lambda ref: ref.row), optic.preprocess, rejected)
+        kept, counts = _fetched(source, sorted(pairing.take(), key=lambda ref: ref.row), setup.preprocess, rejected)
     finally:
         source.close()
     if not kept:
-        raise RunError(f"{who} has no usable frame: {dict(rejected) or 'it is empty'}")
+        raise RunError(f"{who} has no usable frame: {count_reasons(rejected.elements()) or 'it is empty'}")
     order = np.argsort([ref.seq_num for ref in kept])
     kept, counts = [kept[i] for i in order], counts[order]
-    flux = Flux(float((np.abs(optic.probe) ** 2).sum()))
+    flux = Flux(float((np.abs(setup.probe) ** 2).sum()))
     flux.add(counts.sum(axis=(1, 2), dtype=np.float64))
     scan = MeasuredScan(
         counts,
         np.array([ref.y_m for ref in kept]),
         np.array([ref.x_m for ref in kept]),
-        optic.probe * np.complex64(flux.probe_factor),
+        setup.probe * np.complex64(flux.probe_factor),
         ours,
         f"run {start['uid']}",
     )
-    return RunFrames(scan, np.array([ref.seq_num for ref in kept]), dict(rejected), start)
+    return RunFrames(scan, np.array([ref.seq_num for ref in kept]), count_reasons(rejected.elements()), start)
 
 
 def _fetched(
@@ -207,20 +208,18 @@ def _fetched(
             raise ConnectionError(got.problem)
         there = [ref for ref, found in zip(block, got.found, strict=True) if found]
         broken = int(got.broken.sum())
-        rejected.update({UNREADABLE: broken, NOT_THERE: len(block) - len(there) - broken})
+        rejected.update({NoFrame.UNREADABLE: broken, NoFrame.NOT_THERE: len(block) - len(there) - broken})
         if not there:
             continue
         prepared = prepare(got.frames)
         rejected.update(flag for flag, valid in zip(prepared.flag, prepared.valid, strict=True) if not valid)
         kept += [ref for ref, valid in zip(there, prepared.valid, strict=True) if valid]
         parts.append(prepared.counts.numpy()[prepared.valid])
-    for reason in [reason for reason, number in rejected.items() if not number]:
-        del rejected[reason]
     if not kept:
         return [], np.zeros((0, 0, 0), np.float32)
     counts = np.concatenate(parts)
     totals = counts.sum(axis=(1, 2), dtype=np.float64)
     lit = totals > LOST * np.median(totals)
     if not lit.all():
-        rejected[BEAM_LOST] += int((~lit).sum())
+        rejected[NoFrame.BEAM_LOST] += int((~lit).sum())
     return [ref for ref, good in zip(kept, lit, strict=True) if good], counts[lit]

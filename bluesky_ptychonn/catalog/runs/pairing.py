@@ -8,20 +8,27 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from enum import StrEnum
 from typing import Any, cast
 
 from event_model import DatumPage, EventPage, unpack_datum_page, unpack_event_page
 
 from bluesky_ptychonn.catalog.runs.data_keys import DataKeys, DocumentError, RunError, RunLayout
 
-# Reasons a frame has no reconstruction, as they stand in a result's counts.
-UNREADABLE = "frame cannot be decoded"
-NOT_THERE = "frame not in the catalog"
-NO_FRAME = "detector gave no frame"
-NO_EVENT = "frame without an event"
-BAD_POSITION = "position missing or not finite"
+
+class NoFrame(StrEnum):
+    """Why there is no usable frame at a point of a run, as it stands in a result's counts and flags."""
+
+    UNREADABLE = "frame cannot be decoded"
+    NOT_THERE = "frame not in the catalog"
+    NOT_TAKEN = "detector gave no frame"
+    NO_EVENT = "frame without an event"
+    BAD_POSITION = "position missing or not finite"
+    BEAM_LOST = "beam lost"
+
 
 #: Largest sequence number. A document of a hundred bytes may claim any range, and each frame takes room here.
 MOST_FRAMES = 1 << 20
@@ -89,7 +96,7 @@ class _Rows:
         self.total = max(self.total, row + 1)
         return row
 
-    def of_datum(self, resource: str, kwargs: Mapping[str, Any], seq_num: int) -> int:
+    def row_of_datum(self, resource: str, kwargs: Mapping[str, Any], seq_num: int) -> int:
         """Row of a classic datum, by the rules with which bluesky-tiled-plugins lays its frames out."""
         if isinstance(kwargs.get("indices"), Mapping):
             return self.row(resource, int(kwargs["indices"]["start"]))
@@ -122,7 +129,7 @@ class RunPairing:
 
     Examples
     --------
-    >>> pairing = RunPairing({"uid": "run", "time": 0.0}, Keys(frame="camera", x="sx", y="sy"))
+    >>> pairing = RunPairing({"uid": "run", "time": 0.0}, DataKeys(frame="camera", x="sx", y="sy"))
     >>> axis = {"dtype": "number", "shape": [], "units": "mm", "source": ""}
     >>> image = {"dtype": "array", "shape": [64, 64], "source": ""}
     >>> data_keys = {"camera": image, "sx": axis, "sy": axis}
@@ -212,7 +219,7 @@ class RunPairing:
             point.datum_id, point.row = value, None
             if value in self._datums:
                 resource, kwargs = self._datums.pop(value)
-                point.row = self._rows.of_datum(resource, kwargs, seq_num)
+                point.row = self._rows.row_of_datum(resource, kwargs, seq_num)
             else:
                 self._waiting[value] = seq_num
 
@@ -228,7 +235,7 @@ class RunPairing:
         if seq_num is None:
             self._datums[datum_id] = (resource, kwargs)
             return
-        row = self._rows.of_datum(resource, kwargs, seq_num)
+        row = self._rows.row_of_datum(resource, kwargs, seq_num)
         point = self._points[seq_num]
         if point.datum_id == datum_id:  # else the point was measured again before this datum came
             point.row = row
@@ -306,7 +313,7 @@ class RunPairing:
         """Whether no later measurement of the same point has replaced this one."""
         return self._points[ref.seq_num].ref is ref
 
-    def unpaired(self) -> dict[int, str]:
+    def unpaired(self) -> dict[int, NoFrame]:
         """Frames without a complete pair, each with its reason; final once the stop document came."""
         return {seq_num: _reason(point) for seq_num, point in sorted(self._points.items()) if point.ref is None}
 
@@ -318,19 +325,16 @@ def _seq_num(value: Any) -> int:
     return number
 
 
-def _reason(point: _Point) -> str:
+def _reason(point: _Point) -> NoFrame:
     if not point.event:
-        return NO_EVENT
-    return BAD_POSITION if point.position is None else NO_FRAME
+        return NoFrame.NO_EVENT
+    return NoFrame.BAD_POSITION if point.position is None else NoFrame.NOT_TAKEN
 
 
 def count_reasons(reasons: Iterable[str]) -> dict[str, int]:
-    """How often each reason occurs, the commonest first.
+    """How often each reason occurs, the commonest first, by plain strings: keys of JSON.
 
-    >>> count_reasons(["b", "a", "b"])
-    {'b': 2, 'a': 1}
+    >>> count_reasons(["b", NoFrame.NOT_THERE, "b"])
+    {'b': 2, 'frame not in the catalog': 1}
     """
-    counts: dict[str, int] = {}
-    for reason in reasons:
-        counts[reason] = counts.get(reason, 0) + 1
-    return dict(sorted(counts.items(), key=lambda item: -item[1]))
+    return dict(Counter(map(str, reasons)).most_common())

@@ -66,17 +66,11 @@ class RunList(TiledNode):
 
     def page(self, first: int = 0, *, since: float | None = None, most: int = PAGE) -> list[Listed]:
         """List runs from the `first` newest on, newest first; with `since` only those that began later, POSIX s."""
-        params: dict[str, Any] = {
-            "page[offset]": first,
-            "page[limit]": most,
-            "sort": "-start.time",
-            "fields": "metadata",
-        }
+        params = {"sort": "-start.time", "fields": "metadata"}
         if since is not None:
             condition = {"operator": "gt", "key": "start.time", "value": json.dumps(since)}
             params |= {f"filter[comparison][condition][{name}]": value for name, value in condition.items()}
-        answer = self._send("GET", "search", "", params=params, headers={"Accept": "application/json"}).json()
-        found = [node["attributes"].get("metadata") or {} for node in answer["data"]]
+        found = [node["attributes"].get("metadata") or {} for node in self.search(first, most, **params)]
         return [Listed(each["start"], each.get("stop")) for each in found if "uid" in each.get("start", {})]
 
 
@@ -97,8 +91,8 @@ class EndedRuns:
         self._done = set(done)
         self._waiting: dict[str, Listed] = {}
 
-    def look(self) -> list[Listed]:
-        """Find what has ended since the last look; the newest runs of all kinds are returned. Usually one request."""
+    def refresh(self) -> list[Listed]:
+        """Find what has ended since the last time; the newest runs of all kinds are returned. Usually one request."""
         newest: list[Listed] = []
         first = 0
         while True:

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from bluesky_ptychonn.catalog.connection.http import TiledNode
 from bluesky_ptychonn.catalog.runs.data_keys import DataKeys, RunError, RunLayout
-from bluesky_ptychonn.catalog.runs.frame_readers import ask
 
 Document = tuple[str, dict[str, Any]]
 
@@ -92,10 +92,8 @@ def _table(stream: Any, layout: RunLayout) -> Mapping[str, NDArray[Any]]:
 def _rows(stream: Any, layout: RunLayout, table: Mapping[str, NDArray[Any]]) -> NDArray[np.int64]:
     """Row of each event's frame in the array, -1 where the detector gave none."""
     seq_nums = table["seq_num"]
-    try:
-        length = int(ask(lambda: stream[layout.frame_key]).shape[0])
-    except KeyError:
-        length = 0
+    frames = TiledNode(stream).attributes(layout.frame_key)
+    length = 0 if frames is None else int(frames["structure"]["shape"][0])
     # Which sequence number a streamed frame belongs to is not kept in Tiled. The file plugin's own counter tells,
     # where it was read with the events; else every event has its frame, in order.
     device = layout.frame_key.split("_")[0]

@@ -1,1 +1,1 @@
-"""``ptychonn models``: what each of its commands does is in the module of its name."""
+"""``ptychonn models``: list, show, move and compare models; decide on champions."""

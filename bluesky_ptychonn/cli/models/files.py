@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import tempfile
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from bluesky_ptychonn.cli.models.group import AlsoCatalogOption, ModelArgument, models, split
+from bluesky_ptychonn.cli.catalogs import AlsoCatalogOption, ModelArgument, open_registry, split_name
 
 _CHECKPOINTS = (".pth", ".pt", ".safetensors", ".ckpt")
 
 
-@models.command("import")
 def import_model(
     source: Annotated[
         Path, typer.Argument(help="folder of a model, .zip made by export, or an upstream PtychoNN state dict (.pth)")
@@ -39,7 +38,6 @@ def import_model(
 
     A model that is there already stays as it is; another one of the same name and version gets the next version.
     """
-    from bluesky_ptychonn.optics.framing import PreprocessConfig
     from bluesky_ptychonn.recon.models.checkpoint import load_model
     from bluesky_ptychonn.recon.models.library import check_name, place, read_folder, users_folder
 
@@ -56,27 +54,18 @@ def import_model(
 
             folder = place(*unpack(source), Path(scratch))
         elif source.is_file() and source.suffix.lower() in _CHECKPOINTS:
-            from bluesky_ptychonn.recon.models.upstream.importer import import_upstream
-
-            if object_pixel_nm is None:
-                raise ValueError(
-                    f"import: {source} does not say the object pixel it was trained at; give --object-pixel-nm"
-                )
-            asked = any(value is not None for value in (crop, resize)) or count_threshold > 0
-            folder = Path(scratch) / "imported"
-            import_upstream(
+            folder = _import_state_dict(
                 source,
-                folder,
+                Path(scratch) / "imported",
+                object_pixel_nm,
+                crop,
+                resize,
+                count_threshold,
                 name=name or _name_from(source),
-                object_pixel_m=object_pixel_nm * 1e-9,
                 frame_size=frame_size,
-                preprocess=PreprocessConfig(crop=crop, resize=resize, count_threshold=count_threshold)
-                if asked
-                else None,
                 counts_per_frame=counts,
                 input_root=input_root,
                 input_scale=input_scale,
-                command=f"ptychonn models import {source.name}",
             )
         elif not source.is_dir():
             raise ValueError(
@@ -93,12 +82,40 @@ def import_model(
         typer.echo(f"unknown: {'; '.join(map(str, card.training['unknown']))}")
 
 
+def _import_state_dict(
+    source: Path,
+    folder: Path,
+    object_pixel_nm: float | None,
+    crop: int | None,
+    resize: int | None,
+    count_threshold: float,
+    **options: Any,
+) -> Path:
+    """Write the model of an upstream state dict into `folder`, which is returned; see `import_upstream`."""
+    from bluesky_ptychonn.optics.framing import PreprocessConfig
+    from bluesky_ptychonn.recon.models.upstream.importer import import_upstream
+
+    if object_pixel_nm is None:
+        raise ValueError(f"import: {source} does not say the object pixel it was trained at; give --object-pixel-nm")
+    preprocess = None
+    if crop is not None or resize is not None or count_threshold > 0:
+        preprocess = PreprocessConfig(crop=crop, resize=resize, count_threshold=count_threshold)
+    import_upstream(
+        source,
+        folder,
+        object_pixel_m=object_pixel_nm * 1e-9,
+        preprocess=preprocess,
+        command=f"ptychonn models import {source.name}",
+        **options,
+    )
+    return folder
+
+
 def _name_from(source: Path) -> str:
     """Name for a checkpoint: its file's, in the characters that a name may have."""
     return "".join(c if c.isascii() and (c.isalnum() or c in "._+-") else "-" for c in source.stem).lstrip("._+-")[:80]
 
 
-@models.command()
 def export(
     name: ModelArgument,
     to: Annotated[Path, typer.Option(help="file: .zip")],
@@ -112,10 +129,7 @@ def export(
     if catalog is None:
         card, data = read_folder(find_model(name))
     else:
-        from bluesky_ptychonn.catalog.registry.registry import Registry
-        from bluesky_ptychonn.cli.catalogs import open_catalog
-
-        with open_catalog(catalog) as root, tempfile.TemporaryDirectory(prefix="ptychonn-export-") as scratch:
-            card, data = read_folder(Registry(root).fetch(*split(name), to=scratch))
+        with open_registry(catalog) as registry, tempfile.TemporaryDirectory(prefix="ptychonn-export-") as scratch:
+            card, data = read_folder(registry.fetch(*split_name(name), to=scratch))
     pack(card, data, to)
     typer.echo(f"{card.name} {card.version} in {to}, {to.stat().st_size} bytes")

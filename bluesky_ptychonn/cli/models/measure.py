@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from bluesky_ptychonn.cli.catalogs import CATALOG_VARIABLE, open_catalog
-from bluesky_ptychonn.cli.models.group import ModelArgument, models
+from bluesky_ptychonn.cli.catalogs import CATALOG_VARIABLE, DeviceOption, ModelArgument, open_catalog, run_key
 from bluesky_ptychonn.cli.models.table import curve_head, curve_line, printable
 
 if TYPE_CHECKING:
@@ -18,7 +17,6 @@ if TYPE_CHECKING:
     from bluesky_ptychonn.recon.data.scans import LabelledScan
 
 
-@models.command()
 def measure(
     name: ModelArgument,
     labels: Annotated[
@@ -34,7 +32,7 @@ def measure(
     starts: Annotated[int, typer.Option(min=1, help="choices of frames averaged at each step of a labelled run")] = 3,
     seed: Annotated[int, typer.Option(min=0, help="another one gives other simulated samples")] = 0,
     out: Annotated[Path | None, typer.Option(help="folder for the model with the new card; by default its own")] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu or cuda")] = "auto",
+    device: DeviceOption = "auto",
 ) -> None:
     """Measure a model's error at several scan spacings, and write it on the card, which sparse plans obey.
 
@@ -45,21 +43,27 @@ def measure(
     folder = find_model(name)
     scans = (0 if labels else 3) if scans is None else scans
     _check(folder, labels, catalog, scans, out)
+    import torch
+
     from bluesky_ptychonn.recon.evaluation.error_vs_spacing import measure_labelled, measure_simulated, measured_card
     from bluesky_ptychonn.recon.models.checkpoint import load_model
     from bluesky_ptychonn.recon.models.library import WEIGHTS_FILE
 
     model = load_model(folder, device)
-    options: dict[str, Any] = {"solver": solver, "device": device, "threads": _threads(), "progress": _say}
+    options: dict[str, Any] = {
+        "solver": solver,
+        "device": device,
+        "threads": torch.get_num_threads(),
+        "progress": lambda point: typer.echo(curve_line(point)),
+    }
     simulated: tuple[SamplingPoint, ...] = ()
+    title = f"{model.card.name} {model.card.version}"
     if scans:
-        typer.echo(printable(f"{model.card.name} {model.card.version}, simulated, {scans} samples of each kind"))
-        typer.echo(curve_head(solver))
+        typer.echo(printable(f"{title}, simulated, {scans} samples of each kind") + f"\n{curve_head(solver)}")
         simulated = measure_simulated(model, scans=scans, seed=seed, **options)
     curves: list[MeasuredCurve] = []
     for scan in _labelled(labels or [], catalog or ""):
-        typer.echo(printable(f"{model.card.name} {model.card.version}, {scan.source}, {scan.solver}"))
-        typer.echo(curve_head(solver))
+        typer.echo(printable(f"{title}, {scan.source}, {scan.solver}") + f"\n{curve_head(solver)}")
         curves.append(measure_labelled(model, scan, starts=starts, **options))
     card = measured_card(model.card, simulated, curves, _record(name, labels, solver, scans, starts, seed))
     target = out or folder
@@ -86,21 +90,10 @@ def _check(folder: Path, labels: list[str] | None, catalog: str | None, scans: i
 def _labelled(labels: list[str], catalog: str) -> list[LabelledScan]:
     if not labels:
         return []
-    from bluesky_ptychonn.cli.catalogs import run_key
     from bluesky_ptychonn.live.batch.label import read_label
 
     with open_catalog(catalog) as root:
         return [read_label(root, run_key(which)) for which in labels]
-
-
-def _threads() -> int:
-    import torch
-
-    return torch.get_num_threads()
-
-
-def _say(point: SamplingPoint) -> None:
-    typer.echo(curve_line(point))
 
 
 def _record(name: str, labels: list[str] | None, solver: bool, scans: int, starts: int, seed: int) -> dict[str, Any]:
@@ -110,11 +103,11 @@ def _record(name: str, labels: list[str] | None, solver: bool, scans: int, start
     from bluesky_ptychonn.catalog.results.provenance import software
     from bluesky_ptychonn.recon.solver.ptychi import solver_version
 
-    words = ["ptychonn models measure", name, *(f"--labels {which}" for which in labels or [])]
-    words += [*(["--solver"] if solver else []), f"--scans {scans}", f"--seed {seed}"]
-    words += [f"--starts {starts}"] if labels else []
+    command = ["ptychonn models measure", name, *(f"--labels {which}" for which in labels or [])]
+    command += [*(["--solver"] if solver else []), f"--scans {scans}", f"--seed {seed}"]
+    command += [f"--starts {starts}"] if labels else []
     return {
-        "command": " ".join(words),
+        "command": " ".join(command),
         "solver": f"pty-chi {solver_version()} LSQML" if solver else None,
         "software": software(),
         "time": datetime.now(UTC).isoformat(timespec="seconds"),

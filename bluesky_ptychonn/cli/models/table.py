@@ -12,24 +12,24 @@ if TYPE_CHECKING:
 _TRAINING = {"trained on frames": "frames", "training (s)": "seconds", "seed": "seed"}
 
 
-def printable(words: str) -> str:
+def printable(text: str) -> str:
     """Take out what would steer the terminal: cards come from strangers too."""
-    return "".join(c if c.isprintable() else "?" for c in words)
+    return "".join(c if c.isprintable() else "?" for c in text)
 
 
 def one_line(card: ModelCard) -> str:
     """Say what a model takes, and where its error was measured."""
     shape = "×".join(map(str, card.input.frame_shape))
-    if card.family == "lifted" and card.probe is None:
+    if card.for_any_probe:
         return f"{card.family}, for any probe: give it yours (ptychonn train --start {card.name} --frames 0)"
-    words = f"{card.family}, frames {shape}, object pixel {card.input.object_pixel_m * 1e9:.1f} nm"
+    line = f"{card.family}, frames {shape}, object pixel {card.input.object_pixel_m * 1e9:.1f} nm"
     if card.sampling or card.labelled:
         low, high = card.measured_range_m
-        words += f", measured at steps {low * 1e6:.2f} to {high * 1e6:.2f} µm"
-    return words
+        line += f", measured at steps {low * 1e6:.2f} to {high * 1e6:.2f} µm"
+    return line
 
 
-def counts_words(card: ModelCard) -> str:
+def format_counts(card: ModelCard) -> str:
     """Say what counts a frame had in training, or that nobody knows."""
     if "counts_per_frame" in card.training.get("unknown", []):
         return "unknown"
@@ -42,7 +42,7 @@ def describe(card: ModelCard, where: str) -> list[str]:
     take, probe = card.input, card.probe
     lines = [
         f"{card.name} {card.version}, {card.family}, in {where}",
-        f"takes   {take.frame_shape[0]} × {take.frame_shape[1]} px, {counts_words(card)} counts a frame",
+        f"takes   {take.frame_shape[0]} × {take.frame_shape[1]} px, {format_counts(card)} counts a frame",
         f"gives   {take.patch_shape[0]} × {take.patch_shape[1]} px of {take.object_pixel_m * 1e9:.2f} nm",
     ]
     if probe is not None:
@@ -52,7 +52,7 @@ def describe(card: ModelCard, where: str) -> list[str]:
     if isinstance(imported, dict):
         lines.append(f"from    {imported.get('file')} ({imported.get('layout')}), sha256 {imported.get('sha256')}")
     listed = {key: "; ".join(map(str, card.training.get(key, ()))) for key in ("unknown", "assumed")}
-    lines += [f"{key}: {words}" for key, words in listed.items() if words]
+    lines += [f"{key}: {values}" for key, values in listed.items() if values]
     lines += [f"held out: {key} {value:.4f}" for key, value in card.held_out.items()]
     if card.measured.get("command"):
         lines.append(f"measured by {card.measured['command']}, {card.measured.get('time', '')[:10]}")
@@ -108,7 +108,7 @@ def _column(card: ModelCard) -> dict[str, str]:
         "frame (px)": "×".join(map(str, take.frame_shape)),
         "patch (px)": "×".join(map(str, take.patch_shape)),
         "object pixel (nm)": f"{take.object_pixel_m * 1e9:.2f}",
-        "counts a frame": counts_words(card),
+        "counts a frame": format_counts(card),
         "probe (µm)": "-" if card.probe is None else f"{card.probe.diameter_m * 1e6:.3f}",
         **{title: str(training.get(key, "-")) for title, key in _TRAINING.items()},
         "weights sha256": card.weights_sha256[:12],

@@ -6,13 +6,15 @@ import contextlib
 import shlex
 import sys
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from bluesky_ptychonn.cli.catalogs import CATALOG_VARIABLE
-from bluesky_ptychonn.cli.train.any_probe import ANY, train_any
 from bluesky_ptychonn.cli.train.progress_bar import TrainingBar
+
+if TYPE_CHECKING:
+    from bluesky_ptychonn.card import ModelCard
 
 
 def train(
@@ -26,7 +28,7 @@ def train(
     out: Annotated[Path, typer.Option(help="folder of the model; a killed training resumes from it")],
     name: Annotated[str | None, typer.Option(help="name of the model; the folder's by default")] = None,
     version: Annotated[str, typer.Option(help="version of the model")] = "1",
-    family: Annotated[Literal["lifted", "direct"], typer.Option(help="lifted works through the probe")] = "lifted",
+    family: Annotated[str, typer.Option(help="lifted works through the probe, direct from counts alone")] = "lifted",
     frames: Annotated[
         int, typer.Option(help="frames to train on; 0 with --start measures its weights for this probe")
     ] = 100_000,
@@ -79,119 +81,58 @@ def train(
     """
     import torch
 
-    from bluesky_ptychonn.cli.train.scans import mix_of, read_scans
-    from bluesky_ptychonn.optics.probe_file import read_probe
-    from bluesky_ptychonn.recon.data.simulated import SyntheticConfig
-    from bluesky_ptychonn.recon.models.any_probe import resized
-    from bluesky_ptychonn.recon.models.checkpoint import choose_device, load_model
+    from bluesky_ptychonn.cli.train.scans import read_scans
     from bluesky_ptychonn.recon.training.distributed import rank_here
-    from bluesky_ptychonn.recon.training.fit import TrainingConfig
-    from bluesky_ptychonn.recon.training.model import train_model
+    from bluesky_ptychonn.recon.training.model import ModelInfo
+    from bluesky_ptychonn.recon.training.request import TrainRequest
 
     if threads:
         torch.set_num_threads(threads)
-    first = None if start is None else load_model(start, "cpu")
-    if frames < 1 and first is None:
-        raise ValueError("train: --frames 0 trains nothing; give --start with a model to measure, or more frames")
-    command = shlex.join(["ptychonn", *sys.argv[1:]])
-    if probe == ANY:
-        train_any(
-            out,
-            name,
-            version,
-            family,
-            frames,
-            first,
-            photons,
-            width,
-            frame_size,
-            patch,
-            batch,
-            learning_rate,
-            seed,
-            command,
-            choose_device(device),
-        )
-        return
-    wave, known = read_probe(probe)
-    geometry = _geometry(known, wave.shape[0], energy_ev, distance_m, pixel_pitch_m)
-    dose = photons or _photons(wave)
-    if first is None:
-        network = _network(family, wave.shape[0], patch, width, dose)
-    else:
-        network, family = resized(first.network.config, wave.shape[0], patch), first.card.family
-    labelled, unlabelled = read_scans(labels or [], measured or [], catalog, wave, first)
-    config = TrainingConfig(
-        network=network,
-        # A direct network cannot know the dose, so it is not asked to.
-        synthetic=SyntheticConfig(photons=dose, dose_spread=2.0 if family == "lifted" else 1.05),
-        mix=mix_of(mix, labelled=bool(labelled), label_free=bool(unlabelled)),
-        loss="complex" if family == "lifted" else "amplitude_phase",
-        frames=frames,
-        batch_size=batch,
-        learning_rate=learning_rate,
-        schedule=schedule,
-        precision=precision,
-        patience=patience,
-        seed=seed,
+    geometry = {"energy_ev": energy_ev, "distance_m": distance_m, "pixel_pitch_m": pixel_pitch_m}
+    request = TrainRequest(
+        probe=probe,
+        out=out,
+        info=ModelInfo(name or out.name, version, str(probe), shlex.join(["ptychonn", *sys.argv[1:]])),
+        settings={
+            "frames": frames,
+            "batch_size": batch,
+            "learning_rate": learning_rate,
+            "schedule": schedule,
+            "precision": precision,
+            "patience": patience,
+            "seed": seed,
+        },
+        geometry_given={name: value for name, value in geometry.items() if value is not None},
+        family=family,
+        start=start,
+        photons=photons,
+        width=width,
+        patch=patch,
+        frame_size=frame_size,
+        mix=mix,
+        device=device,
     )
+    labelled: list[Any] = []
+    unlabelled: list[Any] = []
+    if not request.any_probe:
+        labelled, unlabelled = read_scans(labels, measured, catalog, request.probe_wave, request.start_model)
     with TrainingBar() if rank_here() == 0 else contextlib.nullcontext() as bar:
-        card = train_model(
-            wave,
-            geometry,
-            config,
-            out,
-            labelled=labelled,
-            measured=unlabelled,
-            name=name or out.name,
-            version=version,
-            source=str(probe),
-            command=command,
-            device=choose_device(device),
-            progress=bar,
-            start=first,
-        )
-    if card is None:  # a helper of the process that writes
+        card = request.run(labelled, unlabelled, bar)
+    if card is not None:  # a helper of the process that writes has none
+        _print_result(card, out)
+
+
+def _print_result(card: ModelCard, out: Path) -> None:
+    error = card.held_out["patch_phase_mae_rad"]
+    if card.for_any_probe:
+        typer.echo(f"{card.name} {card.version} in {out}, for any probe")
+        typer.echo(f"held-out patches, held-out probes: phase error {error:.3f} rad")
         return
     typer.echo(f"{card.name} {card.version} in {out}")
-    typer.echo(f"held-out patches: phase error {card.held_out['patch_phase_mae_rad']:.3f} rad")
+    typer.echo(f"held-out patches: phase error {error:.3f} rad")
     typer.echo("held-out scans:   step / probe   step (µm)   phase error (rad)   correlation   frames")
     for point in card.sampling:
         typer.echo(
             f"{point.sampling:>30.2f} {point.step_m * 1e6:>11.3f} {point.phase_mae_rad:>19.3f} "
             f"{point.phase_correlation:>13.3f} {point.frames:>8d}"
         )
-
-
-def _photons(wave: Any) -> float:
-    """Photons in a probe in square-root photons; 1e5 for one that is only relative."""
-    power = float((abs(wave) ** 2).sum())
-    return power if power > 100 else 1e5
-
-
-def _network(family: str, frame: int, patch: int | None, width: float | None, photons: float) -> Any:
-    from bluesky_ptychonn.recon.networks.networks import DirectConfig, LiftedConfig
-
-    if family == "lifted":
-        return LiftedConfig(frame_size=frame, patch_size=patch or frame // 2, width=int(width or 40))
-    return DirectConfig(
-        frame_size=frame,
-        patch_size=patch or frame // 2,
-        width=width or 0.5,
-        batch_norm=True,
-        input_root=True,
-        input_scale=round((photons / frame**2) ** 0.5, 1),
-    )
-
-
-def _geometry(known: Any, size: int, energy_ev: float | None, distance_m: float | None, pitch_m: float | None) -> Any:
-    from bluesky_ptychonn.optics.geometry import Geometry
-
-    given = {"energy_ev": energy_ev, "distance_m": distance_m, "pixel_pitch_m": pitch_m}
-    missing = [f"--{key.replace('_', '-')}" for key, value in given.items() if value is None]
-    if known is not None:
-        changed = {key: value for key, value in given.items() if value is not None}
-        return Geometry.from_document({**known.model_dump(), **changed}, "command line")
-    if missing:
-        raise ValueError(f"train: the probe's file says nothing of the geometry; give {', '.join(missing)} (eV, m, m)")
-    return Geometry.from_document({**given, "frame_shape": (size, size)}, "command line")

@@ -23,7 +23,8 @@ from numpy.typing import NDArray
 
 from bluesky_ptychonn.catalog.connection.address import Address
 from bluesky_ptychonn.catalog.connection.connect import PROCESSED, RAW
-from bluesky_ptychonn.catalog.connection.http import CatalogUnavailableError, TiledNode
+from bluesky_ptychonn.catalog.connection.errors import CatalogUnavailableError
+from bluesky_ptychonn.catalog.connection.http import TiledNode
 from bluesky_ptychonn.catalog.results.label_client import (
     FRAMES,
     PICTURES,
@@ -123,8 +124,8 @@ def label(
         raise ValueError(f"label: device {device!r}; allowed: {', '.join(_DEVICES)}")
     if epochs is not None and epochs < 1:
         raise ValueError(f"label: {epochs} epochs; 1 or more are needed, or none for as many as the run wants")
-    optic = ProbeSetup.of(model, probe, preprocess)
-    root = Address.of(catalog).client
+    optic = ProbeSetup.from_source(model, probe, preprocess)
+    root = Address.from_catalog(catalog).client
     stored = find_run(root, run, raw)
     keys = keys or DataKeys()
     settings = {
@@ -191,7 +192,7 @@ def read_label(catalog: Any, which: str | int) -> LabelledScan:
     ValueError
         In words: no such label, one that is not complete, frames that are no longer there.
     """
-    root = Address.of(catalog).client
+    root = Address.from_catalog(catalog).client
     found = _find(root, which)
     about = found.metadata
     settings = about["settings"]

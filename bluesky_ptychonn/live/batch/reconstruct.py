@@ -88,7 +88,7 @@ def reconstruct(
     """
     loaded = hasattr(model, "network")
     keys = DataKeys(frame_key, x_key, y_key, x_sign, y_sign, stream, position_unit)
-    address = Address.of(catalog)
+    address = Address.from_catalog(catalog)
     root = address.client
     stored = find_run(root, run, raw)
     folder = "" if loaded else str(find_model(resolve_model(model, root)))

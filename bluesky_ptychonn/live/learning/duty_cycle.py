@@ -21,7 +21,7 @@ class DutyCycle:
     Examples
     --------
     >>> waits, now = [], iter([0.0, 3.0])
-    >>> duty = Duty(0.25, waits.append, lambda: next(now))
+    >>> duty = DutyCycle(0.25, waits.append, lambda: next(now))
     >>> duty.begin()
     >>> duty.rest()
     >>> waits

@@ -5,8 +5,9 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING, Any
 
-from bluesky_ptychonn.catalog.registry.learning_log import Kind, LearningLog, LearningRecord, finite
+from bluesky_ptychonn.catalog.registry.learning_log import Kind, LearningLog, LearningRecord
 from bluesky_ptychonn.catalog.registry.registry import Registry
+from bluesky_ptychonn.files import as_json
 
 if TYPE_CHECKING:
     from bluesky_ptychonn.recon.learning.learner import Candidate
@@ -23,15 +24,15 @@ class Promotions:
     Parameters
     ----------
     registry : Registry
-    lessons : LearningLog
+    records : LearningLog
     name : str
         Of the model.
     learner : str
         Which learner: rounds are counted by each for itself.
     """
 
-    def __init__(self, registry: Registry, lessons: LearningLog, name: str, learner: str) -> None:
-        self._registry, self._lessons, self._name, self._learner = registry, lessons, name, learner
+    def __init__(self, registry: Registry, records: LearningLog, name: str, learner: str) -> None:
+        self._registry, self._records, self._name, self._learner = registry, records, name, learner
 
     def promote(self, candidate: Candidate, champion: str, reason: str, numbers: dict[str, Any]) -> Kind:
         """Make a candidate champion, unless somebody decided otherwise; returns what was recorded.
@@ -45,10 +46,10 @@ class Promotions:
         numbers : dict
             JSON values.
         """
-        if words := self._rolled_back(candidate.model.card.weights_sha256):
-            return self.record(candidate, "keep", champion, words, numbers)
+        if reason_against := self._rolled_back(candidate.model.card.weights_sha256):
+            return self.record(candidate, "keep", champion, reason_against, numbers)
         version = self._registry.publish(candidate.folder, by=BY)
-        numbers = finite({**numbers, "learner": self._learner})
+        numbers = as_json({**numbers, "learner": self._learner})
         try:
             self._registry.promote(self._name, version, reason, numbers, by=BY, over=champion)
         except ValueError as error:
@@ -70,10 +71,10 @@ class Promotions:
         self.keep(LearningRecord(key, kind, champion, reason, version, numbers, by=BY))
         return kind
 
-    def keep(self, lesson: LearningRecord) -> None:
+    def keep(self, record: LearningRecord) -> None:
         """Add a decision to the catalog's table, once."""
-        if self._lessons.add(lesson):
-            log.info("%s", lesson)
+        if self._records.add(record):
+            log.info("%s", record)
 
     def make_good(self, rounds: int, champion: str) -> None:
         """Record rounds that ended just before a kill: promoted ones from the history, others without their numbers.
@@ -85,17 +86,17 @@ class Promotions:
         champion : str
             Version of now.
         """
-        ours = (lesson.numbers for lesson in self._lessons.read() if lesson.numbers.get("learner") == self._learner)
+        ours = (record.numbers for record in self._records.read() if record.numbers.get("learner") == self._learner)
         for number in sorted(set(range(1, rounds + 1)) - {numbers.get("round") for numbers in ours}):
             about = {"round": number, "learner": self._learner}
-            key, words = f"round {number} {self._learner}", "kept; a kill just then lost the numbers"
-            lesson = LearningRecord(key, "keep", champion, words, "", about, by=BY)
+            key, reason = f"round {number} {self._learner}", "kept; a kill just then lost the numbers"
+            record = LearningRecord(key, "keep", champion, reason, "", about, by=BY)
             for done in self._registry.history(self._name):
                 if about.items() <= done.numbers.items():
-                    lesson = LearningRecord(
+                    record = LearningRecord(
                         key, "promote", done.before or "", done.reason, done.version, done.numbers, done.time, BY
                     )
-            self.keep(lesson)
+            self.keep(record)
 
     def _rolled_back(self, digest: str) -> str:
         """Say who undid the promotion of these very weights; empty where nobody did."""

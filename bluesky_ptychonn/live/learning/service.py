@@ -1,7 +1,7 @@
 """Learns beside a beamline: watches a catalog for finished runs, and promotes what was measured to be better.
 
-Everything may be killed at any moment. What was decided about a run or a candidate is in the catalog (`lessons`), what
-was learned in the folder (`recon.learning.learner`), and whatever is in only one of them is made good by the next
+Everything may be killed at any moment. What was decided about a run or a candidate is in the catalog (`LearningLog`),
+what was learned in the folder (`recon.learning.learner`), and whatever is in only one of them is made good by the next
 start.
 """
 
@@ -14,20 +14,22 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from bluesky_ptychonn.catalog.connection.connect import RAW, connect
 from bluesky_ptychonn.catalog.connection.errors import is_outage
 from bluesky_ptychonn.catalog.registry.champion import Champion
-from bluesky_ptychonn.catalog.registry.learning_log import LearningLog, LearningRecord
+from bluesky_ptychonn.catalog.registry.learning_log import Kind, LearningLog, LearningRecord
 from bluesky_ptychonn.catalog.registry.registry import Registry
 from bluesky_ptychonn.catalog.runs.run_list import EndedRuns, Listed, RunList
 from bluesky_ptychonn.files import lock, read_json, write_json
 from bluesky_ptychonn.live.learning.config import LearnerConfig
 from bluesky_ptychonn.live.learning.duty_cycle import DutyCycle
 from bluesky_ptychonn.live.learning.promotion import BY, Promotions
-from bluesky_ptychonn.live.learning.training_run import training_run, whole_reconstruction
+from bluesky_ptychonn.live.learning.training_run import newest_reconstruction, training_run
 from bluesky_ptychonn.paths import learning_root
 from bluesky_ptychonn.recon.learning.config import LearningConfig
 from bluesky_ptychonn.recon.models.library import check_name
@@ -35,6 +37,7 @@ from bluesky_ptychonn.recon.models.library import check_name
 if TYPE_CHECKING:
     from bluesky_ptychonn.recon.learning.learner import Candidate, Considered, Judgement
     from bluesky_ptychonn.recon.models.checkpoint import Model
+    from bluesky_ptychonn.recon.quality.verdict import Reason
 
 log = logging.getLogger(__name__)
 
@@ -42,7 +45,7 @@ _MOST_ATTEMPTS = 3  # at one run: a learner that dies of it is not to die of it 
 _ATTEMPT, _IDENTITY, _LOCK = "attempt.json", "learner.json", "worker.lock"
 
 
-class Learns(Protocol):
+class LearnerProtocol(Protocol):
     """What learns; `recon.learning.learner.Learner` is one."""
 
     @property
@@ -53,7 +56,7 @@ class Learns(Protocol):
     def rounds(self) -> int:
         """Rounds that have ended."""
 
-    def consider(self, scan: Any, *, trust: Any, verdict_reasons: Sequence[str] = ()) -> Considered:
+    def consider(self, scan: Any, *, trust: Any, verdict_reasons: Sequence[Reason] = ()) -> Considered:
         """Take a run or say why not; the same answer again for a run that was considered."""
 
     def propose(self, stop: Callable[[], bool]) -> Candidate | None:
@@ -62,8 +65,32 @@ class Learns(Protocol):
     def judge(self, candidate: Candidate) -> Judgement:
         """Compare it with the champion; a no ends the round."""
 
-    def crown(self, model: Model) -> None:
+    def set_champion(self, model: Model) -> None:
         """Take a model as champion; the candidate ends its round."""
+
+
+class RoundState(Enum):
+    """What became of a turn at a round."""
+
+    NOT_DUE = "too few runs were taken since the last one"
+    LEFT = "this is no time to compute; it goes on later where it is"
+    OUTDATED = "somebody else made another champion; it begins anew from that one"
+    DECIDED = "its candidate was promoted, or kept out"
+
+
+@dataclass
+class _AtWork:
+    """The learner, the champion, and the digest of the model that the learner takes for it."""
+
+    learner: LearnerProtocol
+    champion: Model
+    digest: str
+
+    def set_champion(self, model: Model) -> None:
+        """Tell the learner of another champion; not twice of the same, after which it forgets what came before."""
+        if model.card.weights_sha256 != self.digest:
+            self.learner.set_champion(model)
+            self.digest = model.card.weights_sha256
 
 
 class CatalogLearner:
@@ -82,7 +109,7 @@ class CatalogLearner:
     raw : str
         Container of the runs.
     make_learner : callable, optional
-        ``(folder, champion, LearningConfig, device) -> Learns``.
+        ``(folder, champion, LearningConfig, device) -> LearnerProtocol``.
 
     Raises
     ------
@@ -106,7 +133,7 @@ class CatalogLearner:
         *,
         since: float | None = None,
         raw: str = RAW,
-        make_learner: Callable[[Path, Model, LearningConfig, str], Learns] | None = None,
+        make_learner: Callable[[Path, Model, LearningConfig, str], LearnerProtocol] | None = None,
     ) -> None:
         self.name = check_name(name)
         self.config = config or LearnerConfig()
@@ -116,17 +143,16 @@ class CatalogLearner:
         self._since, self._raw = since, raw
         self._make_learner = make_learner or _learner
         self._registry = Registry(self._root)
-        self._lessons = LearningLog(self._root, name)
+        self._records = LearningLog(self._root, name)
         self._runs = RunList(self._root, raw)
         self._ended: EndedRuns | None = None
         self._champion = Champion(self._root, name, self.folder / "champions")
         self._closing = threading.Event()
         self._duty = DutyCycle(self.config.share, self._closing.wait)
-        self._learner: Learns | None = None
-        self._model: Model | None = None
-        self._looked = float("-inf")
-        self._crowned = ""
-        self._once = self._outdated = False
+        self._at_work: _AtWork | None = None
+        self._checked_at = float("-inf")  # when it was last asked whether this is a time to compute
+        self._once = False
+        self._interrupted: RoundState | None = None
         if self._registry.decided(name) is None:
             raise ValueError(
                 f"learning: the catalog has no champion {name!r} to begin with; 'ptychonn models publish {name}' and "
@@ -137,7 +163,7 @@ class CatalogLearner:
         if owned is None:
             raise ValueError(f"learning: another learner is at work in {self.folder}")
         self._owned: int | None = owned
-        self._promotions = Promotions(self._registry, self._lessons, name, _identity(self.folder))
+        self._promotions = Promotions(self._registry, self._records, name, _identity(self.folder))
 
     def close(self) -> None:
         """Leave the folder to another learner."""
@@ -155,7 +181,7 @@ class CatalogLearner:
         """
         self._closing, self._once = closing, once
         self._duty = DutyCycle(self.config.share, closing.wait)
-        said = ""
+        waiting_for = ""
         while not closing.is_set():
             try:
                 did = self.turn()
@@ -163,9 +189,9 @@ class CatalogLearner:
                 if once or not is_outage(error):
                     raise
                 did, self.waiting_for = False, f"{type(error).__name__}: {error}"
-            if self.waiting_for != said:
-                said = self.waiting_for
-                log.info("waiting: %s", said) if said else log.info("at work again")
+            if self.waiting_for != waiting_for:
+                waiting_for = self.waiting_for
+                log.info("waiting: %s", waiting_for) if waiting_for else log.info("at work again")
             if not did:
                 if once and not self.waiting_for:
                     return
@@ -173,18 +199,21 @@ class CatalogLearner:
 
     def turn(self) -> bool:
         """Do the next thing: consider a run, or go on with a round. Returns whether there was anything to do."""
-        self._follow()
+        self._follow_champion()
         if self._ended is None:
-            self._ended = EndedRuns(self._runs, (lesson.key for lesson in self._lessons.read()), self._since)
-        self._looked = time.monotonic()
-        self.waiting_for = self._busy(self._ended.look())
+            self._ended = EndedRuns(self._runs, (record.key for record in self._records.read()), self._since)
+        self._checked_at = time.monotonic()
+        self.waiting_for = self._busy(self._ended.refresh())
         if self.waiting_for:
             return False
         self._duty.begin()
+        self._interrupted = None
         try:
-            if self._round():  # before more runs are taken: so it is judged as it would have been at the time
-                return True
-            if self._left or (run := self._next(self._ended)) is None:
+            state = self._advance_round()  # before more runs are taken: it is judged as it would have been at the time
+            if state is not RoundState.NOT_DUE:
+                return state is not RoundState.LEFT
+            run = self._next(self._ended)
+            if run is None:
                 return False
             self._consider(run)
             self._ended.done(run.uid)
@@ -194,26 +223,36 @@ class CatalogLearner:
 
     # -- the catalog as it is
 
-    def _follow(self) -> None:
+    def _follow_champion(self) -> None:
         """Work for the champion of now, whoever made it so."""
-        folder = self._champion.look()
+        folder = self._champion.current()
         if folder is None:
             raise ValueError(f"learning: the catalog has no champion {self.name!r} any more")
         from bluesky_ptychonn.recon.models.checkpoint import load_model
 
-        if self._model is None or self._model.card.version != folder.name:
-            before, self._model = self._model, load_model(folder, "cpu")
-            if self._learner is None:
-                self._learner = self._make_learner(self.folder, self._model, self.config.round, self.config.device)
-                self._crowned = self._model.card.weights_sha256
-            else:
-                self._crown(self._model)
-            log.info("champion %s is %s%s", self.name, self._version, "" if before is None else f", before {before}")
-            self._promotions.make_good(self._learner.rounds, self._version)
+        work = self._at_work
+        if work is not None and work.champion.card.version == folder.name:
+            return
+        model = load_model(folder, "cpu")
+        if work is None:
+            learner = self._make_learner(self.folder, model, self.config.round, self.config.device)
+            work = self._at_work = _AtWork(learner, model, model.card.weights_sha256)
+            log.info("champion %s is %s", self.name, self._version)
+        else:
+            before, work.champion = self._version, model
+            work.set_champion(model)
+            log.info("champion %s is %s, before %s", self.name, self._version, before)
+        self._promotions.make_good(work.learner.rounds, self._version)
 
     @property
     def _version(self) -> str:
-        return "" if self._model is None else self._model.card.version
+        return self._work.champion.card.version
+
+    @property
+    def _work(self) -> _AtWork:
+        if self._at_work is None:
+            raise RuntimeError("learning: no champion was looked up yet; call turn() or run()")
+        return self._at_work
 
     def _busy(self, runs: Sequence[Listed]) -> str:
         """Why this is no moment to compute; empty when it is one."""
@@ -233,58 +272,54 @@ class CatalogLearner:
         for run in ended_runs.waiting:
             ended = float((run.stop or {}).get("time", 0.0))
             settled = self._once or time.time() - ended > self.config.settle_s
-            if settled or whole_reconstruction(self._root, run.uid, self.name) is not None:
+            if settled or newest_reconstruction(self._root, run.uid, self.name) is not None:
                 return run
         return None
-
-    @property
-    def _left(self) -> bool:
-        """Whether a round was left because it is no time to compute."""
-        return bool(self.waiting_for) or self._closing.is_set()
 
     def _stop(self) -> bool:
         """Whether to leave a round for later; rests as long as our share of the time asks for."""
         self._duty.rest()
         self._duty.begin()
-        if self._closing.is_set():
-            return True
-        if time.monotonic() - self._looked < self.config.poll_s:
-            return False
-        self._looked = time.monotonic()
+        self._interrupted = RoundState.LEFT if self._closing.is_set() else self._interruption()
+        return self._interrupted is not None
+
+    def _interruption(self) -> RoundState | None:
+        if time.monotonic() - self._checked_at < self.config.poll_s:
+            return None
+        self._checked_at = time.monotonic()
         try:
             self.waiting_for = self._busy(self._runs.page(since=self._since, most=10))
-            self._outdated = self._registry.decided(self.name) != self._version
+            if self._registry.decided(self.name) != self._version:  # it starts from the wrong model
+                return RoundState.OUTDATED
         except Exception as error:
             if not is_outage(error):
                 raise
             self.waiting_for = f"the catalog does not answer: {error}"  # a scan may go on that we cannot see
-        return bool(self.waiting_for) or self._outdated  # somebody else decided: it starts from the wrong model
+        return RoundState.LEFT if self.waiting_for else None
 
     # -- runs
 
     def _consider(self, run: Listed) -> None:
-        learner, model = self._at_work()
+        work = self._work
         try:
             self._count(run.uid)
-            found = training_run(self._root, run.uid, model, raw=self._raw, memory_bytes=self.config.memory_bytes)
-            considered = learner.consider(found.scan, trust=found.trust, verdict_reasons=found.reasons)
-            numbers = {**considered.numbers, "frames": considered.frames, "held_out": considered.held_out}
-            lesson = LearningRecord(
-                run.uid,
-                "taken" if considered.taken else "passed over",
-                self._version,
-                considered.reason.removeprefix("not ").removeprefix("taken: "),
-                numbers={**numbers, "reconstructed_by": found.made_by},
-                by=BY,
+            found = training_run(
+                self._root, run.uid, work.champion, raw=self._raw, memory_bytes=self.config.memory_bytes
             )
+            considered = work.learner.consider(found.scan, trust=found.trust, verdict_reasons=found.reasons)
+            numbers = {**considered.numbers, "frames": considered.frames, "held_out": considered.held_out}
+            numbers["reconstructed_by"] = found.made_by
+            kind: Kind = "taken" if considered.taken else "passed over"
+            reason = considered.reason
         except Exception as error:
             if is_outage(error):
                 (self.folder / _ATTEMPT).unlink(missing_ok=True)
                 raise
-            words = f"{type(error).__name__}: {error}" if not isinstance(error, ValueError) else str(error)
-            lesson = LearningRecord(run.uid, "passed over", self._version, words or type(error).__name__, by=BY)
+            numbers, kind = {}, "passed over"
+            name = type(error).__name__
+            reason = (str(error) or name) if isinstance(error, ValueError) else f"{name}: {error}"
             log.debug("run %s", run.uid, exc_info=error)
-        self._promotions.keep(lesson)
+        self._promotions.keep(LearningRecord(run.uid, kind, self._version, reason, numbers=numbers, by=BY))
         (self.folder / _ATTEMPT).unlink(missing_ok=True)
 
     def _count(self, uid: str) -> None:
@@ -297,43 +332,28 @@ class CatalogLearner:
 
     # -- rounds
 
-    def _round(self) -> bool:
-        """Train, judge, decide; whether there is more to do at once."""
-        learner, champion = self._at_work()
-        self._outdated = False
-        candidate = learner.propose(self._stop)
+    def _advance_round(self) -> RoundState:
+        """Train, judge, decide; or leave it for later."""
+        work = self._work
+        candidate = work.learner.propose(self._stop)
         if candidate is None:
-            return self._outdated
+            return self._interrupted or (RoundState.LEFT if self._closing.is_set() else RoundState.NOT_DUE)
         self._duty.rest()
         self._duty.begin()
-        judgement = learner.judge(candidate)
+        judgement = work.learner.judge(candidate)
         numbers = {**judgement.numbers, **candidate.record}
         if not judgement.promote:
             self._promotions.record(candidate, "keep", self._version, judgement.reason, numbers)
-            return True
+            return RoundState.DECIDED
         self._promotions.promote(candidate, self._version, judgement.reason, numbers)
         # Whatever the catalog's champion is now: this round has ended, or it would be proposed for ever.
-        self._crown(candidate.model)
+        work.set_champion(candidate.model)
         if self._registry.decided(self.name) == self._version:
-            self._crown(champion)
-        return True
-
-    def _crown(self, model: Model) -> None:
-        """Tell the learner of another champion; not twice of the same, after which it would forget what came before."""
-        learner, _ = self._at_work()
-        if model.card.weights_sha256 != self._crowned:
-            learner.crown(model)
-            self._crowned = model.card.weights_sha256
-
-    # -- what both need
-
-    def _at_work(self) -> tuple[Learns, Model]:
-        if self._learner is None or self._model is None:
-            raise RuntimeError("learning: no champion was looked up yet; call turn() or run()")
-        return self._learner, self._model
+            work.set_champion(work.champion)
+        return RoundState.DECIDED
 
 
-def _learner(folder: Path, champion: Model, config: LearningConfig, device: str) -> Learns:
+def _learner(folder: Path, champion: Model, config: LearningConfig, device: str) -> LearnerProtocol:
     from bluesky_ptychonn.recon.learning.learner import Learner
     from bluesky_ptychonn.recon.models.checkpoint import choose_device
 

@@ -14,10 +14,11 @@ from bluesky_ptychonn.catalog.runs.data_keys import RunError
 from bluesky_ptychonn.catalog.runs.measured import ProbeSetup, measured_run
 from bluesky_ptychonn.catalog.runs.stored_documents import find_run
 from bluesky_ptychonn.recon.data.scans import MeasuredScan
+from bluesky_ptychonn.recon.quality.verdict import Reason
 
 #: Bytes that labelling takes for each byte of the frames (float32), estimated: the frames themselves and their fields.
 _COPIES = 8
-_LOOKED_AT = 10  # newest reconstructions of a run
+_NEWEST = 10  # newest reconstructions of a run
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,7 @@ class TrainingRun:
         Its usable frames; `source` is the run's uid.
     trust : (n,) float64 ndarray
         Of each frame, 0 for one that the reconstruction rejected, 1 throughout for a run without a reconstruction.
-    reasons : tuple of str
+    reasons : tuple of Reason
         Of the reconstruction's verdict.
     made_by : str
         ``name/version`` of the model behind trust and reasons; empty without a reconstruction.
@@ -38,15 +39,15 @@ class TrainingRun:
 
     scan: MeasuredScan
     trust: NDArray[np.float64]
-    reasons: tuple[str, ...]
+    reasons: tuple[Reason, ...]
     made_by: str
 
 
-def whole_reconstruction(root: Any, uid: str, name: str) -> Any:
+def newest_reconstruction(root: Any, uid: str, name: str) -> Any:
     """Newest finished reconstruction of a run by a model of this name; None without one."""
-    for one in reconstructions(root, raw=uid, model=name, limit=_LOOKED_AT):
-        if one.metadata.get("status") in ("complete", "partial"):
-            return one
+    for item in reconstructions(root, raw=uid, model=name, limit=_NEWEST):
+        if item.metadata.get("status") in ("complete", "partial"):
+            return item
     return None
 
 
@@ -74,8 +75,8 @@ def training_run(root: Any, uid: str, model: Any, *, raw: str = RAW, memory_byte
         When the catalog does not answer.
     """
     run = find_run(root, uid, raw)
-    made = whole_reconstruction(root, uid, model.card.name)
-    counts = {} if made is None else made.metadata.get("counts") or {}
+    result = newest_reconstruction(root, uid, model.card.name)
+    counts = {} if result is None else result.metadata.get("counts") or {}
     expected = counts.get("seen") or run.metadata["start"].get("num_points") or 0
     needed = int(expected) * int(np.prod(model.card.input.frame_shape)) * 4 * _COPIES
     if memory_bytes is not None and needed > memory_bytes:
@@ -83,13 +84,13 @@ def training_run(root: Any, uid: str, model: Any, *, raw: str = RAW, memory_byte
             f"its {expected} frames would take {needed / 2**20:.0f} MiB to learn from, {memory_bytes / 2**20:.0f} MiB "
             "are allowed (memory_bytes)"
         )
-    read = measured_run(root, run, ProbeSetup.of(model=model), raw=raw)
+    read = measured_run(root, run, ProbeSetup.from_source(model=model), raw=raw)
     scan = MeasuredScan(**{**vars(read.scan), "source": uid})
-    if made is None:
+    if result is None:
         return TrainingRun(scan, np.ones(len(scan)), (), "")
-    frames = made.frames
+    frames = result.frames
     known = dict(zip(frames.seq_num.tolist(), np.where(frames.valid, frames.trust, 0.0).tolist(), strict=True))
     trust = np.nan_to_num(np.array([known.get(int(seq_num), 0.0) for seq_num in read.seq_num], dtype=np.float64))
-    by = made.metadata["model"]
-    reasons = tuple(str(words) for words in (made.metadata.get("verdict") or {}).get("reasons", ()))
+    by = result.metadata["model"]
+    reasons = tuple(Reason.from_text(str(text)) for text in (result.metadata.get("verdict") or {}).get("reasons", ()))
     return TrainingRun(scan, trust, reasons, f"{by['name']}/{by['version']}")

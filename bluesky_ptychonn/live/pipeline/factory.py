@@ -12,43 +12,42 @@ from typing import Any
 
 from bluesky_ptychonn.catalog.connection.circuit_breaker import CircuitBreaker
 from bluesky_ptychonn.catalog.connection.http import TiledNode
+from bluesky_ptychonn.catalog.connection.requests import require_answer
 from bluesky_ptychonn.catalog.registry.champion import Champion, cache_folder
 from bluesky_ptychonn.catalog.runs.data_keys import RunLayout
-from bluesky_ptychonn.catalog.runs.frame_source import TiledFrames, WatchedFrames
-from bluesky_ptychonn.live.pipeline.protocols import Reconstructs, Sink
+from bluesky_ptychonn.catalog.runs.frame_source import TiledFrames
+from bluesky_ptychonn.live.pipeline.protocols import FrameReconstructor, Sink
 from bluesky_ptychonn.live.pipeline.settings import SPOOL, ReconstructionSettings
 from bluesky_ptychonn.optics.geometry import Geometry
 
 log = logging.getLogger(__name__)
 
-_SIGN_S = 10.0
-
 
 class _LoadedModel:
     """A loaded model with its reconstructors, one for each geometry; the network is shared."""
 
-    def __init__(self, model: Any, folder: str, order: ReconstructionSettings) -> None:
+    def __init__(self, model: Any, folder: str, settings: ReconstructionSettings) -> None:
         from bluesky_ptychonn.recon.inference.reconstructor import Reconstructor
 
         self.folder = folder
         self.name = f"{model.card.name}/{model.card.version}"
         self._model = model = model.on_cpu()  # from where it goes to the device: one that is lost takes nothing with it
-        self._settings: dict[str, Any] = {
-            "device": order.device,
-            "batch_size": order.batch_size,
-            "precision": order.precision,
-            "preprocess": order.preprocess,
-            "refinement": order.refinement,
+        self._options: dict[str, Any] = {
+            "device": settings.device,
+            "batch_size": settings.batch_size,
+            "precision": settings.precision,
+            "preprocess": settings.preprocess,
+            "refinement": settings.refinement,
         }
-        self._first = self._last = Reconstructor(model, order.geometry, **self._settings)
+        self._first = self._last = Reconstructor(model, settings.geometry, **self._options)
         self._reconstructors: dict[str, Reconstructor] = {}
         self._warm = False
 
     @classmethod
-    def load(cls, folder: str, order: ReconstructionSettings) -> _LoadedModel:
+    def load(cls, folder: str, settings: ReconstructionSettings) -> _LoadedModel:
         from bluesky_ptychonn.recon.models.checkpoint import load_model
 
-        return cls(load_model(folder, "cpu"), folder, order)
+        return cls(load_model(folder, "cpu"), folder, settings)
 
     @property
     def device(self) -> str:
@@ -62,12 +61,12 @@ class _LoadedModel:
             self._first.warm_up()
             self._warm = True
 
-    def reconstructor(self, geometry: Geometry) -> Reconstructs:
+    def reconstructor(self, geometry: Geometry) -> FrameReconstructor:
         from bluesky_ptychonn.recon.inference.reconstructor import Reconstructor
 
         key = geometry.model_dump_json(exclude={"sources"})
         if key not in self._reconstructors:
-            self._reconstructors[key] = Reconstructor(self._model, geometry, **self._settings)
+            self._reconstructors[key] = Reconstructor(self._model, geometry, **self._options)
         self._last = self._reconstructors[key].for_run()  # the beam may differ from run to run
         return self._last
 
@@ -75,11 +74,11 @@ class _LoadedModel:
 class TiledComponentFactory:
     """Makes reconstructors, sources and sinks; loads the network and warms it up at once.
 
-    Where the order names a champion, its model is what the catalog says when a run begins.
+    Where they name a champion, its model is what the catalog says when a run begins.
 
     Parameters
     ----------
-    order : ReconstructionSettings
+    settings : ReconstructionSettings
         What to make them of.
     session : str
         Name of the session; a run has one result in each.
@@ -88,7 +87,7 @@ class TiledComponentFactory:
     api_key : str, optional
         Its key.
     model : Model, optional
-        A loaded model; else the one in the order's folder.
+        A loaded model; else the one in the settings' folder.
     folder : Path, optional
         The session's folder, to keep results there that the catalog does not take; without one a catalog that does not
         answer is the caller's.
@@ -108,7 +107,7 @@ class TiledComponentFactory:
 
     def __init__(
         self,
-        order: ReconstructionSettings,
+        settings: ReconstructionSettings,
         session: str,
         *,
         root: Any = None,
@@ -122,45 +121,47 @@ class TiledComponentFactory:
 
         from bluesky_ptychonn.catalog.connection.server import connect
 
-        if order.threads:
-            torch.set_num_threads(order.threads)
-        self._order = order
+        if settings.threads:
+            torch.set_num_threads(settings.threads)
+        self._settings = settings
         self._spool = None if folder is None else folder / SPOOL
         self._session = uuid.uuid5(uuid.NAMESPACE_URL, f"ptychonn:{session}")
         self.problem = ""
-        bench = None
-        if model is not None or order.model:  # what is wrong with it is said at once, not when the catalog answers
-            bench = _LoadedModel.load(order.model, order) if model is None else _LoadedModel(model, "", order)
+        loaded = None
+        if model is not None or settings.model:  # what is wrong with it is said at once, not when the catalog answers
+            loaded = _LoadedModel.load(settings.model, settings) if model is None else _LoadedModel(model, "", settings)
         _import_early()
         if root is None:
-            ask_for_a_sign(order.catalog)
-        self._root = connect(order.catalog, api_key=api_key) if root is None else root
-        self._line = CircuitBreaker(self._root, before_request, own=root is None)
+            require_answer(settings.catalog)
+        self._root = connect(settings.catalog, api_key=api_key) if root is None else root
+        self._breaker = CircuitBreaker(self._root, before_request, own=root is None)
         self._champion = None
-        if order.champion:
+        if settings.champion:
             place = cache_folder(None if folder is None else folder.parent)
-            self._champion = Champion(self._root, order.champion, place, self._line.wait)
-            bench = self._of_now(bench)
-        if bench is None:
-            raise ValueError(f"model {order.champion or order.model!r} is neither here nor a champion in this catalog")
-        self._bench = bench
-        bench.warm_up()
+            self._champion = Champion(self._root, settings.champion, place, self._breaker.wait)
+            loaded = self._current_model(loaded)
+        if loaded is None:
+            raise ValueError(
+                f"model {settings.champion or settings.model!r} is neither here nor a champion in this catalog"
+            )
+        self._loaded = loaded
+        loaded.warm_up()
         log.info("%s on %s, ready in %.1f s", self.model, self.device, time.monotonic() - began)
 
     @property
     def device(self) -> str:
         """What the network runs on, and what befell that."""
-        return self._bench.device
+        return self._loaded.device
 
     @property
     def model(self) -> str:
         """Model that makes reconstructors, ``name/version``."""
-        return self._bench.name
+        return self._loaded.name
 
     @property
     def model_folder(self) -> str:
         """Where that lies; empty for one that was given loaded."""
-        return self._bench.folder
+        return self._loaded.folder
 
     def for_run(self, made_by: str = "") -> TiledComponentFactory:
         """Make a factory that keeps its model for one run; looks once whether the champion changed.
@@ -172,65 +173,65 @@ class TiledComponentFactory:
         """
         if self._champion is None:
             return copy.copy(self)
-        there = self._bench
-        self._bench = self._of_now(there) or there
-        if self._bench is not there:
-            log.info("champion is %s now, before %s", self.model, there.name)
+        before = self._loaded
+        self._loaded = self._current_model(before) or before
+        if self._loaded is not before:
+            log.info("champion is %s now, before %s", self.model, before.name)
         run = copy.copy(self)
         if made_by and made_by != self.model:
-            run._bench = self._of_then(self._champion, made_by, there)
+            run._loaded = self._earlier_model(self._champion, made_by, before)
         return run
 
-    def _of_now(self, there: _LoadedModel | None) -> _LoadedModel | None:
-        """Champion, or the order's model where none is decided; what is there when that cannot be had."""
+    def _current_model(self, at_work: _LoadedModel | None) -> _LoadedModel | None:
+        """Champion, or the settings' model where none is decided; the one at work when that cannot be had."""
         if self._champion is None:
-            return there
+            return at_work
         try:
-            found = self._champion.look()
-            folder = self._order.model if found is None else str(found)
-            if folder and (there is None or there.folder != folder):
-                bench = _LoadedModel.load(folder, self._order)
-                bench.warm_up()
-                there = bench
+            found = self._champion.current()
+            folder = self._settings.model if found is None else str(found)
+            if folder and (at_work is None or at_work.folder != folder):
+                loaded = _LoadedModel.load(folder, self._settings)
+                loaded.warm_up()
+                at_work = loaded
             self.problem = ""
         except Exception as error:  # shown in status and log; a run is not lost for a model that cannot be had
-            if there is None:
+            if at_work is None:
                 raise
-            self.problem = f"champion of {self._champion.name}: {error}; {there.name} is at work instead"
+            self.problem = f"champion of {self._champion.name}: {error}; {at_work.name} is at work instead"
             log.warning("%s", self.problem)
-        return there
+        return at_work
 
-    def _of_then(self, champion: Champion, made_by: str, there: _LoadedModel) -> _LoadedModel:
+    def _earlier_model(self, champion: Champion, made_by: str, at_work: _LoadedModel) -> _LoadedModel:
         """Model that a run began with; where it cannot be had again, the one at work."""
-        if made_by == there.name:
-            return there
+        if made_by == at_work.name:
+            return at_work
         try:
-            if self._order.model:
-                local = _LoadedModel.load(self._order.model, self._order)
+            if self._settings.model:
+                local = _LoadedModel.load(self._settings.model, self._settings)
                 if local.name == made_by:
                     return local
-            return _LoadedModel.load(str(champion.version(made_by.partition("/")[2])), self._order)
+            return _LoadedModel.load(str(champion.version(made_by.partition("/")[2])), self._settings)
         except Exception as error:  # noqa: BLE001  # as above
             log.warning("model %s, which the run began with: %s; %s goes on with it", made_by, error, self.model)
-            return self._bench
+            return self._loaded
 
-    def reconstructor(self, geometry: Geometry) -> Reconstructs:
+    def reconstructor(self, geometry: Geometry) -> FrameReconstructor:
         """Make a reconstructor for a run of this geometry; the network is shared."""
-        return self._bench.reconstructor(geometry)
+        return self._loaded.reconstructor(geometry)
 
-    def source(self, start: Mapping[str, Any], stream: str, layout: RunLayout) -> WatchedFrames:
+    def source(self, start: Mapping[str, Any], stream: str, layout: RunLayout) -> TiledFrames:
         """Frames of a run in this catalog."""
-        where = [part for part in self._order.raw.split("/") if part]
-        path = (*where, start["uid"], stream, layout.frame_key)
-        frames = TiledFrames(self._root, path, layout.frame_shape, before_request=self._line.wait)
-        return WatchedFrames(frames, self._line)
+        path = (*self._raw_path(start), stream, layout.frame_key)
+        return TiledFrames(self._root, path, layout.frame_shape, breaker=self._breaker)
 
-    def whole(self, start: Mapping[str, Any]) -> bool:
+    def is_raw_run_complete(self, start: Mapping[str, Any]) -> bool:
         """Whether the raw run in the catalog has its stop document: one request."""
-        where = [part for part in self._order.raw.split("/") if part]
-        with self._line.watched():
-            found = TiledNode(self._root, [*where, start["uid"]], self._line.wait).attributes()
+        with self._breaker.recording():
+            found = TiledNode(self._root, self._raw_path(start), self._breaker.wait).attributes()
         return found is not None and found["metadata"].get("stop") is not None
+
+    def _raw_path(self, start: Mapping[str, Any]) -> list[str]:
+        return [*filter(None, self._settings.raw.split("/")), start["uid"]]
 
     def sink(
         self,
@@ -240,40 +241,22 @@ class TiledComponentFactory:
         expected: int | None,
     ) -> Sink:
         """Make a result in this catalog."""
+        from bluesky_ptychonn.catalog.results.provenance import initial_metadata
         from bluesky_ptychonn.catalog.results.sink import ResultSink
+        from bluesky_ptychonn.catalog.results.spool import Spool
 
-        with self._line.watched():
+        # The same for every worker of a session: one that starts again goes on with the same result.
+        key = uuid.uuid5(self._session, start["uid"]).hex
+        spool = None if self._spool is None else Spool(self._spool / key, self._settings.spool_mib << 20)
+        with self._breaker.recording():
             return ResultSink(
                 self._root,
-                start=start,
-                metadata=dict(metadata),
-                patch_shape=patch_shape,
-                frames_expected=expected,
-                # The same for every worker of a session: one that starts again goes on with the same result.
-                key=uuid.uuid5(self._session, start["uid"]).hex,
-                spool=self._spool,
-                spool_limit_bytes=self._order.spool_mib << 20,
-                before_request=self._line.wait,
-                on_outage=self._line.lost,
+                initial_metadata(start, metadata, patch_shape, expected),
+                key=key,
+                spool=spool,
+                breaker=self._breaker,
                 patience_s=1.0,  # the run is tried again later; others go on meanwhile
             )
-
-
-def ask_for_a_sign(uri: str) -> None:
-    """Ask for any answer: Tiled's client would wait for one for half a minute, and then once more.
-
-    Raises
-    ------
-    ConnectionError
-        When there is none within ten seconds.
-    """
-    import httpx
-
-    try:
-        httpx.get(uri, timeout=_SIGN_S)
-    except httpx.TransportError as error:
-        if "CERTIFICATE_VERIFY_FAILED" not in str(error):  # `connect` says that in words
-            raise ConnectionError(f"catalog {uri} does not answer: {str(error) or type(error).__name__}") from error
 
 
 def _import_early() -> None:

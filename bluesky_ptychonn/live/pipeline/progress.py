@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
@@ -75,6 +76,8 @@ class Progress:
         wait on disk, how long the first has. By the clock of the session's machine, whatever those of detectors say.
     problem : str
         The last thing that went wrong, in words.
+    problem_kind : str
+        What that is about, see `ProblemKind`.
     model : str
         ``name/version`` of the model that this run is reconstructed by, from its start to its end.
     spooled : int
@@ -94,18 +97,18 @@ class Progress:
     rejected: dict[str, int] = field(default_factory=dict)
     lag_s: float | None = None
     problem: str = ""
+    problem_kind: str = ""
     model: str = ""
     spooled: int = 0
     spool_bytes: int = 0
 
     @classmethod
-    def of(cls, values: Mapping[str, Any]) -> Progress:
+    def from_values(cls, values: Mapping[str, Any]) -> Progress:
         """Make one of what another version of this package wrote: what it does not know is left out."""
         return cls(**{item.name: values[item.name] for item in fields(cls) if item.name in values})
 
-    @property
-    def told(self) -> dict[str, Any]:
-        """What a result's metadata say of it under ``progress``."""
+    def as_metadata(self) -> dict[str, Any]:
+        """Make what a result's metadata say of it under ``progress``."""
         names = ("seen", "done", "waiting", "spooled", "rejected", "lag_s", "problem")
         return {name: getattr(self, name) for name in names}
 
@@ -116,18 +119,18 @@ class Progress:
 
     def __str__(self) -> str:
         """One line for people."""
-        of = f"/{self.expected}" if self.expected else ""
-        words = [f"run {self.uid[:8]}", self.state, f"{self.done}{of} frames reconstructed"]
+        expected = f"/{self.expected}" if self.expected else ""
+        parts = [f"run {self.uid[:8]}", self.state, f"{self.done}{expected} frames reconstructed"]
         if self.waiting:
-            words.append(f"{self.waiting} waiting")
+            parts.append(f"{self.waiting} waiting")
         if self.spooled:
-            words.append(f"{self.spooled} on disk until the catalog takes them ({self.spool_bytes / 2**20:.1f} MiB)")
-        words += [f"{number} rejected ({reason})" for reason, number in self.rejected.items()]
+            parts.append(f"{self.spooled} on disk until the catalog takes them ({self.spool_bytes / 2**20:.1f} MiB)")
+        parts += [f"{number} rejected ({reason})" for reason, number in self.rejected.items()]
         if self.lag_s is not None and self.state == "live":
-            words.append(f"lag {self.lag_s:.2f} s")
+            parts.append(f"lag {self.lag_s:.2f} s")
         if self.problem:
-            words.append(self.problem)
-        return ", ".join(words)
+            parts.append(self.problem)
+        return ", ".join(parts)
 
 
 @dataclass(frozen=True)
@@ -149,6 +152,8 @@ class Status:
         in the scan.
     problem : str
         The last thing that went wrong, in words.
+    problem_kind : str
+        What that is about, see `ProblemKind`.
     model : str
         ``name/version`` of the model at work; each run says which it has.
     """
@@ -159,6 +164,7 @@ class Status:
     runs: dict[str, Progress] = field(default_factory=dict)
     journal_errors: int = 0
     problem: str = ""
+    problem_kind: str = ""
     model: str = ""
 
     @property
@@ -189,11 +195,7 @@ class Status:
     @property
     def rejected(self) -> dict[str, int]:
         """Frames without a reconstruction, by reason, of all runs."""
-        total: dict[str, int] = {}
-        for run in self.runs.values():
-            for reason, number in run.rejected.items():
-                total[reason] = total.get(reason, 0) + number
-        return total
+        return dict(sum((Counter(run.rejected) for run in self.runs.values()), Counter[str]()))
 
     def __str__(self) -> str:
         """Lines for people."""

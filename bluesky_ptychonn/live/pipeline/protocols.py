@@ -2,40 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Mapping, Set
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from bluesky_ptychonn.catalog.results.block import Block
 from bluesky_ptychonn.catalog.runs.data_keys import RunLayout
 from bluesky_ptychonn.catalog.runs.frame_source import FrameReader
 from bluesky_ptychonn.optics.geometry import Geometry
+from bluesky_ptychonn.recon.inference.patch_batch import PatchBatch
 from bluesky_ptychonn.recon.mosaic.refine_config import Refinement
 from bluesky_ptychonn.recon.mosaic.stitch import MosaicImage
+from bluesky_ptychonn.recon.quality.verdict import Verdict
 
 
-class Patches(Protocol):
-    """What a reconstructor makes of frames; `recon.inference.reconstructor.PatchBatch` is one."""
-
-    @property
-    def patches(self) -> NDArray[np.complex64]:
-        """Object patches (n, h, w)."""
-
-    @property
-    def trust(self) -> NDArray[np.float32]:
-        """Trust (n,), 0 to 1."""
-
-    @property
-    def valid(self) -> NDArray[np.bool_]:
-        """Whether the frame could be used, (n,)."""
-
-    @property
-    def flag(self) -> Sequence[str]:
-        """What is wrong with the frame, (n,); empty when nothing is."""
-
-
-class Reconstructs(Protocol):
+class FrameReconstructor(Protocol):
     """Frames to patches; `recon.inference.reconstructor.Reconstructor` is one."""
 
     @property
@@ -54,7 +37,7 @@ class Reconstructs(Protocol):
     def pixel_m(self) -> float:
         """Object pixel of the patches, m."""
 
-    def reconstruct(self, frames: NDArray[Any]) -> Patches:
+    def reconstruct(self, frames: NDArray[Any]) -> PatchBatch:
         """Make patches of counts (n, H, W); ValueError in words when frames do not fit the model."""
 
     @property
@@ -73,6 +56,9 @@ class Reconstructs(Protocol):
 
     def placed(self, patches: NDArray[np.complex64], y_m: NDArray[np.float64], x_m: NDArray[np.float64]) -> None:
         """Hear where patches (n, h, w) of this run lie, m."""
+
+    def verdict(self) -> Verdict | None:
+        """Judge the run so far; None before its first frame."""
 
     def describe(self) -> dict[str, Any]:
         """Model, device and settings, for the result's metadata; ``verdict`` on the run once there are frames."""
@@ -119,18 +105,7 @@ class Sink(Protocol):
     def deliver(self) -> bool:
         """Send what waits, for a short while; whether nothing is left."""
 
-    def write_block(
-        self,
-        seq_nums: Sequence[int],
-        patches: NDArray[np.complex64],
-        y_m: NDArray[np.float64],
-        x_m: NDArray[np.float64],
-        trust: NDArray[np.float32],
-        valid: NDArray[np.bool_],
-        flags: Sequence[str],
-        time_raw: NDArray[np.float64],
-        time_done: NDArray[np.float64],
-    ) -> None:
+    def write_block(self, block: Block) -> None:
         """Write frames, keyed by sequence number, the last one wins."""
 
     def write_mosaic(self, image: MosaicImage, **metadata: Any) -> None:
@@ -161,13 +136,13 @@ class ComponentFactory(Protocol):
     def for_run(self, made_by: str = "") -> ComponentFactory:
         """Make a factory that keeps its model for one run: the one it began with, or else the champion of now."""
 
-    def reconstructor(self, geometry: Geometry) -> Reconstructs:
+    def reconstructor(self, geometry: Geometry) -> FrameReconstructor:
         """Reconstructor for a geometry; ValueError in words when the model does not fit it."""
 
     def source(self, start: Mapping[str, Any], stream: str, layout: RunLayout) -> FrameReader:
         """Frames of a run."""
 
-    def whole(self, start: Mapping[str, Any]) -> bool:
+    def is_raw_run_complete(self, start: Mapping[str, Any]) -> bool:
         """Whether the raw run in the catalog has its stop document; ConnectionError when there is no answer."""
 
     def sink(

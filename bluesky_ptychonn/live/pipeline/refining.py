@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bluesky_ptychonn.live.pipeline.protocols import Reconstructs
+from bluesky_ptychonn.live.pipeline.protocols import FrameReconstructor
 from bluesky_ptychonn.recon.mosaic.stitch import MosaicImage
 
 log = logging.getLogger(__name__)
@@ -26,18 +26,18 @@ class _Frame:
     x_m: float
 
 
-class Refining:
+class MosaicRefiner:
     """The frames of a run, kept for refinement where the reconstructor is asked for it.
 
     Parameters
     ----------
-    reconstructor : Reconstructs
+    reconstructor : FrameReconstructor
         Refines; keeps nothing and does nothing when its `refinement` is None.
     limit_bytes : int
         Most to keep of frames. A run with more is not refined, and its result says so.
     """
 
-    def __init__(self, reconstructor: Reconstructs, limit_bytes: int = _KEPT_BYTES) -> None:
+    def __init__(self, reconstructor: FrameReconstructor, limit_bytes: int = _KEPT_BYTES) -> None:
         self._reconstructor = reconstructor
         self._limit_bytes = limit_bytes
         self._frames: dict[int, _Frame] = {}
@@ -70,7 +70,7 @@ class Refining:
         gone = self._frames.pop(seq_num, None)
         self._bytes -= 0 if gone is None else gone.counts.nbytes
 
-    def live(self, image: MosaicImage) -> MosaicImage:
+    def refine_live(self, image: MosaicImage) -> MosaicImage:
         """Refine a mosaic of a run that goes on for half a second; larger ones wait for the run's end."""
         if not self._live or not self._frames:
             return image
@@ -79,13 +79,13 @@ class Refining:
             self._live = False
         return refined
 
-    def whole(self, image: MosaicImage) -> tuple[MosaicImage, dict[str, Any] | None]:
+    def refine_final(self, image: MosaicImage) -> tuple[MosaicImage, dict[str, Any] | None]:
         """Refine the last mosaic of a run; also what was done, or why nothing was, or None where nothing was asked."""
         if self._reconstructor.refinement is None:
             return image, None
         if self._too_many:
-            words = f"the run's frames exceed {self._limit_bytes / 2**20:.0f} MiB; refine a part of them"
-            return image, {"skipped": words}
+            message = f"the run's frames exceed {self._limit_bytes / 2**20:.0f} MiB; refine a part of them"
+            return image, {"skipped": message}
         if not self._frames:
             return image, {"skipped": "no frame"}
         return self._refine(image, float("inf"))

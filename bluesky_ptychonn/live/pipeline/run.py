@@ -4,23 +4,43 @@ from __future__ import annotations
 
 import logging
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from enum import Enum
 from typing import Any
 
 from bluesky_ptychonn.catalog.connection.errors import is_outage
-from bluesky_ptychonn.catalog.runs.data_keys import DataKeys, DocumentError, RunError, RunLayout, geometry_of
+from bluesky_ptychonn.catalog.runs.data_keys import DataKeys, DocumentError, RunError, geometry_of
 from bluesky_ptychonn.catalog.runs.pairing import RunPairing
 from bluesky_ptychonn.live.pipeline.assembly import LONGEST_REST, Assembly
+from bluesky_ptychonn.live.pipeline.problems import Problem, ProblemKind
 from bluesky_ptychonn.live.pipeline.progress import Progress, Timing
-from bluesky_ptychonn.live.pipeline.protocols import ComponentFactory
+from bluesky_ptychonn.live.pipeline.protocols import ComponentFactory, Sink
+from bluesky_ptychonn.live.pipeline.raw_run_wait import RawRunWait
+from bluesky_ptychonn.live.pipeline.retry import Retry
 from bluesky_ptychonn.optics.geometry import Geometry
 
 log = logging.getLogger(__name__)
 
-_MISTAKES = 3  # failures of other kinds than a catalog that does not answer
-_LONGEST_S = (2.0, 10.0)  # between tries: while the catalog is away, and after failures of other kinds
-_ASK_S = 1.5  # between questions whether the raw run is whole
-RAW_BEHIND = "waiting for the raw run in the catalog"
+
+class Phase(Enum):
+    """Where the reconstruction of a run stands; `RunReconstruction.phase` says when it goes from one to the next."""
+
+    OPENING = "no frame can be fetched yet"
+    RUNNING = "frames come in"
+    ENDING = "no document will come; frames are still under way, or results"
+    FAILING = "it cannot be reconstructed, which its result has yet to say"
+    FINISHED = "nothing is left to do"
+
+
+@dataclass(frozen=True)
+class _End:
+    """How a run ended, and when on the clock."""
+
+    exit_status: str
+    reason: str
+    at: float
 
 
 class RunReconstruction:
@@ -45,6 +65,12 @@ class RunReconstruction:
         Monotonic seconds.
     made_by : str
         Model that an earlier worker began this run with, ``name/version``.
+
+    Attributes
+    ----------
+    progress : Progress
+    given_up : bool
+        Whether the catalog was away for too long: not the run's fault, and another session may finish it.
     """
 
     def __init__(
@@ -61,23 +87,20 @@ class RunReconstruction:
         self.start = start
         self.pace = pace or Timing()
         self.progress = Progress(uid=start["uid"], scan_id=start.get("scan_id"))
-        self.given_up = False  # the catalog was away for too long; not the run's fault
+        self.given_up = False
         self._factory = factory
         self._clock = clock
         self._geometry: Geometry | None = None
         self._pairing: RunPairing | None = None
-        self._parts: Assembly | None = None
+        self._assembly: Assembly | None = None
         self._error: RunError | None = None
-        self._exit_status: str | None = None
-        self._exit_reason = ""
-        self._passed_over: dict[str, int] = {}  # documents that could not be used, by kind
-        self._ended = 0.0
-        self._age_s = 0.0
-        self._whole_at: float | None = None  # since when the raw run in the catalog is whole
-        self._ask_at = 0.0
-        self._due = 0.0
-        self._failing: tuple[float, int] | None = None  # since when, how often
-        self._hurried: float | None = None
+        self._end: _End | None = None
+        self._age_s = 0.0  # of the last document
+        self._unusable = Counter[str]()  # documents that could not be used, by kind
+        self._due_at = 0.0
+        self._retry = Retry(clock)
+        self._raw_run = RawRunWait(lambda: self._factory.is_raw_run_complete(start), self.pace, clock)
+        self._closing_since: float | None = None
         try:
             self._geometry = geometry_of(start, geometry)
             self._pairing = RunPairing(start, keys or DataKeys())
@@ -113,16 +136,16 @@ class RunReconstruction:
         if name == "stop":
             self.end(str(doc.get("exit_status", "unknown")), str(doc.get("reason") or ""))
 
-    def pass_over(self, kind: str, words: str, number: int = 1) -> None:
+    def pass_over(self, kind: str, message: str, number: int = 1) -> None:
         """Count documents that cannot be used: frames may be missing, so the result will not say ``complete``."""
-        if kind not in self._passed_over:  # once: whoever sends one such document may send thousands
-            log.warning("run %s: passed over, %s", self.progress.uid, words)
-        self._passed_over[kind] = self._passed_over.get(kind, 0) + number
+        if kind not in self._unusable:  # once: whoever sends one such document may send thousands
+            log.warning("run %s: passed over, %s", self.progress.uid, message)
+        self._unusable[kind] += number
 
     def end(self, exit_status: str, reason: str = "") -> None:
         """Expect no more documents: the stop document came, or never will."""
-        if self._exit_status is None:
-            self._exit_status, self._exit_reason, self._ended = exit_status, reason, self._clock() - self._age_s
+        if self._end is None:
+            self._end = _End(exit_status, reason, self._clock() - self._age_s)
 
     def fail(self, error: RunError) -> None:
         """Say that the run cannot be reconstructed; its result will say so too."""
@@ -130,175 +153,176 @@ class RunReconstruction:
 
     def hurry(self) -> None:
         """Wait for a catalog that does not answer for ``pace.outage_s`` only: the session is being closed."""
-        if self._hurried is None:
-            self._hurried = self._clock()
+        if self._closing_since is None:
+            self._closing_since = self._clock()
 
     # -- work
 
     @property
+    def phase(self) -> Phase:
+        """Where it stands."""
+        if self.progress.finished:
+            return Phase.FINISHED
+        if self._error is not None:
+            return Phase.FAILING
+        if self._assembly is None:
+            return Phase.OPENING
+        return Phase.RUNNING if self._end is None else Phase.ENDING
+
+    @property
     def due(self) -> float:
         """When `step` has something to do, on the clock."""
-        if self.progress.finished:
+        phase, assembly = self.phase, self._assembly
+        if phase is Phase.FINISHED:
             return float("inf")
-        if self._failing is not None:
-            return self._due
-        if self._error is not None:
+        if self._retry.since is not None:
+            return self._retry.due_at
+        if phase is Phase.FAILING:
             return 0.0
         ready = 0 if self._pairing is None else self._pairing.ready
-        tried = self._parts is not None and bool(self._parts.tried or self._parts.sink.behind)
-        if self._exit_status is not None:
-            return self._due if tried and not ready else 0.0
+        waits = assembly is not None and assembly.waits
+        if self._end is not None:
+            return self._due_at if waits and not ready else 0.0
         if ready >= self.pace.block:
             return 0.0
-        due = self._due if ready or tried else float("inf")
-        if self._parts is not None and self._parts.mosaic_changed:
-            due = min(due, self._parts.mosaic_due)
-        return due
+        due_at = self._due_at if ready or waits else float("inf")
+        return due_at if assembly is None else min(due_at, assembly.mosaic_due_at)
 
     def step(self) -> None:
         """Do one block of work: read, reconstruct, write; a mosaic when it is time; finish when all is done."""
-        if self.progress.finished:
+        if self.phase is Phase.FINISHED:
             return
         try:
-            if self._error is None:
-                self._step()
             if self._error is not None:
-                self._fail(self._error)
+                self._write_failure(self._error)
+            else:
+                self._advance()
         except RunError as error:
-            self._error = error  # told to the catalog by the next step, which may be repeated
+            self._error = error  # the catalog hears of it in the next step, which may be repeated
         except Exception as error:  # noqa: BLE001  # shown in status and log; the run is tried again, not lost
-            self._later(error)
+            self._try_later(error)
         else:
-            self._failing = None
+            self._retry.succeed()
 
-    def _later(self, error: Exception) -> None:
-        """Try again after a while what failed; give up when it keeps failing."""
-        now = self._clock()
-        since, times = self._failing or (now, 0)
-        self._failing = (since, times + 1)
-        outage = is_outage(error)
-        self._due = now + min(0.5 * 2 ** min(times, 8), _LONGEST_S[not outage])
-        words = str(error) if isinstance(error, ConnectionError) else f"{type(error).__name__}: {error}"
-        self.progress.problem = words
-        if times == 0 or not outage:
+    def _try_later(self, error: Exception) -> None:
+        first, outage = self._retry.since is None, is_outage(error)
+        self._retry.fail(outage=outage)
+        problem = self._note(Problem.from_error(error))
+        if first or not outage:
             level = logging.INFO if outage else logging.WARNING  # an outage is told once a session, not for each run
-            log.log(level, "run %s: %s; trying again", self.progress.uid, words, exc_info=None if outage else error)
-        if self._late(since) or (times + 1 >= _MISTAKES and not outage):
+            exc_info = None if outage else error
+            log.log(level, "run %s: %s; trying again", self.progress.uid, problem.message, exc_info=exc_info)
+        if self._retry.exhausted or (self._retry.since is not None and self._waited_enough(self._retry.since)):
             self._give_up(outage=outage)
 
-    def _late(self, since: float) -> bool:
+    def _waited_enough(self, since: float) -> bool:
         """Whether the session is being closed and has waited long enough for what it has waited for `since` then."""
-        return self._hurried is not None and self._clock() - max(since, self._hurried) > self.pace.outage_s
+        closing = self._closing_since
+        return closing is not None and self._clock() - max(since, closing) > self.pace.outage_s
 
     def _give_up(self, *, outage: bool) -> None:
         log.error("run %s: given up: %s", self.progress.uid, self.progress.problem)
         self.given_up = outage
-        self.progress.state = "failed"
-        self._close_source()
+        self._finish("failed")
 
-    def _step(self) -> None:
-        pairing, geometry, running = self._pairing, self._geometry, self._exit_status is None
-        if pairing is None or geometry is None or pairing.layout is None:
-            if not running:
-                unusable = f"; documents that could not be used: {self._passed_over}" if self._passed_over else ""
-                raise RunError(f"run ended ({self._exit_status}) before its first frame{unusable}")
+    def _advance(self) -> None:
+        assembly = self._assembly or self._open()
+        pairing = self._pairing
+        if assembly is None or pairing is None:
             return
-        if self._parts is None:
-            self._parts = self._open(geometry, pairing.layout, pairing.keys.stream)
-            self.progress.state = "live"
-        parts = self._parts
-        over = not running and self._over(parts)
-        if running and parts.mosaic_changed and self._clock() >= parts.mosaic_due:
-            parts.write_mosaic(self.progress)
+        running = self._end is None
+        if running and self._clock() >= assembly.mosaic_due_at:
+            assembly.write_mosaic(self.progress)
         else:
-            took = parts.work(pairing, running=running, over=over) + parts.deliver()
+            over = self._frames_are_over(assembly)
+            took = assembly.work(pairing, running=running, over=over) + assembly.deliver()
             # The busier the catalog, the longer between our requests: the scan comes first. One slow answer is no rule.
             rest = min(took * (1 / self.pace.share - 1), LONGEST_REST * self.pace.flush_s) if running else 0.0
-            self._due = self._clock() + max(self.pace.flush_s, rest)
-        parts.report(pairing, self.progress)
-        if running or pairing.ready:
-            return
-        if parts.tried:
-            if self._whole_at is None:
-                self._due = max(self._due, self._ask_at)
-                self.progress.problem = self.progress.problem or RAW_BEHIND
-                if self._late(self._ended):
-                    self._give_up(outage=True)
-        elif parts.sink.behind:
-            if parts.sink.problem:
-                raise ConnectionError(parts.sink.problem)
-        elif parts.settle(pairing, self.progress):
-            parts.report(pairing, self.progress)
-            self._finish(parts)
+            self._due_at = self._clock() + max(self.pace.flush_s, rest)
+        assembly.report(pairing, self.progress)
+        if self._end is not None and not pairing.ready:
+            self._conclude(assembly, pairing, self._end)
 
-    def _over(self, parts: Assembly) -> bool:
-        """Whether frames that are not in the catalog have been waited for: its raw run is whole, and was for a while.
-
-        Before that its writer may be behind, or it lies in a backup: a frame that is late is not missing.
-        """
-        now = self._clock()
-        if self._whole_at is None and parts.tried and now >= self._ask_at:
-            self._ask_at = now + _ASK_S
-            try:
-                if self._factory.whole(self.start):
-                    self._whole_at = now
-            except ConnectionError as error:
-                self.progress.problem = str(error)
-        if self._whole_at is not None:
-            return now - self._whole_at >= self.pace.patience_s
-        return now - self._ended >= self.pace.raw_s
-
-    def _open(self, geometry: Geometry, layout: RunLayout, stream: str) -> Assembly:
+    def _open(self) -> Assembly | None:
+        """Make what the run's reconstruction consists of, once its frames are known."""
+        geometry, pairing = self._geometry, self._pairing
+        if geometry is None or pairing is None or pairing.layout is None:
+            if self._end is not None:
+                unusable = f"; documents that could not be used: {dict(self._unusable)}" if self._unusable else ""
+                raise RunError(f"run ended ({self._end.exit_status}) before its first frame{unusable}")
+            return None
         try:
             reconstructor = self._factory.reconstructor(geometry)
         except ValueError as error:
             raise RunError(str(error)) from None
-        source = self._factory.source(self.start, stream, layout)
+        source = self._factory.source(self.start, pairing.keys.stream, pairing.layout)
         metadata = {**reconstructor.describe(), "geometry": geometry.model_dump(mode="json")}
-        sink = self._factory.sink(self.start, metadata, reconstructor.patch_shape, self.progress.expected)
-        self.progress.key = sink.key
-        return Assembly(reconstructor, source, sink, self.start, self.pace, self._clock)
+        sink = self._sink(metadata, reconstructor.patch_shape)
+        self._assembly = Assembly(reconstructor, source, sink, self.start, self.pace, self._clock)
+        self.progress.state = "live"
+        return self._assembly
 
-    def _finish(self, parts: Assembly) -> None:
-        learned = parts.reconstructor.describe()  # what it knows now and did not at the beginning, such as the flux
-        if self._exit_reason:
-            learned["exit_reason"] = self._exit_reason
-        parts.sink.update(**learned, progress=parts.told(self.progress))
-        self.progress.state = str(parts.sink.finish(self._exit_status or "unknown", self._counts()))
-        self._close_source()
+    def _sink(self, metadata: Mapping[str, Any], patch_shape: tuple[int, int] | None) -> Sink:
+        sink = self._factory.sink(self.start, metadata, patch_shape, self.progress.expected)
+        self.progress.key = sink.key
+        return sink
+
+    def _frames_are_over(self, assembly: Assembly) -> bool:
+        """Whether frames that are not in the catalog have been waited for."""
+        if self._end is None:
+            return False
+        if assembly.frames.under_way:
+            self._raw_run.ask()
+        return self._raw_run.over(self._end.at)
+
+    def _conclude(self, assembly: Assembly, pairing: RunPairing, end: _End) -> None:
+        """Finish a run whose documents are over, or say what it waits for."""
+        if assembly.frames.under_way:
+            if not self._raw_run.complete:
+                self._due_at = max(self._due_at, self._raw_run.ask_at)
+                if not self.progress.problem:
+                    self._note(self._raw_run.problem)
+                if self._waited_enough(end.at):
+                    self._give_up(outage=True)
+        elif assembly.sink.behind:
+            if assembly.sink.problem:
+                raise ConnectionError(assembly.sink.problem)
+        elif assembly.conclude(pairing, self.progress):
+            assembly.report(pairing, self.progress)
+            learned = assembly.reconstructor.describe()  # what it did not know at the beginning, such as the flux
+            reason = {"exit_reason": end.reason} if end.reason else {}
+            assembly.sink.update(**learned, **reason, progress=assembly.progress_metadata(self.progress))
+            self._finish(str(assembly.sink.finish(end.exit_status, self._counts())))
 
     def _counts(self) -> dict[str, Any]:
-        progress = self.progress
-        counts: dict[str, Any] = {
-            "expected": progress.expected,
-            "seen": progress.seen,
-            "reconstructed": 0 if self._parts is None else self._parts.made,
-            "rejected": progress.rejected,
+        replaced = 0 if self._pairing is None else self._pairing.replaced
+        return {
+            "expected": self.progress.expected,
+            "seen": self.progress.seen,
+            "reconstructed": 0 if self._assembly is None else self._assembly.frames.committed,
+            "rejected": self.progress.rejected,
+            **({"measured_again": replaced} if replaced else {}),
+            **({"unusable_documents": dict(self._unusable)} if self._unusable else {}),
         }
-        if self._pairing is not None and self._pairing.replaced:
-            counts["measured_again"] = self._pairing.replaced
-        if self._passed_over:
-            counts["unusable_documents"] = dict(self._passed_over)
-        return counts
 
-    def _fail(self, error: RunError) -> None:
+    def _write_failure(self, error: RunError) -> None:
         """Mark the run failed: in the catalog too, where it says that it is ptychography."""
-        self.progress.problem = str(error)
+        self._note(Problem(str(error), ProblemKind.RUN))
         log.warning("run %s: %s", self.progress.uid, error)
-        if self._parts is None and not isinstance(self.start.get("ptychography"), Mapping):
-            self.progress.state = "ignored"
+        if self._assembly is None and not isinstance(self.start.get("ptychography"), Mapping):
+            self._finish("ignored")
             return
-        if self._parts is not None:
-            sink = self._parts.sink
-        else:
-            geometry = None if self._geometry is None else self._geometry.model_dump(mode="json")
-            sink = self._factory.sink(self.start, {"geometry": geometry}, None, self.progress.expected)
-            self.progress.key = sink.key
+        geometry = None if self._geometry is None else self._geometry.model_dump(mode="json")
+        sink = self._sink({"geometry": geometry}, None) if self._assembly is None else self._assembly.sink
         sink.update(problem=str(error))
         sink.finish("fail", self._counts())
-        self.progress.state = "failed"
-        self._close_source()
+        self._finish("failed")
 
-    def _close_source(self) -> None:
-        if self._parts is not None:
-            self._parts.source.close()
+    def _note(self, problem: Problem) -> Problem:
+        self.progress.problem, self.progress.problem_kind = problem
+        return problem
+
+    def _finish(self, state: str) -> None:
+        self.progress.state = state
+        if self._assembly is not None:
+            self._assembly.source.close()

@@ -14,43 +14,37 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from bluesky_ptychonn.catalog.results.block import Block
 from bluesky_ptychonn.catalog.runs.data_keys import RunLayout
 from bluesky_ptychonn.catalog.runs.frame_source import Fetched
 from bluesky_ptychonn.optics.geometry import Geometry
+from bluesky_ptychonn.recon.inference.patch_batch import PatchBatch
 from bluesky_ptychonn.recon.mosaic.refine_config import Refinement
 from bluesky_ptychonn.recon.mosaic.stitch import MosaicImage
+from bluesky_ptychonn.recon.quality.verdict import Verdict
 
 GEOMETRY = Geometry(energy_ev=8800, distance_m=2.0, pixel_pitch_m=75e-6, frame_shape=(16, 16))
 Document = tuple[str, dict[str, Any]]
 
 
 @dataclass
-class FakePatches:
-    """Patches filled with the frame's first pixel, so that a test can tell which frame a patch came from."""
-
-    patches: NDArray[np.complex64]
-    trust: NDArray[np.float32]
-    valid: NDArray[np.bool_]
-    flag: list[str]
-
-
-@dataclass
 class FakeReconstructor:
-    """A `Reconstructs` without a network; frames whose first pixel is negative or NaN are flagged."""
+    """A `FrameReconstructor` without a network; frames whose first pixel is negative or NaN are flagged."""
 
     pixel_m: float = 1e-8
     anchor: float = 0.02
     patch_shape: tuple[int, int] = (8, 8)
     calls: list[int] = field(default_factory=list)
     heard: list[float] = field(default_factory=list)
-    verdict: dict[str, Any] | None = None
+    judgement: Verdict | None = None
+    refinement: Refinement | None = None
 
     @property
     def weight(self) -> NDArray[np.float32]:
         """Weight of one everywhere."""
         return np.ones(self.patch_shape, np.float32)
 
-    def reconstruct(self, frames: NDArray[Any]) -> FakePatches:
+    def reconstruct(self, frames: NDArray[Any]) -> PatchBatch:
         """Make patches; ValueError for frames of another shape than the geometry's."""
         if frames.shape[1:] != GEOMETRY.frame_shape:
             raise ValueError(f"model takes frames of {GEOMETRY.frame_shape} px, got {frames.shape[1:]}")
@@ -59,28 +53,23 @@ class FakeReconstructor:
         valid = value >= 0
         patches = np.broadcast_to(np.where(valid, value, 0)[:, None, None], (len(frames), *self.patch_shape))
         flags = ["" if ok else "not finite or negative" for ok in valid]
-        return FakePatches(patches.astype(np.complex64), np.ones(len(frames), np.float32), valid, flags)
+        return PatchBatch(patches.astype(np.complex64), np.ones(len(frames), np.float32), valid, flags)
 
-    refinement: Refinement | None = None
-
-    def refine(
-        self,
-        image: MosaicImage,
-        frames: NDArray[Any],
-        y_m: NDArray[np.float64],
-        x_m: NDArray[np.float64],
-        within_s: float = np.inf,
-    ) -> tuple[MosaicImage, dict[str, Any]]:
+    def refine(self, image: MosaicImage, frames: NDArray[Any], *_: Any) -> tuple[MosaicImage, dict[str, Any]]:
         """Double the amplitude, and tell of how many frames."""
         return replace(image, amplitude=2 * image.amplitude), {"frames": len(frames), "seconds": 0.0}
 
     def placed(self, patches: NDArray[np.complex64], y_m: NDArray[np.float64], x_m: NDArray[np.float64]) -> None:
-        """See `Reconstructs.placed`; nothing is judged, the frames' x are kept."""
+        """See `FrameReconstructor.placed`; nothing is judged, the frames' x are kept."""
         self.heard += x_m.tolist()
 
+    def verdict(self) -> Verdict | None:
+        """Give the judgement that a test has set."""
+        return self.judgement
+
     def describe(self) -> dict[str, Any]:
-        """Describe the model, with whatever verdict a test has set."""
-        verdict = {} if self.verdict is None else {"verdict": self.verdict}
+        """Describe the model, with the verdict."""
+        verdict = {} if self.judgement is None else {"verdict": self.judgement.document()}
         return {"model": {"name": "fake", "version": "0"}, "device": "none", **verdict}
 
 
@@ -143,29 +132,16 @@ class FakeSink:
         """Whether nothing waits; a test empties `spooled`."""
         return not self.spooled
 
-    def write_block(
-        self,
-        seq_nums: Sequence[int],
-        patches: NDArray[np.complex64],
-        y_m: NDArray[np.float64],
-        x_m: NDArray[np.float64],
-        trust: NDArray[np.float32],
-        valid: NDArray[np.bool_],
-        flags: Sequence[str],
-        time_raw: NDArray[np.float64],
-        time_done: NDArray[np.float64],
-    ) -> None:
+    def write_block(self, block: Block) -> None:
         """Keep the rows; raise the next of `errors` first."""
         error = next(self.errors, None)
         if error is not None:
             raise error
-        self.blocks.append(list(seq_nums))
-        for i, seq_num in enumerate(seq_nums):
-            value = float(patches[i, 0, 0].real)
-            self.table[seq_num] = {
-                "value": value, "y_m": y_m[i], "x_m": x_m[i], "valid": valid[i], "flag": flags[i],
-                "time_raw": time_raw[i],
-            }  # fmt: skip
+        self.blocks.append(block.seq_num.tolist())
+        names = ("y_m", "x_m", "valid", "flag", "time_raw")
+        for i, seq_num in enumerate(self.blocks[-1]):
+            row = {name: getattr(block, name)[i] for name in names}
+            self.table[seq_num] = {"value": float(block.amplitude[i, 0, 0]), **row}
 
     def write_mosaic(self, image: MosaicImage, **metadata: Any) -> None:
         """Keep the mosaic, and the metadata."""
@@ -193,7 +169,7 @@ class FakeComponentFactory:
 
     sources: dict[str, FakeSource] = field(default_factory=dict)
     sinks: dict[str, FakeSink] = field(default_factory=dict)
-    made: FakeReconstructor = field(default_factory=FakeReconstructor)
+    fake: FakeReconstructor = field(default_factory=FakeReconstructor)
     model: str = "fake/0"
     model_folder: str = ""
     problem: str = ""
@@ -209,23 +185,17 @@ class FakeComponentFactory:
         """Give the one reconstructor; ValueError for another frame shape."""
         if geometry.frame_shape != GEOMETRY.frame_shape:
             raise ValueError(f"model 'fake' takes {GEOMETRY.frame_shape} px, the detector gives {geometry.frame_shape}")
-        return self.made
+        return self.fake
 
     def source(self, start: Mapping[str, Any], stream: str, layout: RunLayout) -> FakeSource:
         """Give the run's frames."""
         return self.sources.setdefault(start["uid"], FakeSource())
 
-    def whole(self, start: Mapping[str, Any]) -> bool:
+    def is_raw_run_complete(self, start: Mapping[str, Any]) -> bool:
         """Whether a test has not put the run among those whose writer is `behind`."""
         return start["uid"] not in self.behind
 
-    def sink(
-        self,
-        start: Mapping[str, Any],
-        metadata: Mapping[str, Any],
-        patch_shape: tuple[int, int] | None,
-        expected: int | None,
-    ) -> FakeSink:
+    def sink(self, start: Mapping[str, Any], metadata: Mapping[str, Any], *_: Any) -> FakeSink:
         """Give the run's result; the same one when asked again."""
         sink = self.sinks.setdefault(start["uid"], FakeSink(key=f"result of {start['uid']}"))
         sink.metadata.update(metadata)
@@ -270,8 +240,8 @@ class RunMaker:
 
     def start(self, points: int | None = None) -> Document:
         """Make the start document."""
-        said = {"geometry": GEOMETRY.model_dump(mode="json"), "frame_key": "img", "x_key": "sx", "y_key": "sy"}
-        doc = {"uid": self.uid, "time": 1.0, "scan_id": 7, "plan_name": "test", "ptychography": said, **self.md}
+        metadata = {"geometry": GEOMETRY.model_dump(mode="json"), "frame_key": "img", "x_key": "sx", "y_key": "sy"}
+        doc = {"uid": self.uid, "time": 1.0, "scan_id": 7, "plan_name": "test", "ptychography": metadata, **self.md}
         return "start", doc if points is None else {**doc, "num_points": points}
 
     def open(self, points: int | None = None) -> Iterator[Document]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import permutations
 from typing import Generic, Literal, Protocol, TypeVar
 
@@ -107,10 +108,10 @@ class Batch:
         None for a label-free batch.
     known : (B, h, w) float32 Tensor or None
         How far the truth can be trusted, 0 to 1; None for everywhere.
-    judged : (B, N, N) float32 Tensor or None
-        Other counts of the same frames, with other noise; for a label-free batch.
-    judged_probe : (N, N) complex64 Tensor or None
-        The probe to `judged`.
+    held_counts : (B, N, N) float32 Tensor or None
+        Other counts of the same frames, with other noise, to judge a label-free batch by.
+    held_probe : (N, N) complex64 Tensor or None
+        The probe to `held_counts`.
     offsets : (B, 2) float32 Tensor or None
         Positions (y, x) of a label-free batch, object pixels.
     pairs : (m, 2) int64 Tensor or None
@@ -122,8 +123,8 @@ class Batch:
     probe: Tensor
     truth: Tensor | None = None
     known: Tensor | None = None
-    judged: Tensor | None = None
-    judged_probe: Tensor | None = None
+    held_counts: Tensor | None = None
+    held_probe: Tensor | None = None
     offsets: Tensor | None = None
     pairs: Tensor | None = None
 
@@ -143,8 +144,7 @@ class Simulated:
 
     def batch(self, index: int) -> Batch:
         """See `Batches.batch`."""
-        counts, told, truth = self._frames.batch(index)
-        return Batch("simulated", counts, told, truth)
+        return Batch("simulated", *self._frames.batch(index))
 
 
 ScanT = TypeVar("ScanT", bound=MeasuredScan)
@@ -186,8 +186,8 @@ class _Scans(Generic[ScanT]):
         first, rest = (torch.from_numpy(some.astype(np.float32)).to(self._device) for some in (given, whole - given))
         return first, rest
 
-    def _told(self, rng: np.random.Generator) -> float:
-        """Draw the factor that the network is told of the amplitude wrongly."""
+    def _amplitude_error(self, rng: np.random.Generator) -> float:
+        """Draw the factor by which the network is told a wrong amplitude of the probe."""
         return float(np.exp(0.5 * rng.normal(0, self._config.scale_jitter)))
 
     def _probe(self, scan: ScanT) -> Tensor:
@@ -224,7 +224,7 @@ class Labelled(_Scans[LabelledScan]):
         return Batch(
             "labelled",
             counts,
-            self._probe(scan) * (dose**0.5 * self._told(rng)),
+            self._probe(scan) * (dose**0.5 * self._amplitude_error(rng)),
             torch.from_numpy(truth).to(self._device),
             torch.from_numpy(known).to(self._device),
         )
@@ -242,70 +242,90 @@ class LabelFree(_Scans[MeasuredScan]):
 
     _stream = 3
 
-    def __init__(
-        self,
-        scans: Sequence[MeasuredScan],
-        patch_size: int,
-        batch_size: int,
-        config: SyntheticConfig,
-        seed: int,
-        device: torch.device | str = "cpu",
-    ) -> None:
-        super().__init__(scans, patch_size, batch_size, config, seed, device)
-        self._positions = [np.stack([s.y_m, s.x_m], axis=1) / s.geometry.object_pixel_m for s in self._scans]
-        self._trees = [KDTree(positions) for positions in self._positions]
+    @cached_property
+    def _trees(self) -> list[KDTree]:
+        """Positions of each scan, object pixels."""
+        return [KDTree(np.stack([s.y_m, s.x_m], axis=1) / s.geometry.object_pixel_m) for s in self._scans]
 
     def batch(self, index: int) -> Batch:
         """See `Batches.batch`."""
         which, rng = self._draw(index)
-        scan, positions = self._scans[which], self._positions[which]
+        scan, tree = self._scans[which], self._trees[which]
+        positions = tree.data
         nearest = [*range(1, min(_NEAREST, len(positions) - 1) + 2)]  # the frame itself among them
         chosen: list[int] = []
         pairs: list[tuple[int, int]] = []
         while len(chosen) < self._batch_size:
             first = int(rng.integers(len(positions)))
-            around = self._trees[which].query(positions[first], k=nearest)[1]
+            around = tree.query(positions[first], k=nearest)[1]
             others = rng.permutation(around[around != first])
             group = [first, *others[: min(GROUP, self._batch_size - len(chosen)) - 1].tolist()]
             pairs += [(len(chosen) + i, len(chosen) + j) for i, j in permutations(range(len(group)), 2)]
             chosen += group
         counts, rest = self._dealt(scan.counts[chosen], _GIVEN, rng)
         # Told a wrong flux, the network answers with a wrong amplitude, and is judged under what it was told.
-        probe = self._probe(scan) * self._told(rng)
+        probe = self._probe(scan) * self._amplitude_error(rng)
         offsets = positions[chosen] - positions[chosen].mean(axis=0)
         return Batch(
             "label_free",
             counts,
             probe * _GIVEN**0.5,
-            judged=rest,
-            judged_probe=probe * (1 - _GIVEN) ** 0.5,
+            held_counts=rest,
+            held_probe=probe * (1 - _GIVEN) ** 0.5,
             offsets=torch.from_numpy(offsets.astype(np.float32)).to(self._device),
             pairs=torch.tensor(pairs, dtype=torch.int64, device=self._device).reshape(-1, 2),
         )
 
 
+@dataclass(frozen=True)
+class TrainingData:
+    """What there is to train on.
+
+    Attributes
+    ----------
+    probe : (N, N) complex64 ndarray or None
+        Measured probe, any scale, to simulate through; None to simulate through a family of probes, or not at all.
+    labelled : sequence of LabelledScan
+        Measured frames with the object that a solver found.
+    measured : sequence of MeasuredScan
+        Measured frames without one.
+    """
+
+    probe: NDArray[np.complex64] | None = None
+    labelled: Sequence[LabelledScan] = ()
+    measured: Sequence[MeasuredScan] = ()
+
+    @property
+    def scans(self) -> tuple[MeasuredScan, ...]:
+        """All scans, the labelled ones first."""
+        return (*self.labelled, *self.measured)
+
+    def halves(self) -> tuple[TrainingData, TrainingData]:
+        """Split every scan by area: to learn from, and to judge by."""
+        labels, frames = [scan.halves() for scan in self.labelled], [scan.halves() for scan in self.measured]
+        first, second = (
+            TrainingData(self.probe, [pair[k] for pair in labels], [pair[k] for pair in frames]) for k in (0, 1)
+        )
+        return first, second
+
+
 def make_sources(
     mix: Mix,
-    probe: NDArray[np.complex64] | None,
-    labelled: Sequence[LabelledScan],
-    measured: Sequence[MeasuredScan],
+    data: TrainingData,
     config: SyntheticConfig,
-    *,
-    frame_size: int,
-    patch_size: int,
-    batch_size: int,
+    sizes: tuple[int, int, int],
     seed: int,
     device: torch.device | str = "cpu",
 ) -> dict[Source, Batches]:
-    """Make what gives the batches of each source that has a share."""
+    """Make what gives the batches of each source that has a share; `sizes` are frame and patch, px, and batch."""
+    frame, patch, batch = sizes
     sources: dict[Source, Batches] = {}
     if "simulated" in mix.sources:
-        frames = SimulatedFrames(probe, patch_size, batch_size, config, seed, device, frame_size)
-        sources["simulated"] = Simulated(frames)
+        sources["simulated"] = Simulated(SimulatedFrames(data.probe, patch, batch, config, seed, device, frame))
     if "labelled" in mix.sources:
-        sources["labelled"] = Labelled(labelled, patch_size, batch_size, config, seed, device)
+        sources["labelled"] = Labelled(data.labelled, patch, batch, config, seed, device)
     if "label_free" in mix.sources:
-        sources["label_free"] = LabelFree(measured, patch_size, batch_size, config, seed, device)
+        sources["label_free"] = LabelFree(data.measured, patch, batch, config, seed, device)
     return sources
 
 

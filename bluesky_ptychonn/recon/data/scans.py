@@ -27,7 +27,7 @@ _PIXEL_TOLERANCE = 0.01
 _REACH_PX = 2
 #: A spline's coefficients forget an edge as 0.27 a pixel: 8 px leave 3e-5.
 _MARGIN_PX = 8
-_WORDS = ("geometry", "source", "solver")
+_TEXT = ("geometry", "source", "solver")
 _COMPLEX = ("probe", "object")
 
 
@@ -64,7 +64,7 @@ class MeasuredScan:
     def __post_init__(self) -> None:
         kinds = {"counts": np.float32, "y_m": np.float64, "x_m": np.float64, "probe": np.complex64}
         for name, kind in kinds.items():
-            _settle(self, name, kind)
+            _set_dtype(self, name, kind)
         n, shape = (len(self.counts) if self.counts.ndim else 0), self.geometry.frame_shape
         wanted = {"counts": (n, *shape), "y_m": (n,), "x_m": (n,), "probe": shape}
         for name, allowed in wanted.items():
@@ -158,15 +158,15 @@ class MeasuredScan:
             raise ValueError(f"{path.name}: cannot be read as a {cls.__name__} (no such file)")
         values: dict[str, Any] = dict(read_npz(path, [field.name for field in fields(cls)], cls.__name__))
         for name, value in values.items():
-            kinds = "U" if name in _WORDS else "biufc" if name in _COMPLEX else "biuf"
+            kinds = "U" if name in _TEXT else "biufc" if name in _COMPLEX else "biuf"
             if value.dtype.kind not in kinds:
-                wanted = "words" if name in _WORDS else "numbers" if name in _COMPLEX else "real numbers"
+                wanted = "words" if name in _TEXT else "numbers" if name in _COMPLEX else "real numbers"
                 raise ValueError(f"{path.name}: {name} is {value.dtype}; {wanted} needed")
         try:
             values["geometry"] = Geometry.model_validate_json(str(values["geometry"]))
         except ValidationError as error:
             raise ValueError(f"{path.name}: its geometry is not usable: {error.errors()[0]['msg']}") from None
-        return cls(**{name: _plain(value) for name, value in values.items()})
+        return cls(**{name: _as_python(value) for name, value in values.items()})
 
 
 @dataclass(frozen=True, eq=False)
@@ -208,8 +208,8 @@ class LabelledScan(MeasuredScan):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _settle(self, "object", np.complex64)
-        _settle(self, "light", np.float32)
+        _set_dtype(self, "object", np.complex64)
+        _set_dtype(self, "light", np.float32)
         origin = tuple(float(value) for value in np.ravel(self.origin_m))
         if len(origin) != 2 or not np.isfinite(origin).all():
             raise ValueError(f"{self._who}: origin {self.origin_m} m must be two finite numbers, y and x")
@@ -322,19 +322,13 @@ def light_on(
     -------
     (H, W) float32 ndarray
     """
-    hits = np.zeros(shape, dtype=np.float32)
-    at = np.rint(rows).astype(int), np.rint(columns).astype(int)
-    inside = (at[0] >= 0) & (at[0] < shape[0]) & (at[1] >= 0) & (at[1] < shape[1])
-    np.add.at(hits, (at[0][inside], at[1][inside]), 1)
+    at = np.rint(np.stack([rows, columns], axis=1)).astype(int)
     beam = (np.abs(probe) ** 2).astype(np.float32)
-    out = np.zeros(shape, dtype=np.float32)
-    n = beam.shape[0]
-    for row, column in np.argwhere(hits):
-        top, left = row - n // 2, column - n // 2
-        y0, x0 = max(0, top), max(0, left)
-        y1, x1 = min(shape[0], top + n), min(shape[1], left + n)
-        out[y0:y1, x0:x1] += hits[row, column] * beam[y0 - top : y1 - top, x0 - left : x1 - left]
-    return np.asarray(out / beam.max(), dtype=np.float32)
+    n = len(beam)
+    out = np.zeros((shape[0] + 2 * n, shape[1] + 2 * n), dtype=np.float32)  # room for what falls beyond the rim
+    for row, column in at[((at >= 0) & (at < shape)).all(axis=1)] + n - n // 2:
+        out[row : row + n, column : column + n] += beam
+    return np.asarray(out[n:-n, n:-n] / beam.max(), dtype=np.float32)
 
 
 def _window(image: NDArray[Any], top: int, left: int, side: int, beyond: float) -> NDArray[Any]:
@@ -347,12 +341,12 @@ def _window(image: NDArray[Any], top: int, left: int, side: int, beyond: float) 
     return out
 
 
-def _settle(scan: MeasuredScan, name: str, kind: type) -> None:
+def _set_dtype(scan: MeasuredScan, name: str, kind: type) -> None:
     """Give a field its dtype once and for all."""
     object.__setattr__(scan, name, np.asarray(getattr(scan, name), dtype=kind))
 
 
-def _plain(value: Any) -> Any:
+def _as_python(value: Any) -> Any:
     """Words and numbers as Python has them; arrays and the geometry as they are."""
     if isinstance(value, np.ndarray) and value.ndim == 0:
         return value.item()

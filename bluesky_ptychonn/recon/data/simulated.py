@@ -155,7 +155,7 @@ class SimulatedFrames:
             expected = functional.conv2d(expected.unsqueeze(1), kernel[None, None], padding=1).squeeze(1).clamp_min(0)
         expected = expected + rng.uniform(0, config.background)
         counts = torch.poisson(expected.cpu(), generator=generator).to(expected.device)
-        told = photons**0.5 * np.exp(0.5 * rng.normal(0, config.scale_jitter))
+        amplitude = photons**0.5 * np.exp(0.5 * rng.normal(0, config.scale_jitter))
         margin = (n - patch) // 2
         inner = slice(margin, margin + patch)
-        return counts, probe * told, true_object[:, inner, inner].contiguous()
+        return counts, probe * amplitude, true_object[:, inner, inner].contiguous()

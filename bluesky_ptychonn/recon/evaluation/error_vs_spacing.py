@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -13,17 +14,23 @@ from numpy.typing import NDArray
 from bluesky_ptychonn.card import MeasuredCurve, ModelCard, SamplingPoint
 from bluesky_ptychonn.optics.framing import PreprocessConfig
 from bluesky_ptychonn.optics.geometry import Geometry
-from bluesky_ptychonn.optics.simulate import SampleKind
+from bluesky_ptychonn.recon.data.probes import with_photons
 from bluesky_ptychonn.recon.data.scans import LabelledScan, MeasuredScan
 from bluesky_ptychonn.recon.data.spacing import step_of, thinned
-from bluesky_ptychonn.recon.evaluation.simulated_scans import HELD_OUT_SEED, ScanScore, held_out_scan, score_mosaic
+from bluesky_ptychonn.recon.evaluation.simulated_scans import (
+    HELD_OUT_SEED,
+    SAMPLINGS,
+    ScanScore,
+    ScanSeries,
+    held_out_scan,
+    score_mosaic,
+    simulation_geometry,
+)
 from bluesky_ptychonn.recon.inference.reconstructor import Reconstructor
 from bluesky_ptychonn.recon.models.checkpoint import Model
-from bluesky_ptychonn.recon.mosaic.stitch import Mosaic, MosaicImage
+from bluesky_ptychonn.recon.mosaic.stitch import Mosaic
 from bluesky_ptychonn.recon.solver.labelling import solve
 
-SAMPLINGS = (0.2, 0.25, 1 / 3, 0.4, 0.5, 0.6, 0.75, 0.9)
-KINDS: tuple[SampleKind, ...] = ("etched", "cells", "star")
 #: Seeds between the measurements of two ``--seed``.
 _SEEDS_APART = 1000
 #: A label is believed where half as much light fell as on its frames' positions.
@@ -40,16 +47,16 @@ Truth = Callable[[tuple[float, float], tuple[int, int]], NDArray[np.complex64]]
 
 @dataclass(frozen=True)
 class _Scored:
-    """One scan judged: ours, and the solver's where it was asked."""
+    """One scan scored: the model's image, and the solver's where it was asked."""
 
     sampling: float
-    ours: ScanScore
+    model: ScanScore
     solver: ScanScore | None
     solver_s: float | None
 
 
 class Evaluator:
-    """Reconstructs scans as the live road does, and scores the mosaics.
+    """Reconstructs scans as a live session does, and scores the mosaics.
 
     Parameters
     ----------
@@ -98,20 +105,17 @@ class Evaluator:
         mosaic.synchronise()
         image = mosaic.snapshot()
         known = truth(image.origin_m, (image.amplitude.shape[0], image.amplitude.shape[1]))
-        ours = score_mosaic(image, known, scan.y_m, scan.x_m)
+        score = score_mosaic(image, known, scan.y_m, scan.x_m)
         if not (self._solver and solver):
-            return _Scored(sampling, ours, None, None)
+            return _Scored(sampling, score, None, None)
         assert self._probe is not None  # noqa: S101  said when it was made
-        photons = run.describe()["photons_per_frame"]
-        told = self._probe * np.float32(np.sqrt(photons / (np.abs(self._probe) ** 2).sum()))
-        asked = MeasuredScan(scan.counts, scan.y_m, scan.x_m, told, scan.geometry, scan.source)
+        probe = with_photons(self._probe, run.describe()["photons_per_frame"])
+        asked = MeasuredScan(scan.counts, scan.y_m, scan.x_m, probe, scan.geometry, scan.source)
         found, solution = solve(asked, threads=self._threads)
-        theirs = found.truth_on(image.origin_m, (known.shape[0], known.shape[1]))
-        theirs = np.where(np.isfinite(image.complex), theirs, np.complex64(np.nan))
-        drawn = MosaicImage(
-            np.abs(theirs), np.angle(theirs), image.coverage, image.trust, image.origin_m, image.pixel_m
-        )
-        return _Scored(sampling, ours, score_mosaic(drawn, known, scan.y_m, scan.x_m), float(solution.seconds[-1]))
+        wave = found.truth_on(image.origin_m, (known.shape[0], known.shape[1]))
+        wave = np.where(np.isfinite(image.complex), wave, np.complex64(np.nan))
+        solved = replace(image, amplitude=np.abs(wave), phase=np.angle(wave))
+        return _Scored(sampling, score, score_mosaic(solved, known, scan.y_m, scan.x_m), float(solution.seconds[-1]))
 
 
 def measure_simulated(
@@ -119,9 +123,7 @@ def measure_simulated(
     *,
     scans: int = 3,
     seed: int = 0,
-    samplings: Sequence[float] = SAMPLINGS,
-    kinds: Sequence[SampleKind] = KINDS,
-    field_diameters: float = 5.0,
+    series: ScanSeries | None = None,
     solver: bool = False,
     device: str = "auto",
     threads: int = 1,
@@ -137,12 +139,8 @@ def measure_simulated(
         Samples of each kind.
     seed : int
         Another one gives other samples.
-    samplings : sequence of float
-        Step over illuminated diameter, ascending.
-    kinds : sequence of str
-        See `make_sample`.
-    field_diameters : float
-        Side of the scanned square in illuminated diameters.
+    series : ScanSeries, optional
+        Samplings, kinds of samples and size of the scans.
     solver, device, threads
         See `Evaluator`.
     progress : callable, optional
@@ -166,20 +164,15 @@ def measure_simulated(
     if scans < 1:
         raise ValueError(f"measure: {scans} scans of each kind; 1 or more are needed")
     probe = model.probe.detach().cpu().numpy().astype(np.complex64)
-    photons = float((np.abs(probe) ** 2).sum())
-    geometry = _geometry(card.input.frame_shape, card.input.object_pixel_m, card.input.energy_ev)
-    judge = Evaluator(model, geometry, solver=solver, device=device, threads=threads)
+    geometry, series = simulation_geometry(card), series or ScanSeries()
+    evaluator = Evaluator(model, geometry, solver=solver, device=device, threads=threads)
     seeds = [HELD_OUT_SEED + _SEEDS_APART * (seed + 1) + k for k in range(scans)]
     points = []
-    for sampling in samplings:
+    for sampling in series.samplings:
         scored = []
-        for k, kind in enumerate(kinds):
-            for one in seeds:
-                experiment, y, x, frames = held_out_scan(
-                    probe, geometry, photons, sampling, kind, (one, k), field_diameters=field_diameters
-                )
-                scan = MeasuredScan(frames.astype(np.float32), y, x, probe, geometry, f"simulated {kind}, seed {one}")
-                scored.append(judge.score(scan, sampling, experiment.truth_on))
+        for (k, kind), held_out in product(enumerate(series.kinds), seeds):
+            experiment, scan = held_out_scan(probe, geometry, kind, sampling, series.field_diameters, (held_out, k))
+            scored.append(evaluator.score(scan, sampling, experiment.truth_on))
         points.append(_point(scored, card.probe.diameter_m))
         if progress is not None:
             progress(points[-1])
@@ -222,7 +215,7 @@ def measure_labelled(
         In words: a run of another geometry than the model's, or too small.
     """
     own, diameter = step_of(scan.y_m, scan.x_m), _diameter_m(model, scan)
-    judge = Evaluator(model, scan.geometry, solver=solver, device=device, threads=threads)
+    evaluator = Evaluator(model, scan.geometry, solver=solver, device=device, threads=threads)
     lit = _WELL_LIT * _light_at_frames(scan)
     truth = partial(scan.truth_on, least_light=lit)
     points: list[SamplingPoint] = []
@@ -232,7 +225,7 @@ def measure_labelled(
             few = scan.select(thinned(scan.y_m, scan.x_m, least_m, start * len(scan) // starts)) if least_m else scan
             step = step_of(few.y_m, few.x_m)
             # What the solver makes of all frames is the label itself, or nearly.
-            scored.append(judge.score(few, step / diameter, truth, solver=bool(least_m)))
+            scored.append(evaluator.score(few, step / diameter, truth, solver=bool(least_m)))
         point = _point(scored, diameter)
         if not points or point.sampling > _APART * points[-1].sampling:
             points.append(point)
@@ -280,32 +273,25 @@ def _diameter_m(model: Model, scan: LabelledScan) -> float:
     return scan.probe_diameter_m if model.card.probe is None else model.card.probe.diameter_m
 
 
-def _geometry(shape: tuple[int, int], object_pixel_m: float, energy_ev: float | None) -> Geometry:
-    """Make a geometry with this object pixel; frames in object pixels know no other."""
-    known = Geometry(energy_ev=energy_ev or 1e4, distance_m=1.0, pixel_pitch_m=75e-6, frame_shape=shape)
-    distance = object_pixel_m / known.object_pixel_m
-    return known.model_copy(update={"distance_m": distance})
-
-
 def _point(scored: Sequence[_Scored], diameter_m: float) -> SamplingPoint:
-    def mean(name: str, of: str = "ours") -> float:
+    def mean(name: str, who: str = "model") -> float:
         # A picture without contrast correlates with nothing.
-        return float(np.mean(np.nan_to_num([getattr(getattr(one, of), name) for one in scored])))
+        return float(np.mean(np.nan_to_num([getattr(getattr(item, who), name) for item in scored])))
 
-    sampling = float(np.mean([one.sampling for one in scored]))
-    theirs: dict[str, Any] = {}
+    sampling = float(np.mean([item.sampling for item in scored]))
+    solver: dict[str, Any] = {}
     if scored[0].solver is not None:
-        theirs = {f"solver_{name}": mean(name, "solver") for name in ("phase_mae_rad", "phase_correlation")}
-        theirs["solver_s"] = float(np.mean([one.solver_s for one in scored]))
+        solver = {f"solver_{name}": mean(name, "solver") for name in ("phase_mae_rad", "phase_correlation")}
+        solver["solver_s"] = float(np.mean([item.solver_s for item in scored]))
     return SamplingPoint(
         sampling=sampling,
         step_m=sampling * diameter_m,
         phase_mae_rad=mean("phase_mae_rad"),
         phase_correlation=mean("phase_correlation"),
         covered_fraction=mean("covered_fraction"),
-        frames=round(float(np.mean([one.ours.frames for one in scored]))),
+        frames=round(float(np.mean([item.model.frames for item in scored]))),
         scans=len(scored),
-        **theirs,
+        **solver,
     )
 
 

@@ -4,9 +4,8 @@ A reconstruction is defined up to a global phase, often up to a linear phase ram
 pattern) and an amplitude scale (the probe's intensity). Every error here removes the global phase; the ramp and the
 scale on request.
 
-Images are 2-D. A complex array is an object transmission. A real array is a phase in rad where a phase is asked for
-and an amplitude where an amplitude is asked for. Pixels that are NaN in either image, or whose weight is 0, do not
-count.
+Images are 2-D. A complex array is an object transmission, a real array a phase in rad. Pixels that are NaN in either
+image, or whose weight is 0, do not count.
 """
 
 from __future__ import annotations
@@ -28,13 +27,6 @@ def _complex(image: ArrayLike, who: str) -> Complex:
     if np.iscomplexobj(array):
         return np.asarray(array, dtype=np.complex128)
     return np.asarray(np.exp(1j * array.astype(np.float64)))
-
-
-def _amplitude(image: ArrayLike, who: str) -> Real:
-    array = np.asarray(image)
-    if array.ndim != 2:
-        raise ValueError(f"{who}: got an array of shape {array.shape}; a 2-D image (rows, columns) is needed")
-    return np.asarray(np.abs(array) if np.iscomplexobj(array) else array, dtype=np.float64)
 
 
 def _weights(image: NDArray[Any], reference: NDArray[Any], weight: ArrayLike | None) -> Real:
@@ -177,23 +169,18 @@ def _unit(image: Complex) -> Complex:
 
 def phase_mae(image: ArrayLike, reference: ArrayLike, weight: ArrayLike | None = None, *, ramp: bool = False) -> float:
     """Weighted mean absolute phase error, rad; see `phase_error`."""
-    error, weights = _error_and_weights(image, reference, weight, ramp)
+    error, weights, _ = _error_and_weights(image, reference, weight, ramp)
     return float(np.sum(weights * np.abs(error)) / weights.sum())
-
-
-def phase_rmse(image: ArrayLike, reference: ArrayLike, weight: ArrayLike | None = None, *, ramp: bool = False) -> float:
-    """Weighted root-mean-square phase error, rad; see `phase_error`."""
-    error, weights = _error_and_weights(image, reference, weight, ramp)
-    return float(np.sqrt(np.sum(weights * error**2) / weights.sum()))
 
 
 def _error_and_weights(
     image: ArrayLike, reference: ArrayLike, weight: ArrayLike | None, ramp: bool
-) -> tuple[Real, Real]:
+) -> tuple[Real, Real, NDArray[np.bool_]]:
+    """Phase errors and weights of the pixels that count, and which these are."""
     error = phase_error(image, reference, weight, ramp=ramp)
     counts = np.isfinite(error)
     weights = np.ones(int(counts.sum())) if weight is None else np.asarray(weight, dtype=np.float64)[counts]
-    return error[counts], weights
+    return error[counts], weights, counts
 
 
 def phase_correlation(
@@ -210,12 +197,10 @@ def phase_correlation(
     float
         NaN when either phase is constant: a correlation is then undefined.
     """
-    error = phase_error(image, reference, weight, ramp=ramp)
-    counts = np.isfinite(error)
-    weights = np.ones(int(counts.sum())) if weight is None else np.asarray(weight, dtype=np.float64)[counts]
+    error, weights, counts = _error_and_weights(image, reference, weight, ramp)
     theirs = _unit(_complex(reference, "reference"))[counts]
     truth = np.angle(theirs * np.exp(-1j * np.angle(np.sum(weights * theirs))))
-    return _pearson(truth + error[counts], truth, weights)
+    return _pearson(truth + error, truth, weights)
 
 
 def _pearson(a: Real, b: Real, weights: Real) -> float:
@@ -228,57 +213,25 @@ def _pearson(a: Real, b: Real, weights: Real) -> float:
     return float(np.clip(np.sum(weights * a * b) / (deviations[0] * deviations[1]), -1.0, 1.0))
 
 
-def amplitude_mae(
-    image: ArrayLike, reference: ArrayLike, weight: ArrayLike | None = None, *, scale: bool = False
-) -> float:
-    """Weighted mean absolute difference of the amplitudes; real arrays are amplitudes."""
-    ours, theirs, weights = _amplitudes(image, reference, weight, scale)
-    return float(np.sum(weights * np.abs(ours - theirs)) / weights.sum())
-
-
-def amplitude_nrmse(
-    image: ArrayLike, reference: ArrayLike, weight: ArrayLike | None = None, *, scale: bool = False
-) -> float:
-    """Root-mean-square amplitude difference over the reference's own; real arrays are amplitudes."""
-    ours, theirs, weights = _amplitudes(image, reference, weight, scale)
-    power = float(np.sum(weights * theirs**2))
-    if power == 0:
-        raise ValueError("reference has amplitude 0 wherever it can be compared; a relative error is undefined")
-    return float(np.sqrt(np.sum(weights * (ours - theirs) ** 2) / power))
-
-
-def _amplitudes(
-    image: ArrayLike, reference: ArrayLike, weight: ArrayLike | None, scale: bool
-) -> tuple[Real, Real, Real]:
-    ours, theirs = _amplitude(image, "image"), _amplitude(reference, "reference")
-    weights = _weights(ours, theirs, weight)
-    if scale:
-        ours = ours * _scale(ours, theirs, weights)
-    counts = weights > 0
-    return ours[counts], theirs[counts], weights[counts]
-
-
 def ssim(
     image: ArrayLike,
     reference: ArrayLike,
     weight: ArrayLike | None = None,
     *,
-    part: Literal["phase", "amplitude"] = "phase",
     ramp: bool = False,
-    scale: bool = False,
     data_range: float | None = None,
 ) -> float:
-    """Structural similarity (Wang et al. 2004; scikit-image, 7 x 7 uniform window) of aligned phases or amplitudes.
+    """Structural similarity (Wang et al. 2004; scikit-image, 7 x 7 uniform window) of aligned phases.
 
     Pixels that do not count take the reference's value in both images, and only windows centred on pixels that count
     are averaged (by `weight`).
 
     Parameters
     ----------
-    part : {"phase", "amplitude"}
-        What to compare, and what a real array holds.
+    image, reference, weight, ramp
+        See `align`.
     data_range : float, optional
-        Span of values the constants of SSIM refer to, rad for phases; the reference's own where compared, by default.
+        Span of phases, rad, that the constants of SSIM refer to; the reference's own where compared, by default.
 
     Raises
     ------
@@ -287,27 +240,18 @@ def ssim(
     """
     from skimage import metrics as skimage_metrics
 
-    if part == "phase":
-        unit = _unit(_complex(reference, "reference"))
-        error = phase_error(image, reference, weight, ramp=ramp)
-        weights = _weights(error, unit, weight)
-        centre = np.angle(np.sum(np.where(weights > 0, weights * unit, 0.0)))
-        theirs = np.angle(unit * np.exp(-1j * centre))
-        ours = theirs + error
-    else:
-        ours, theirs = _amplitude(image, "image"), _amplitude(reference, "reference")
-        weights = _weights(ours, theirs, weight)
-        if scale:
-            ours = ours * _scale(ours, theirs, weights)
+    unit = _unit(_complex(reference, "reference"))
+    error = phase_error(image, reference, weight, ramp=ramp)
+    weights = _weights(error, unit, weight)
     counts = weights > 0
-    if min(ours.shape) < 7:
-        raise ValueError(f"ssim: image is {ours.shape} px; at least 7 x 7 px are needed for its window")
+    theirs = np.angle(unit * np.exp(-1j * np.angle(np.sum(np.where(counts, weights * unit, 0.0)))))
+    if min(theirs.shape) < 7:
+        raise ValueError(f"ssim: image is {theirs.shape} px; at least 7 x 7 px are needed for its window")
     span = float(np.ptp(theirs[counts])) if data_range is None else float(data_range)
     if span <= 0:
-        raise ValueError("ssim: the reference is constant where compared; give data_range (rad for phases)")
-    middle = float(theirs[counts].mean())
-    theirs = np.where(np.isfinite(theirs), theirs, middle)
-    ours = np.where(counts, ours, theirs)
+        raise ValueError("ssim: the reference is constant where compared; give data_range (rad)")
+    theirs = np.where(np.isfinite(theirs), theirs, float(theirs[counts].mean()))
+    ours = np.where(counts, theirs + error, theirs)
     compare: Any = skimage_metrics.structural_similarity
     _, similarity = compare(ours, theirs, data_range=span, full=True)
     return float(np.sum(weights * np.where(counts, similarity, 0.0)) / weights.sum())
@@ -371,8 +315,30 @@ def fourier_ring_correlation(
     ----------
     image, reference : (rows, columns) complex transmission, or real phase in rad
     weight : (rows, columns) float or bool, optional
+        0 where a pixel does not count; all 1 when not given.
     ramp : bool
         Remove a linear phase ramp before.
+
+    Returns
+    -------
+    RingCorrelation
+        One value a ring of one Fourier pixel's width, up to the Nyquist frequency.
+
+    Raises
+    ------
+    ValueError
+        For shapes that differ, negative weights, or no pixel to compare.
+
+    Examples
+    --------
+    >>> rng = np.random.default_rng(0)
+    >>> truth = np.exp(1j * rng.normal(0, 0.3, (64, 64)))
+    >>> noisy = [truth + 0.05 * rng.normal(size=(64, 64)) for _ in range(2)]
+    >>> fourier_ring_correlation(*noisy).resolution_px()
+    1.0
+    >>> rings = fourier_ring_correlation(noisy[0], rng.normal(0, 0.3, (64, 64)))
+    >>> rings.resolution_px("1/7") > 2
+    True
     """
     ours, theirs = align(image, reference, weight, ramp=ramp), _complex(reference, "reference")
     weights = _weights(ours, theirs, weight)

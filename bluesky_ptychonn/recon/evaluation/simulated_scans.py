@@ -10,15 +10,21 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from bluesky_ptychonn.card import ModelCard, SamplingPoint
 from bluesky_ptychonn.optics.geometry import Geometry
 from bluesky_ptychonn.optics.simulate import SampleKind, SimulatedExperiment, illuminated_diameter_px, make_sample
+from bluesky_ptychonn.recon.data.probes import with_photons
+from bluesky_ptychonn.recon.data.scans import MeasuredScan
 from bluesky_ptychonn.recon.data.simulated import SimulatedFrames, SyntheticConfig
 from bluesky_ptychonn.recon.evaluation.metrics import phase_correlation, phase_mae, ssim
 from bluesky_ptychonn.recon.mosaic.stitch import Mosaic, MosaicImage
-from bluesky_ptychonn.recon.networks.networks import ObjectNetwork
+from bluesky_ptychonn.recon.networks.base import ObjectNetwork
+from bluesky_ptychonn.recon.quality.trust import patch_weight
 
 #: Seeds at and above this one are for judging; training draws from pairs (seed, batch) and can never meet them.
 HELD_OUT_SEED = 10_000_019
+#: Steps over illuminated diameter that errors are measured at.
+SAMPLINGS = (0.2, 0.25, 1 / 3, 0.4, 0.5, 0.6, 0.75, 0.9)
 
 
 @dataclass(frozen=True)
@@ -93,6 +99,15 @@ def _phase_about(ours: NDArray[np.complex64], theirs: NDArray[np.complex64]) -> 
     return np.asarray(np.angle(ours * np.exp(-1j * turn)), dtype=np.float64)
 
 
+def stitched(network: ObjectNetwork, scan: MeasuredScan, probe: torch.Tensor) -> MosaicImage:
+    """Stitch the bare network's patches of a scan, told a probe (N, N) complex64, weighted by its intensity."""
+    weight = stitching_weight(probe.detach().cpu().numpy(), network.config.patch_size)
+    mosaic = Mosaic(scan.geometry.object_pixel_m, weight, anchor=network.anchor)
+    mosaic.add(predict(network, scan.counts, probe), scan.y_m, scan.x_m, np.ones(len(scan)))
+    mosaic.synchronise()
+    return mosaic.snapshot()
+
+
 def predict(
     network: ObjectNetwork, frames: NDArray[Any], probe: torch.Tensor, batch: int = 16
 ) -> NDArray[np.complex64]:
@@ -115,34 +130,63 @@ def raster(
     return y + moved[0], x + moved[1]
 
 
+@dataclass(frozen=True)
+class ScanSeries:
+    """Simulated scans to measure on: every kind of sample at every spacing.
+
+    Attributes
+    ----------
+    samplings : sequence of float
+        Step over illuminated diameter, ascending.
+    kinds : sequence of str
+        Kinds of unseen samples, see `make_sample`.
+    field_diameters : float
+        Side of the scanned square in illuminated diameters.
+    """
+
+    samplings: Sequence[float] = SAMPLINGS
+    kinds: Sequence[SampleKind] = ("etched", "cells", "star")
+    field_diameters: float = 5.0
+
+
+def held_out_scan(
+    probe: NDArray[np.complex64],
+    geometry: Geometry,
+    kind: SampleKind,
+    sampling: float,
+    field_diameters: float,
+    seed: tuple[int, int],
+) -> tuple[SimulatedExperiment, MeasuredScan]:
+    """Scan an unseen sample through a probe (N, N) in square-root photons; of one `seed` the sample stays the same."""
+    pixel, unit = geometry.object_pixel_m, with_photons(probe)
+    diameter_m = illuminated_diameter_px(unit) * pixel
+    side = int(np.ceil((field_diameters + 1) * diameter_m / pixel / 2) * 2 + probe.shape[0])
+    rng = np.random.default_rng(seed)
+    sample = make_sample(kind, (side, side), rng)
+    experiment = SimulatedExperiment(geometry, unit, sample, float((np.abs(probe) ** 2).sum()))
+    y, x = raster(sampling * diameter_m, field_diameters * diameter_m, 0.1, rng)
+    frames = np.stack([experiment.frame_at(a, b, rng) for a, b in zip(y, x, strict=True)]).astype(np.float32)
+    return experiment, MeasuredScan(frames, y, x, probe, geometry, f"simulated {kind}, seed {seed[0]}")
+
+
 def measure_sampling(
     network: ObjectNetwork,
     probe: NDArray[np.complex64],
     geometry: Geometry,
-    weight: NDArray[np.float32],
+    series: ScanSeries | None = None,
     *,
-    photons: float,
-    samplings: Sequence[float] = (0.2, 0.25, 1 / 3, 0.4, 0.5, 0.6, 0.75, 0.9),
-    kinds: Sequence[SampleKind] = ("etched", "cells", "star"),
-    field_diameters: float = 5.0,
     seed: int = HELD_OUT_SEED,
 ) -> list[tuple[float, ScanScore]]:
-    """Measure error against sampling on held-out simulated scans.
+    """Measure error against sampling on held-out simulated scans, one for each kind of sample.
 
     Parameters
     ----------
-    network, probe, weight
-        The model: network, its probe (N, N) complex64 of any scale, and its stitching weight (h, w).
+    network : ObjectNetwork
+    probe : (N, N) complex64 ndarray
+        Square-root photons.
     geometry : Geometry
         Sets the object pixel.
-    photons : float
-        Mean photons a frame without sample.
-    samplings : sequence of float
-        Step over illuminated diameter.
-    kinds : sequence of str
-        One unseen sample of each.
-    field_diameters : float
-        Side of the scanned square in illuminated diameters.
+    series : ScanSeries, optional
     seed : int
         Of samples, noise and jitter.
 
@@ -151,58 +195,48 @@ def measure_sampling(
     list of (float, ScanScore)
         For each sampling, scores averaged over the samples; `frames` is of one scan.
     """
-    pixel = geometry.object_pixel_m
-    told = torch.as_tensor(_unit(probe) * np.float32(photons**0.5))
+    series = series or ScanSeries()
     rows: list[tuple[float, ScanScore]] = []
-    for sampling in samplings:
+    for sampling in series.samplings:
         scores = []
-        for k, kind in enumerate(kinds):
-            experiment, y, x, frames = held_out_scan(
-                probe, geometry, photons, sampling, kind, (seed, k), field_diameters=field_diameters
-            )
-            mosaic = Mosaic(pixel, weight, anchor=network.anchor)
-            mosaic.add(predict(network, frames, told), y, x, np.ones(len(y)))
-            mosaic.synchronise()
-            image = mosaic.snapshot()
-            scores.append(score_mosaic(image, experiment.truth_on(image.origin_m, image.amplitude.shape), y, x))
+        for k, kind in enumerate(series.kinds):
+            experiment, scan = held_out_scan(probe, geometry, kind, sampling, series.field_diameters, (seed, k))
+            image = stitched(network, scan, torch.as_tensor(scan.probe))
+            truth = experiment.truth_on(image.origin_m, image.amplitude.shape)
+            scores.append(score_mosaic(image, truth, scan.y_m, scan.x_m))
         mean = {name: float(np.mean([getattr(s, name) for s in scores])) for name in _AVERAGED}
         rows.append((sampling, ScanScore(**mean, frames=scores[0].frames)))
     return rows
 
 
-def held_out_scan(
-    probe: NDArray[np.complex64],
-    geometry: Geometry,
-    photons: float,
-    sampling: float,
-    kind: SampleKind,
-    seed: tuple[int, int],
-    *,
-    field_diameters: float = 5.0,
-) -> tuple[SimulatedExperiment, NDArray[np.float64], NDArray[np.float64], NDArray[np.uint16]]:
-    """Scan an unseen sample: the experiment, positions y and x (n,) in m, frames (n, N, N).
-
-    Of one `seed` the sample is the same at every sampling.
-    """
-    pixel, unit = geometry.object_pixel_m, _unit(probe)
-    diameter_m = illuminated_diameter_px(unit) * pixel
-    side = int(np.ceil((field_diameters + 1) * diameter_m / pixel / 2) * 2 + probe.shape[0])
-    rng = np.random.default_rng(seed)
-    experiment = SimulatedExperiment(geometry, unit, make_sample(kind, (side, side), rng), photons)
-    y, x = raster(sampling * diameter_m, field_diameters * diameter_m, 0.1, rng)
-    return experiment, y, x, np.stack([experiment.frame_at(a, b, rng) for a, b in zip(y, x, strict=True)])
-
-
-def _unit(probe: NDArray[np.complex64]) -> NDArray[np.complex64]:
-    return np.asarray(probe / np.sqrt((np.abs(probe) ** 2).sum()), dtype=np.complex64)
-
-
 _AVERAGED = ("phase_mae_rad", "phase_correlation", "ssim", "covered_fraction")
+
+
+def sampling_points(rows: Sequence[tuple[float, ScanScore]], diameter_m: float) -> tuple[SamplingPoint, ...]:
+    """Rows of `measure_sampling` as a card keeps them, for a probe of this illuminated diameter."""
+    return tuple(
+        SamplingPoint(
+            sampling=sampling,
+            step_m=sampling * diameter_m,
+            phase_mae_rad=score.phase_mae_rad,
+            phase_correlation=float(np.nan_to_num(score.phase_correlation)),  # of a constant phase there is none
+            covered_fraction=score.covered_fraction,
+            frames=score.frames,
+        )
+        for sampling, score in rows
+    )
+
+
+def simulation_geometry(card: ModelCard) -> Geometry:
+    """Make a geometry with the card's object pixel; frames in object pixels know no other."""
+    energy, shape = card.input.energy_ev or 1e4, card.input.frame_shape
+    known = Geometry(energy_ev=energy, distance_m=1.0, pixel_pitch_m=75e-6, frame_shape=shape)
+    return known.model_copy(update={"distance_m": card.input.object_pixel_m / known.object_pixel_m})
 
 
 def patch_error(
     network: ObjectNetwork,
-    probe: NDArray[np.complex64],
+    probe: NDArray[np.complex64] | None,
     config: SyntheticConfig,
     *,
     frames: int = 512,
@@ -210,16 +244,17 @@ def patch_error(
 ) -> float:
     """Mean absolute phase error of patches, rad, on held-out simulated frames.
 
-    Weighted by the probe's intensity, global phase removed frame by frame.
+    Weighted by the probe's intensity, global phase removed frame by frame. Without a probe every batch goes through
+    another one of the configuration's family, also held out.
     """
-    size = network.config.patch_size
-    data = SimulatedFrames(probe, size, 16, config, seed)
-    weight = torch.as_tensor(stitching_weight(probe, size))
-    phase, batches = 0.0, max(1, frames // 16)
+    size, batch = network.config.patch_size, 16 if probe is not None else 8
+    data = SimulatedFrames(probe, size, batch, config, seed, frame_size=network.config.frame_size)
+    phase, batches = 0.0, max(1, frames // batch)
     with torch.inference_mode():
         for index in range(batches):
-            counts, told, truth = data.batch(index)
-            phase += float(phase_error(network(counts, told), truth, weight)) / batches
+            counts, believed, truth = data.batch(index)
+            weight = patch_weight(believed, truth.shape[-2:])
+            phase += float(phase_error(network(counts, believed), truth, weight)) / batches
     return phase
 
 

@@ -22,13 +22,15 @@ from torch import Tensor
 
 from bluesky_ptychonn.calibration import RunNorm, TrustCalibration
 from bluesky_ptychonn.card import ModelCard
-from bluesky_ptychonn.optics.geometry import Geometry
 from bluesky_ptychonn.optics.simulate import SimulatedExperiment, illuminated_diameter_px, make_sample
+from bluesky_ptychonn.recon.data.probes import with_photons
 from bluesky_ptychonn.recon.data.simulated import SimulatedFrames, SyntheticConfig
-from bluesky_ptychonn.recon.evaluation.simulated_scans import HELD_OUT_SEED
+from bluesky_ptychonn.recon.evaluation.simulated_scans import HELD_OUT_SEED, simulation_geometry
 from bluesky_ptychonn.recon.inference.reconstructor import Reconstructor
 from bluesky_ptychonn.recon.models.checkpoint import Model, load_model
-from bluesky_ptychonn.recon.networks.networks import ObjectNetwork
+from bluesky_ptychonn.recon.mosaic.probe_tuning import aberrated, pupil_aberrations
+from bluesky_ptychonn.recon.networks.base import ObjectNetwork
+from bluesky_ptychonn.recon.networks.families import family_class
 from bluesky_ptychonn.recon.quality.run_statistics import RunFigures
 from bluesky_ptychonn.recon.quality.trust import frame_score, movement, unexplained_fraction
 
@@ -72,8 +74,8 @@ def calibrated(model: Model, *, frames: int = 1024, scans: int = 12, seed: int =
     )
     table = fit_table(scores, errors)
     table = table.model_copy(update={"trained_trust": round(float(table.trust(scores[~troubled]).mean()), 4)})
-    told = replace(model, card=model.card.model_copy(update={"trust": table}))
-    table = table.model_copy(update={"runs": run_norms(told, config.photons, scans, seed)})
+    judged = replace(model, card=model.card.model_copy(update={"trust": table}))
+    table = table.model_copy(update={"runs": run_norms(judged, config.photons, scans, seed)})
     # Through validation: `model_copy` alone would let anything pass.
     card = ModelCard.model_validate({**model.card.model_dump(), "trust": table.model_dump()})
     return replace(model, card=card)
@@ -90,11 +92,12 @@ def recalibrate(folder: str | os.PathLike[str], *, frames: int = 4096, scans: in
 
 
 def synthetic_config(model: Model) -> SyntheticConfig:
-    """Read what the model was trained on in its card; where that says nothing, the defaults at its probe's flux."""
+    """Read what the model was trained on in its card, but for its own probe; what that does not say as usual."""
     kept = (model.card.training.get("config") or {}).get("synthetic") or {}
-    power = 1e5 if model.probe is None else float(model.probe.abs().square().sum())
+    photons = 1e5 if model.probe is None else float(model.probe.abs().square().sum())
+    usual = {"photons": photons, "dose_spread": family_class(model.card.family).config_class.dose_spread}
     known = {name: value for name, value in kept.items() if name in SyntheticConfig.model_fields and name != "probes"}
-    return SyntheticConfig.model_validate({"photons": power, **known})
+    return SyntheticConfig.model_validate({**usual, **known})
 
 
 def fit_table(scores: NDArray[np.floating], errors: NDArray[np.floating]) -> TrustCalibration:
@@ -156,26 +159,18 @@ def disturbed_frames(
             changes["blur_px"] = min(0.2, worse * config.blur_px)
             changes["background"] = min(1000.0, worse * config.background)
         data = SimulatedFrames(probe, size, _BATCH, config.model_copy(update=changes), seed)
-        counts, told, truth = data.batch(index)
+        counts, believed, truth = data.batch(index)
         if trouble == "shift":
             rows, columns = rng.permutation([1, int(rng.integers(0, 2))]) * rng.choice([-1, 1], 2)
             counts = counts.roll((int(rows), int(columns)), dims=(1, 2))
         elif trouble == "focus":
-            told = refocused(told, float(rng.uniform(-0.8, 0.8)))
-        yield counts, told, truth, trouble
+            believed = refocused(believed, float(rng.uniform(-0.8, 0.8)))
+        yield counts, believed, truth, trouble
 
 
 def refocused(probe: Tensor, rms_rad: float) -> Tensor:
     """Put a probe (N, N) out of focus: a quadratic pupil phase of `rms_rad` over the light."""
-    frequency = torch.fft.fftfreq(probe.shape[-1], device=probe.device)
-    square = frequency[:, None] ** 2 + frequency[None, :] ** 2
-    pupil = torch.fft.fft2(probe)
-    light = pupil.abs().square()
-    light = light / light.sum()
-    square = square - (square * light).sum()
-    phase = square / (square.square() * light).sum().sqrt() * rms_rad
-    moved: Tensor = torch.fft.ifft2(pupil * torch.exp(1j * phase))
-    return moved
+    return aberrated(probe, pupil_aberrations(probe)[:1], torch.tensor([rms_rad], device=probe.device))
 
 
 def run_norms(model: Model, photons: float, scans: int, seed: int) -> dict[str, RunNorm]:
@@ -186,22 +181,22 @@ def run_norms(model: Model, photons: float, scans: int, seed: int) -> dict[str, 
     """
     if model.probe is None:
         return {}
-    card, probe = model.card, model.probe.cpu().numpy()
+    probe, geometry = model.probe.cpu().numpy(), simulation_geometry(model.card)
     engine = Reconstructor(model, device="cpu")
-    unit = np.asarray(probe / np.sqrt((np.abs(probe) ** 2).sum()), dtype=np.complex64)
-    geometry = _any_geometry(card)
     diameter_px = illuminated_diameter_px(probe)
     found: list[RunFigures] = []
     for k in range(scans):
         rng = np.random.default_rng((seed, k, 11))
         step_px = _STEPS[k % len(_STEPS)] * diameter_px
         side = int(probe.shape[0] + _SIDE * step_px + 8)
-        experiment = SimulatedExperiment(geometry, unit, make_sample("mixed", (side, side), rng), photons)
+        experiment = SimulatedExperiment(
+            geometry, with_photons(probe), make_sample("mixed", (side, side), rng), photons
+        )
         line = (np.arange(_SIDE) - (_SIDE - 1) / 2) * step_px * experiment.pixel_m
         y, x = np.repeat(line, _SIDE), np.tile(line, _SIDE)
         run = engine.for_run()
-        made = run.reconstruct(np.stack([experiment.frame_at(a, b, rng) for a, b in zip(y, x, strict=True)]))
-        run.placed(made.patches[made.valid], y[made.valid], x[made.valid])
+        batch = run.reconstruct(np.stack([experiment.frame_at(a, b, rng) for a, b in zip(y, x, strict=True)]))
+        run.placed(batch.patches[batch.valid], y[batch.valid], x[batch.valid])
         found.append(run.figures())
     trusts = np.array([figures.mean_trust or 0.0 for figures in found])
     able = trusts >= 0.5 * np.median(trusts)
@@ -216,15 +211,3 @@ def run_norms(model: Model, photons: float, scans: int, seed: int) -> dict[str, 
 
 def _magnitude(value: float | tuple[float, float] | None) -> float:
     return float("nan") if value is None else float(np.hypot(*value)) if isinstance(value, tuple) else abs(value)
-
-
-def _any_geometry(card: ModelCard) -> Geometry:
-    """Geometry with the card's object pixel; in object pixels all else is free."""
-    pitch, distance, n = 75e-6, 1.0, card.input.frame_shape[0]
-    wavelength = card.input.object_pixel_m * n * pitch / distance
-    return Geometry(
-        energy_ev=1.239841984e-6 / wavelength,
-        distance_m=distance,
-        pixel_pitch_m=pitch,
-        frame_shape=card.input.frame_shape,
-    )

@@ -3,17 +3,56 @@
 from __future__ import annotations
 
 import warnings
-from typing import Literal, get_args
+from dataclasses import dataclass
+from typing import Literal, TypedDict, get_args
 
 import torch
 from torch import Tensor, nn
 
 from bluesky_ptychonn.recon.device import Device
-from bluesky_ptychonn.recon.networks.networks import ObjectNetwork
+from bluesky_ptychonn.recon.networks.base import ObjectNetwork
 from bluesky_ptychonn.recon.quality.trust import movement
 
 Precision = Literal["fp32", "bf16", "fp16"]
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+class ForwardOptions(TypedDict, total=False):
+    """Keywords of `ForwardSettings`."""
+
+    batch_size: int
+    precision: Precision
+    cuda_graph: bool
+
+
+@dataclass(frozen=True)
+class ForwardSettings:
+    """How the network is run.
+
+    Parameters
+    ----------
+    batch_size : int
+        Frames a pass, 1 to 4096.
+    precision : {"fp32", "bf16", "fp16"}
+        Of the convolutions; the physics stays in single precision. ``fp16`` needs CUDA.
+    cuda_graph : bool
+        Replay one recorded pass on CUDA instead of launching some 100 kernels; without effect elsewhere.
+
+    Raises
+    ------
+    ValueError
+        For a setting out of range.
+    """
+
+    batch_size: int = 16
+    precision: Precision = "fp32"
+    cuda_graph: bool = True
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.batch_size <= 4096:
+            raise ValueError(f"batch_size {self.batch_size} frames must be in 1 to 4096")
+        if self.precision not in get_args(Precision):
+            raise ValueError(f"precision {self.precision!r} is unknown; allowed: {', '.join(get_args(Precision))}")
 
 
 class BatchedForward:
@@ -24,36 +63,25 @@ class BatchedForward:
     network : torch.nn.Module
         On the device.
     device : Device
-        Which that is.
-    batch_size : int
-        Frames a pass, 1 to 4096.
-    precision : {"fp32", "bf16", "fp16"}
-        Of the convolutions.
-    cuda_graph : bool
-        Record the pass, on CUDA.
+    settings : ForwardSettings
     frame_shape : tuple of int
         Rows and columns of a frame.
+
+    Raises
+    ------
+    ValueError
+        For a precision that the device has not.
     """
 
     def __init__(
-        self,
-        network: nn.Module,
-        device: Device,
-        batch_size: int,
-        precision: Precision,
-        cuda_graph: bool,
-        frame_shape: tuple[int, int],
+        self, network: nn.Module, device: Device, settings: ForwardSettings, frame_shape: tuple[int, int]
     ) -> None:
-        if not 1 <= batch_size <= 4096:
-            raise ValueError(f"batch_size {batch_size} frames must be in 1 to 4096")
-        if precision not in get_args(Precision):
-            raise ValueError(f"precision {precision!r} is unknown; allowed: {', '.join(get_args(Precision))}")
-        if precision == "fp16" and device.where.type != "cuda":
+        if settings.precision == "fp16" and device.where.type != "cuda":
             raise ValueError(f"precision fp16 needs a CUDA device, the device is {device.where}; use fp32 or bf16")
         self.network = network.eval()
         self._device, self._frame_shape = device, frame_shape
-        self.batch_size, self.precision = batch_size, precision
-        self._graphs = cuda_graph and device.where.type == "cuda"
+        self.batch_size, self.precision = settings.batch_size, settings.precision
+        self._graphs = settings.cuda_graph and device.where.type == "cuda"
         self._graph: tuple[torch.cuda.CUDAGraph, Tensor, Tensor | None, tuple[Tensor, Tensor]] | None = None
         self.graph_state = "on, not recorded yet" if self._graphs else "off"
 
@@ -73,9 +101,9 @@ class BatchedForward:
                 self.batch_size = max(1, min(self.batch_size, len(batch)) // 2)
             # Behind the handler: until there the failed pass's tensors are held by its traceback.
             self._graph = None
-            self._device.give_memory_back()
-            words = f"memory ran out on {self._device}: batches of {self.batch_size} frames now"
-            warnings.warn(words, stacklevel=5)
+            self._device.release_memory()
+            message = f"memory ran out on {self._device}: batches of {self.batch_size} frames now"
+            warnings.warn(message, stacklevel=5)
 
     def _forward(self, batch: Tensor, probe: Tensor | None) -> tuple[Tensor, Tensor]:
         if not self._graphs:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import warnings
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -11,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from bluesky_ptychonn.recon.device import Device, Fault
-from bluesky_ptychonn.recon.inference.forward_pass import BatchedForward, Precision
+from bluesky_ptychonn.recon.inference.forward_pass import BatchedForward, ForwardSettings
 from bluesky_ptychonn.recon.inference.preprocess import Preprocess, PreprocessConfig
 from bluesky_ptychonn.recon.models.checkpoint import Model
 
@@ -23,14 +24,11 @@ class Placement:
     ----------
     model : Model
         Stays where it is; a copy is kept on the CPU.
-    config : PreprocessConfig
-        Of the frames.
-    mask : (H, W) bool ndarray, optional
+    config, mask
         See `Preprocess`.
     device : Device
         Wanted. On the CPU the precision is single whatever was asked for another device, and no graph is recorded.
-    batch_size, precision, cuda_graph
-        See `BatchedForward`.
+    settings : ForwardSettings
 
     Attributes
     ----------
@@ -55,12 +53,10 @@ class Placement:
         config: PreprocessConfig,
         mask: NDArray[np.bool_] | None,
         device: Device,
-        batch_size: int,
-        precision: Precision,
-        cuda_graph: bool,
+        settings: ForwardSettings,
     ) -> None:
         self.events: list[str] = []
-        self._cpu = Device.of("cpu")
+        self._cpu = Device.from_name("cpu")
         try:
             self._model = model.on_cpu()
         except RuntimeError as error:
@@ -69,10 +65,9 @@ class Placement:
                 "load it again in a new process"
             ) from None
         self._config, self._mask = config, mask
-        self._batch_size, self._precision, self._cuda_graph = batch_size, precision, cuda_graph
-        self._wanted = device
+        self._settings, self._wanted = settings, device
         self._why = ""  # not on the device that is wanted
-        self._abandoned: object = None  # never let go: to free what lies on a lost device may end the process
+        self._abandoned: object = None  # never released: to free what lies on a lost device may end the process
         if not self._to_wanted():
             self._put(self._cpu)
 
@@ -81,20 +76,12 @@ class Placement:
         return self.device.fault(error)
 
     def leave(self, fault: Fault, error: str) -> bool:
-        """Go to the CPU; False when things are there already.
-
-        Parameters
-        ----------
-        fault : {"memory", "lost"}
-            What is wrong with the device.
-        error : str
-            Its own words.
-        """
+        """Go to the CPU for a fault of the device, in its own words; False when things are there already."""
         if self.device.kind == "cpu":
             return False
         if fault == "lost":
             self._abandoned = (self.passes, self.preprocess, self.probe)
-        self._tell(self.device, fault, error)
+        self._note(self.device, fault, error)
         self._put(self._cpu)
         return True
 
@@ -112,7 +99,7 @@ class Placement:
 
     def _to_wanted(self) -> bool:
         if self._wanted.lost:
-            self._tell(self._wanted, "lost", self._wanted.lost)
+            self._note(self._wanted, "lost", self._wanted.lost)
             return False
         try:
             self._put(self._wanted)
@@ -120,7 +107,7 @@ class Placement:
             fault = self._wanted.fault(error)
             if fault is None or self._wanted.kind == "cpu":
                 raise
-            self._tell(self._wanted, fault, str(error))
+            self._note(self._wanted, fault, str(error))
             return False
         self._why = ""
         return True
@@ -130,22 +117,22 @@ class Placement:
         # The model's own network serves on the CPU, and stays there: it is what is left when a device is lost.
         moved = network if device.kind == "cpu" else copy.deepcopy(network).to(device.where)
         # Half precision is slower on a CPU, and fp16 not to be had.
-        precision: Precision = "fp32" if fallen else self._precision
+        settings = replace(self._settings, precision="fp32") if fallen else self._settings
         shape = self._model.card.input.frame_shape
         probe: Tensor | None = None
         if self._model.probe is not None:
             probe = self._model.probe.to(device.where, torch.complex64)
         preprocess = Preprocess(self._config, mask=self._mask, device=device.where)
-        self.passes = BatchedForward(moved, device, self._batch_size, precision, self._cuda_graph, shape)
+        self.passes = BatchedForward(moved, device, settings, shape)
         self.device, self.preprocess, self.probe = device, preprocess, probe
 
-    def _tell(self, device: Device, fault: Fault, error: str) -> None:
+    def _note(self, device: Device, fault: Fault, error: str) -> None:
         first = (error.strip() or "no words").splitlines()[0][:200]
         if fault == "lost":
             device.note_lost(first)
             self._why = f"{device} was lost ({first}): CPU"
         else:
-            device.give_memory_back()
+            device.release_memory()
             self._why = f"memory ran out on {device} ({first}): CPU"
         self.events.append(self._why)
         warnings.warn(self._why, stacklevel=3)

@@ -98,7 +98,7 @@ class Preprocess:
         total = counts.sum(dim=(-2, -1)).cpu().numpy()
         for i in np.flatnonzero(valid & ~(total > 0)):
             valid[i] = False
-            flag[i] = _join(flag[i], EMPTY)
+            flag[i] = join_flags(flag[i], EMPTY)
         return Prepared(counts, valid, flag)
 
     def _upload(self, frames: NDArray[Any] | Tensor) -> tuple[Tensor, float]:
@@ -173,11 +173,11 @@ class Preprocess:
         mended = _mended(raw, (strange | saturated) & ~rejected[:, None, None])
         mended = torch.where(rejected[:, None, None], 0.0, mended.clamp_min(0))
         found = torch.stack([strange.any(-1).any(-1), negative.any(-1).any(-1), saturated.any(-1).any(-1)], 1).tolist()
-        words = [
-            _join(*(word for word, is_so in zip((NAN, NEGATIVE, SATURATED), row, strict=True) if is_so))
+        flags = [
+            join_flags(*(flag for flag, is_so in zip((NAN, NEGATIVE, SATURATED), row, strict=True) if is_so))
             for row in found
         ]
-        return mended, (~rejected).tolist(), words
+        return mended, (~rejected).tolist(), flags
 
     def _framed(self, counts: Tensor) -> Tensor:
         """Orient, cut, bin or resize, and cut small counts. (n, H, W) → (n, h, w)."""
@@ -198,8 +198,9 @@ class Preprocess:
         return counts.clamp_min(0).contiguous()
 
 
-def _join(*words: str) -> str:
-    return ", ".join(word for word in words if word)
+def join_flags(*flags: str) -> str:
+    """Put flags of a frame together, comma separated; empty ones are left out."""
+    return ", ".join(flag for flag in flags if flag)
 
 
 def _mended(frames: Tensor, bad: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ import gc
 import math
 import time
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Unpack
 
 import numpy as np
 import torch
@@ -17,7 +17,7 @@ from torch import Tensor
 from bluesky_ptychonn.optics.geometry import Geometry
 from bluesky_ptychonn.recon.device import Device, Fault
 from bluesky_ptychonn.recon.inference.flux import LOST, Flux
-from bluesky_ptychonn.recon.inference.forward_pass import BatchedForward, Precision
+from bluesky_ptychonn.recon.inference.forward_pass import BatchedForward, ForwardOptions, ForwardSettings
 from bluesky_ptychonn.recon.inference.patch_batch import (
     BEAM_LOST,
     NO_MEMORY,
@@ -27,11 +27,13 @@ from bluesky_ptychonn.recon.inference.patch_batch import (
     summable,
 )
 from bluesky_ptychonn.recon.inference.placement import Placement
-from bluesky_ptychonn.recon.inference.preprocess import EMPTY, PreprocessConfig
+from bluesky_ptychonn.recon.inference.preprocess import EMPTY, PreprocessConfig, join_flags
 from bluesky_ptychonn.recon.models.checkpoint import Model
+from bluesky_ptychonn.recon.mosaic.refine import refine
 from bluesky_ptychonn.recon.mosaic.refine_config import Refinement
 from bluesky_ptychonn.recon.mosaic.stitch import MosaicImage
-from bluesky_ptychonn.recon.networks.networks import ObjectNetwork
+from bluesky_ptychonn.recon.mosaic.sweeps import ScanTensors
+from bluesky_ptychonn.recon.networks.base import ObjectNetwork
 from bluesky_ptychonn.recon.quality.run_statistics import RunFigures, RunStatistics
 from bluesky_ptychonn.recon.quality.trust import frame_score, frame_trust, unexplained_fraction
 from bluesky_ptychonn.recon.quality.verdict import Verdict, judge
@@ -59,20 +61,23 @@ class Reconstructor:
         Of the scan; checked against the card. The card's object pixel holds when not given.
     device : str, torch.device or Device
         ``auto`` takes a CUDA device when there is one.
-    batch_size : int
-        Frames a pass, 1 to 4096.
     preprocess : PreprocessConfig, optional
         Instead of the card's.
     mask : (H, W) bool ndarray, optional
         True at bad pixels of the recorded frame, beside the configuration's.
-    precision : {"fp32", "bf16", "fp16"}
-        Of the convolutions; the physics stays in single precision. ``fp16`` needs CUDA.
     photons : float, optional
         Photons a frame without sample. Found from the frames when not given.
-    cuda_graph : bool
-        Replay one recorded pass on CUDA instead of launching some 100 kernels; without effect elsewhere.
     refinement : Refinement, optional
         What `refine` does; kept for whoever asks whether to.
+    batch_size, precision, cuda_graph
+        See `bluesky_ptychonn.recon.inference.forward_pass.ForwardSettings`.
+
+    Attributes
+    ----------
+    weight : (h, w) float32 ndarray
+        Of a patch's pixels in a mosaic, peak 1: as measured in training, or the probe's intensity.
+    anchor : float
+        How strongly a mosaic pulls each patch's mean phase to zero; see `ObjectNetwork`.
 
     Raises
     ------
@@ -86,36 +91,34 @@ class Reconstructor:
         geometry: Geometry | None = None,
         *,
         device: str | torch.device | Device = "auto",
-        batch_size: int = 16,
         preprocess: PreprocessConfig | None = None,
         mask: NDArray[np.bool_] | None = None,
-        precision: Precision = "fp32",
         photons: float | None = None,
-        cuda_graph: bool = True,
         refinement: Refinement | None = None,
+        **options: Unpack[ForwardOptions],
     ) -> None:
-        self.card = model.card
-        self.refinement = refinement
-        self._anchor = float(getattr(model.network, "anchor", ObjectNetwork.anchor))
+        settings = ForwardSettings(**options)
+        self.card, self.refinement = model.card, refinement
+        self.anchor = float(getattr(model.network, "anchor", ObjectNetwork.anchor))
         self._config = preprocess or model.card.input.preprocess
         used = model.card.model_copy(update={"input": model.card.input.model_copy(update={"preprocess": self._config})})
         if geometry is not None:
             used.check_geometry(geometry)
         self.geometry = None if geometry is None else used.network_geometry(geometry)
-        if model.probe is None and model.card.family == "lifted":
+        if model.card.for_any_probe:
             raise ValueError(
                 f"model {self.card.name!r} is for any probe and has none yet. Give it yours: "
                 f"for_probe({self.card.name!r}, probe, geometry) for use at once, or ptychonn train --start "
                 f"{self.card.name} --frames 0 --probe FILE --out FOLDER to have its errors measured too"
             )
-        self._place = Placement(model, self._config, mask, Device.of(device), batch_size, precision, cuda_graph)
-        self._heard, self._events = len(self._place.events), list(self._place.events)
+        self._place = Placement(model, self._config, mask, Device.from_name(device), settings)
+        self._events_noted, self._events = len(self._place.events), list(self._place.events)
         probe = None if model.probe is None else model.probe.cpu().to(torch.complex64)
         self._probe_waves = None if probe is None else probe.numpy()
         power = None if probe is None else float(probe.abs().square().sum())
         self._flux = Flux(power, photons)
-        self._weight = _stitching_weight(model)
-        self._watch = self._new_watch()
+        self.weight = _stitching_weight(model)
+        self._statistics = self._new_statistics()
 
     def __repr__(self) -> str:
         name = f"{self.card.name} {self.card.version}"
@@ -130,16 +133,6 @@ class Reconstructor:
     def pixel_m(self) -> float:
         """Object pixel of the patches, m."""
         return self.card.input.object_pixel_m if self.geometry is None else self.geometry.object_pixel_m
-
-    @property
-    def weight(self) -> NDArray[np.float32]:
-        """Weight (h, w) of a patch's pixels in a mosaic, peak 1: as measured in training, or the probe's intensity."""
-        return self._weight
-
-    @property
-    def anchor(self) -> float:
-        """How strongly a mosaic pulls each patch's mean phase to zero; see `ObjectNetwork`."""
-        return self._anchor
 
     @property
     def device_name(self) -> str:
@@ -163,21 +156,21 @@ class Reconstructor:
         """Return the same reconstructor with a flux of its own, for another run; network and memory are shared."""
         other = copy.copy(self)
         other._flux = Flux(self._flux.probe_photons, photons)
-        other._watch = other._new_watch()
+        other._statistics = other._new_statistics()
         why = self._place.renew()
-        other._heard, other._events = len(self._place.events), [why] if why else []
+        other._events_noted, other._events = len(self._place.events), [why] if why else []
         return other
 
-    def _new_watch(self) -> RunStatistics:
-        return RunStatistics(self._probe_waves, self._weight, self.pixel_m)
+    def _new_statistics(self) -> RunStatistics:
+        return RunStatistics(self._probe_waves, self.weight, self.pixel_m)
 
     def placed(self, patches: NDArray[np.complex64], y_m: NDArray[np.floating], x_m: NDArray[np.floating]) -> None:
         """Tell where patches (n, h, w) of this run lie, m: the verdict compares them where they overlap."""
-        self._watch.placed(patches, y_m, x_m)
+        self._statistics.add_patches(patches, y_m, x_m)
 
     def figures(self) -> RunFigures:
         """Figures of the run so far."""
-        return self._watch.figures()
+        return self._statistics.figures()
 
     def verdict(self) -> Verdict | None:
         """Judge the run so far, see `bluesky_ptychonn.recon.quality.verdict`.
@@ -201,10 +194,10 @@ class Reconstructor:
                 fault = self._place.fault(error)
                 if fault is None:
                     raise
-                words = str(error)
+                message = str(error)
             else:
                 return
-            if not self._leave(fault, words):
+            if not self._leave(fault, message):
                 return  # there may be memory when the first frame comes
 
     def describe(self) -> dict[str, Any]:
@@ -257,7 +250,7 @@ class Reconstructor:
         """
         self._check_shape(np.shape(frames))
         patient = _Patience()
-        parts = [self._surely(frames[k : k + _BLOCK], patient) for k in range(0, len(frames), _BLOCK)]
+        parts = [self._with_fallback(frames[k : k + _BLOCK], patient) for k in range(0, len(frames), _BLOCK)]
         return PatchBatch.joined(parts) if parts else PatchBatch.unusable(0, self.patch_shape, "")
 
     def refine(
@@ -270,24 +263,9 @@ class Reconstructor:
     ) -> tuple[MosaicImage, dict[str, Any]]:
         """Refine a mosaic of this run by sweeps of the physics through the probe: see `recon.mosaic.refine.refine`.
 
-        Parameters
-        ----------
-        image : MosaicImage
-            The mosaic.
-        frames : (n, H, W) ndarray
-            Counts as recorded, of the frames it was made of.
-        y_m, x_m : (n,) float ndarray
-            Their positions, m.
-        within_s : float
-            Begin no sweep that would probably end later, s.
-
-        Raises
-        ------
-        ValueError
-            Without a probe, or for frames of another shape than the model takes.
+        `frames` (n, H, W) are the counts as recorded of those it was made of, `y_m` and `x_m` (n,) their positions.
+        Raises ValueError without a probe, or for frames of another shape than the model takes.
         """
-        from bluesky_ptychonn.recon.mosaic.refine import refine
-
         if self._probe is None:
             raise ValueError(f"model {self.card.name!r} has no probe, and without one there is nothing to refine with")
         self._check_shape(np.shape(frames))
@@ -295,27 +273,25 @@ class Reconstructor:
         if settings.rounds is None:
             settings = settings.model_copy(update={"rounds": self.card.refine_rounds})
         while True:
-            self._listen()
+            self._note_events()
             try:
+                counts, positions = self._place.preprocess(frames).counts, np.stack([y_m, x_m], axis=-1)
                 return refine(
                     image,
-                    self._place.preprocess(frames).counts,
-                    y_m,
-                    x_m,
-                    self._probe * self._flux.probe_factor,
+                    ScanTensors(counts, positions, self._probe * self._flux.probe_factor),
                     self.weight,
                     settings,
                     network=self._passes.network,
-                    anchor=self._anchor,
+                    anchor=self.anchor,
                     within_s=within_s,
                 )
             except RuntimeError as error:
                 fault = self._place.fault(error)
                 if fault != "lost":  # without memory for all frames at once there may still be some for the next few
-                    self._place.device.give_memory_back()
+                    self._place.device.release_memory()
                     raise
-                words = str(error)
-            self._leave(fault, words)
+                message = str(error)
+            self._leave(fault, message)
 
     def _check_shape(self, shape: Sequence[int]) -> None:
         if len(shape) != 3:
@@ -329,35 +305,37 @@ class Reconstructor:
                 "detector, or give preprocess= with crop or bin"
             )
 
-    def _surely(self, frames: NDArray[Any] | Tensor, patience: _Patience) -> PatchBatch:
+    def _with_fallback(self, frames: NDArray[Any] | Tensor, patience: _Patience) -> PatchBatch:
         """Patches of a block whatever befalls the device: in halves where memory is short, then on the CPU."""
-        self._listen()
+        self._note_events()
         try:
             return self._block(frames)
         except (RuntimeError, MemoryError) as error:
             fault = self._place.fault(error)
             if fault is None:
                 raise
-            words = str(error)
+            message = str(error)
         # Behind the handler: until there the failed pass's tensors are held by its traceback.
         if fault == "memory" and len(frames) > 1:
             half = len(frames) // 2
-            return PatchBatch.joined([self._surely(frames[:half], patience), self._surely(frames[half:], patience)])
-        if self._leave(fault, words) or patience.taken():
-            return self._surely(frames, patience)
+            return PatchBatch.joined(
+                [self._with_fallback(frames[:half], patience), self._with_fallback(frames[half:], patience)]
+            )
+        if self._leave(fault, message) or patience.wait():
+            return self._with_fallback(frames, patience)
         return PatchBatch.unusable(len(frames), self.patch_shape, NO_MEMORY)
 
-    def _leave(self, fault: Fault, words: str) -> bool:
-        moved = self._place.leave(fault, words)
-        self._listen()
+    def _leave(self, fault: Fault, message: str) -> bool:
+        moved = self._place.leave(fault, message)
+        self._note_events()
         return moved
 
-    def _listen(self) -> None:
+    def _note_events(self) -> None:
         """Note what befell the device since this run's last block: other runs share it."""
         self._place.check()
-        news = self._place.events[self._heard :]
-        self._heard += len(news)
-        self._events += [f"{words} from frame {self._watch.seen + 1} on" for words in news]
+        news = self._place.events[self._events_noted :]
+        self._events_noted += len(news)
+        self._events += [f"{event} from frame {self._statistics.frames + 1} on" for event in news]
 
     def _block(self, frames: NDArray[Any] | Tensor) -> PatchBatch:
         """Make patches on the device; what is known of the run changes at the end only, when nothing can fail."""
@@ -371,26 +349,26 @@ class Reconstructor:
         for i in np.flatnonzero(valid):
             if totals[i] < max(flux.least, LOST * low):
                 usable[i] = False
-                flag[i], lost[i] = _join(flag[i], BEAM_LOST), True
+                flag[i], lost[i] = join_flags(flag[i], BEAM_LOST), True
             elif not low <= totals[i] <= high:
                 outside[i] = True
-                flag[i] = _join(flag[i], OUT_OF_RANGE)
+                flag[i] = join_flags(flag[i], OUT_OF_RANGE)
         valid = usable.copy()
         probe = None if place.probe is None else place.probe * flux.probe_factor
         patches, judged = self._patches(counts, probe)
         for i in np.flatnonzero(valid & ~summable(patches)):
             valid[i] = False
-            flag[i] = _join(flag[i], NOT_FINITE)
+            flag[i] = join_flags(flag[i], NOT_FINITE)
         table = None if probe is None else self.card.trust
         unknown = ~np.isfinite(judged)  # a patch of zeros, say: it explains nothing, and its trust must not be NaN
         judged[unknown] = np.inf
         trust = np.where(unknown, 0, judged if table is None else table.trust(judged)).astype(np.float32)
         patches[~valid] = np.nan
         trust[~valid] = 0
-        self._watch.frames(counts, totals, usable, lost, outside)
+        self._statistics.add_frames(counts, totals, usable, lost, outside)
         self._flux = flux
         if probe is not None:
-            self._watch.judged(trust[valid], None if table is None else table.error(judged[valid]))
+            self._statistics.add_trust(trust[valid], None if table is None else table.error(judged[valid]))
         return PatchBatch(patches, trust, valid, flag)
 
     def _patches(self, counts: Tensor, probe: Tensor | None) -> tuple[NDArray[np.complex64], NDArray[np.float32]]:
@@ -401,11 +379,11 @@ class Reconstructor:
         start = 0
         while start < len(counts):
             batch = counts[start : start + passes.batch_size]
-            made, moved = passes(batch, probe)  # fewer than asked when memory ran out
-            stop = start + len(made)
-            patches[start:stop] = made
+            result, moved = passes(batch, probe)  # fewer than asked when memory ran out
+            stop = start + len(result)
+            patches[start:stop] = result
             if probe is not None:
-                judged[start:stop] = self._scores(made, moved, counts[start:stop], probe)
+                judged[start:stop] = self._scores(result, moved, counts[start:stop], probe)
             start = stop
         return patches.cpu().numpy(), judged.cpu().numpy()
 
@@ -423,17 +401,13 @@ class _Patience:
     def __init__(self) -> None:
         self._left = True
 
-    def taken(self) -> bool:
+    def wait(self) -> bool:
         """Pause, the first time it is asked."""
         left, self._left = self._left, False
         if left:
             gc.collect()
             time.sleep(_PAUSE_S)
         return left
-
-
-def _join(*words: str) -> str:
-    return ", ".join(word for word in words if word)
 
 
 def _stitching_weight(model: Model) -> NDArray[np.float32]:

@@ -16,21 +16,24 @@ from numpy.typing import NDArray
 from pydantic import PrivateAttr
 from torch import Tensor
 
-from bluesky_ptychonn.card import ModelCard, ProbeReference, SamplingPoint
+from bluesky_ptychonn.card import ModelCard
 from bluesky_ptychonn.files import write_json
 from bluesky_ptychonn.optics.probe_family import ProbeFamily
 from bluesky_ptychonn.recon.data.batches import Mix
 from bluesky_ptychonn.recon.data.scans import LabelledScan
-from bluesky_ptychonn.recon.evaluation.simulated_scans import measure_sampling, patch_error, stitching_weight
-from bluesky_ptychonn.recon.evaluation.trust_calibration import _any_geometry, calibrated, synthetic_config
+from bluesky_ptychonn.recon.evaluation.simulated_scans import ScanSeries, simulation_geometry
+from bluesky_ptychonn.recon.evaluation.trust_calibration import synthetic_config
 from bluesky_ptychonn.recon.learning.config import LearningConfig
 from bluesky_ptychonn.recon.models.checkpoint import Model, load_model, save_model
-from bluesky_ptychonn.recon.networks.networks import ObjectNetwork, network_config
-from bluesky_ptychonn.recon.training.fit import TrainingConfig, fit
+from bluesky_ptychonn.recon.networks.base import ObjectNetwork
+from bluesky_ptychonn.recon.networks.families import network_config
+from bluesky_ptychonn.recon.training.config import TrainingConfig
+from bluesky_ptychonn.recon.training.fit import fit
+from bluesky_ptychonn.recon.training.model import Effort, measured_model
 
 PLAN, SCANS, STATE, RECORD = "plan.json", "scans", "training.pt", "record.json"
 #: A candidate's card is measured more coarsely than that of a training: a round takes a minute, not hours.
-_SAMPLINGS, _DIAMETERS, _TRUST_FRAMES, _TRUST_SCANS = (0.2, 0.4, 0.6, 0.9), 3.0, 512, 6
+_EFFORT = Effort(ScanSeries((0.2, 0.4, 0.6, 0.9), field_diameters=3.0), 256, {"frames": 512, "scans": 6})
 
 
 class KnownProbes(ProbeFamily):
@@ -40,12 +43,12 @@ class KnownProbes(ProbeFamily):
     _shares: tuple[float, ...] = PrivateAttr(default=())
 
     @classmethod
-    def of(cls, probes: Sequence[NDArray[np.complex64]], shares: Sequence[float]) -> KnownProbes:
+    def from_probes(cls, probes: Sequence[NDArray[np.complex64]], shares: Sequence[float]) -> KnownProbes:
         """Take probes (N, N) complex64 and how often each is drawn, any scale."""
-        made = cls()
-        made._probes = tuple(probes)
-        made._shares = tuple(np.asarray(shares, dtype=float) / np.sum(shares))
-        return made
+        family = cls()
+        family._probes = tuple(probes)
+        family._shares = tuple(np.asarray(shares, dtype=float) / np.sum(shares))
+        return family
 
     def draw(self, size: int, rng: np.random.Generator) -> NDArray[np.complex64]:
         """Draw one of them; see `ProbeFamily.draw`."""
@@ -73,7 +76,7 @@ def shares_of(scans: Sequence[LabelledScan], own: Tensor, config: LearningConfig
     probes = [scan.probe for scan in scans]
     recent, older = probes[-config.probes :], [*probes[: -config.probes], own.detach().cpu().numpy()]
     shares = [(1 - config.rehearsal) / len(recent)] * len(recent) + [config.rehearsal / len(older)] * len(older)
-    return KnownProbes.of([*recent, *older], shares)
+    return KnownProbes.from_probes([*recent, *older], shares)
 
 
 def train(
@@ -96,11 +99,12 @@ def train(
     if champion.probe is None:
         raise ValueError(f"learning: model {champion.card.name!r} has no probe")
     probes = shares_of(scans, champion.probe, config)
+    architecture = network_config({"family": champion.card.family, **champion.card.network})
     training = TrainingConfig(
-        network=network_config({"family": champion.card.family, **champion.card.network}),
+        network=architecture,
         synthetic=synthetic_config(champion).model_copy(update={"probes": probes}),
         mix=Mix(simulated=1 - config.mix, labelled=config.mix),
-        loss="complex" if champion.card.family == "lifted" else "amplitude_phase",
+        loss=architecture.loss,
         frames=config.frames,
         batch_size=config.batch_size,
         learning_rate=config.learning_rate,
@@ -133,48 +137,18 @@ def write(
     source: str,
 ) -> ModelCard:
     """Measure a candidate on held-out simulated scans and write its folder; its input stays that of the champion."""
-    photons = synthetic_config(champion).photons
-    scaled = np.asarray(probe / np.sqrt((np.abs(probe) ** 2).sum()) * np.sqrt(photons), dtype=np.complex64)
-    geometry = _any_geometry(champion.card)
-    weight = stitching_weight(scaled, network.config.patch_size)
-    reference = ProbeReference.of(scaled, geometry.object_pixel_m, source)
-    rows = measure_sampling(
-        network, scaled, geometry, weight, photons=photons, samplings=_SAMPLINGS, field_diameters=_DIAMETERS
-    )
-    card = ModelCard.model_validate(
-        {
-            **champion.card.model_dump(),
-            "version": version,
-            "probe": reference.model_dump(),
-            "held_out": {"patch_phase_mae_rad": patch_error(network, scaled, synthetic_config(champion), frames=256)},
-            "sampling": tuple(
-                SamplingPoint(
-                    sampling=sampling,
-                    step_m=sampling * reference.diameter_m,
-                    phase_mae_rad=score.phase_mae_rad,
-                    phase_correlation=float(
-                        np.nan_to_num(score.phase_correlation)
-                    ),  # of a constant phase there is none
-                    covered_fraction=score.covered_fraction,
-                    frames=score.frames,
-                ).model_dump()
-                for sampling, score in rows
-            ),
-            "training": {**champion.card.training, **training},
-            "trust": None,
-        }
-    )
-    model = Model(card, network.eval(), torch.from_numpy(scaled), torch.from_numpy(weight))
-    card = calibrated(model, frames=_TRUST_FRAMES, scans=_TRUST_SCANS).card
-    return save_model(out, network, card, scaled, weight)
+    synthetic, geometry = synthetic_config(champion), simulation_geometry(champion.card)
+    card = champion.card.model_copy(update={"version": version, "training": {**champion.card.training, **training}})
+    model = measured_model(network, card, probe, geometry, synthetic, source, _EFFORT)
+    return save_model(out, network, model.card, model.probe, None if model.weight is None else model.weight.numpy())
 
 
 def written(folder: Path, number: int, champion: str) -> tuple[Model, dict[str, Any]] | None:
     """Read the candidate of round `number` from a champion (digest), where it was written whole."""
     try:
         record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
-        ours = (record["round"], record["champion"]) == (number, champion)
-        return (load_model(folder, "cpu"), record) if ours else None
+        matches = (record["round"], record["champion"]) == (number, champion)
+        return (load_model(folder, "cpu"), record) if matches else None
     except (OSError, ValueError, KeyError):
         return None
 

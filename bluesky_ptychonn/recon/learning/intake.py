@@ -17,11 +17,11 @@ from bluesky_ptychonn.recon.learning.novelty import novelty
 from bluesky_ptychonn.recon.learning.pseudo_label import PseudoLabel, label, scaled_like
 from bluesky_ptychonn.recon.learning.replay_buffer import ReplayBuffer
 from bluesky_ptychonn.recon.mosaic.probe_tuning import TunedProbe
-from bluesky_ptychonn.recon.networks.networks import ObjectNetwork
-from bluesky_ptychonn.recon.quality.verdict import ENERGY, INTENSITY, LOST, SHIFTED
+from bluesky_ptychonn.recon.networks.base import ObjectNetwork
+from bluesky_ptychonn.recon.quality.verdict import Reason, ReasonKind
 
 #: Verdicts by which the frames are not what the network takes them for. Another probe or sample is what to learn from.
-_UNFIT = (SHIFTED, ENERGY, LOST, INTENSITY)
+_UNFIT = (ReasonKind.SHIFTED, ReasonKind.ENERGY, ReasonKind.LOST, ReasonKind.INTENSITY)
 #: Gaps between the halves of a run, in probe diameters: the widest that leaves a quarter of the frames to learn from.
 _GAPS, _LEAST_HALF = (1.0, 0.5, 0.25), 0.25
 
@@ -35,7 +35,7 @@ class Considered:
     taken : bool
         Whether it is learned from.
     reason : str
-        Why, or why not, in words with numbers.
+        Why, or why not, with numbers.
     source : str
         The run.
     frames, held_out : int
@@ -53,6 +53,9 @@ class Considered:
     held_out: int
     probe: TunedProbe | None
     numbers: dict[str, Any]
+
+    def __str__(self) -> str:
+        return f"{'taken' if self.taken else 'not taken'}: {self.reason}"
 
 
 class Intake:
@@ -81,7 +84,7 @@ class Intake:
         probe: Tensor,
         scan: MeasuredScan,
         trust: NDArray[np.float64],
-        reasons: Sequence[str],
+        reasons: Sequence[Reason],
         *,
         axis: int,
         insist: bool,
@@ -98,64 +101,64 @@ class Intake:
             To halve the run along.
         """
 
-        def refused(why: str, made: PseudoLabel | None = None) -> Considered:
-            tuned = None if made is None else made.tuned
-            return Considered(False, f"not taken: {why}", scan.source, 0, 0, tuned, _numbers(made))
+        def refused(why: str, pseudo: PseudoLabel | None = None) -> Considered:
+            tuned = None if pseudo is None else pseudo.tuned
+            return Considered(False, why, scan.source, 0, 0, tuned, _numbers(pseudo))
 
-        unfit = [] if insist else [words for words in reasons if words.split(":")[0] in _UNFIT]
+        unfit = [] if insist else [reason for reason in reasons if reason.kind in _UNFIT]
         if unfit:
             return refused(f"the verdict on the run says {unfit[0]}")
         usable = np.isfinite(trust) & (trust > 0)
         if usable.sum() < self._config.fewest_frames:
             least = self._config.fewest_frames
             return refused(f"{int(usable.sum())} of {len(scan)} frames have any trust, {least} are needed")
-        made = self._label(network, probe, scan.select(usable))
-        if not insist and (why := self._doubt(made)):
-            return refused(why, made)
-        first, second, gap = _halves(made.scan, axis)
+        pseudo = self._label(network, probe, scan.select(usable))
+        if not insist and (why := self._reason_against(pseudo)):
+            return refused(why, pseudo)
+        first, second, gap = _halves(pseudo.scan, axis)
         if first is None or second is None:
-            return refused(str(gap), made)
-        trusted = np.where(made.trust >= self._config.least_trust, made.trust, 0)
-        learned = _keep(self._buffer, made.scan, first, trusted)
-        held = _keep(self._held_out, made.scan, second, trusted)
-        if not learned or not held:
-            return refused(f"{learned} frames to learn from and {held} to judge by had room and trust", made)
-        saw = "" if made.foreseen is None else f", label foresees {made.foreseen:.0%}"
-        numbers = {**_numbers(made), "gap_diameters": gap, **({"insisted": True} if insist else {})}
-        reason = f"taken: probe moved by {made.tuned.rms_rad:.2f} rad{saw}"
-        return Considered(True, reason, scan.source, learned, held, made.tuned, numbers)
+            return refused(str(gap), pseudo)
+        trusted = np.where(pseudo.trust >= self._config.least_trust, pseudo.trust, 0)
+        learnt = _keep(self._buffer, pseudo.scan, first, trusted)
+        held = _keep(self._held_out, pseudo.scan, second, trusted)
+        if not learnt or not held:
+            return refused(f"{learnt} frames to learn from and {held} to judge by had room and trust", pseudo)
+        saw = "" if pseudo.foreseen is None else f", label foresees {pseudo.foreseen:.0%}"
+        numbers = {**_numbers(pseudo), "gap_diameters": gap, **({"insisted": True} if insist else {})}
+        reason = f"probe moved by {pseudo.tuned.rms_rad:.2f} rad{saw}"
+        return Considered(True, reason, scan.source, learnt, held, pseudo.tuned, numbers)
 
     def _label(self, network: ObjectNetwork, probe: Tensor, scan: MeasuredScan) -> PseudoLabel:
         """Label a run from the champion's mosaic and probe; where that does not do, from less and from elsewhere.
 
         From a bare field, for a network may be far off; and from the probe that the run was reconstructed with.
         """
-        theirs = torch.as_tensor(scan.probe)
-        ours = scaled_like(probe, theirs)
-        another = float((ours - theirs).abs().max()) > 1e-3 * float(theirs.abs().max())
+        run_probe = torch.as_tensor(scan.probe)
+        own_probe = scaled_like(probe, run_probe)
+        another = float((own_probe - run_probe).abs().max()) > 1e-3 * float(run_probe.abs().max())
         network = network.to(self._device)
         best: PseudoLabel | None = None
-        for start, believed in ((network, ours), (None, ours), *([(network, theirs)] if another else [])):
-            made = label(start, scan, believed, self._device)
-            if best is None or (made.foreseen or -np.inf) > (best.foreseen or -np.inf):
-                best = made
-            if not self._doubt(best):
+        for start, believed in ((network, own_probe), (None, own_probe), *([(network, run_probe)] if another else [])):
+            pseudo = label(start, scan, believed, self._device)
+            if best is None or (pseudo.foreseen or -np.inf) > (best.foreseen or -np.inf):
+                best = pseudo
+            if not self._reason_against(best):
                 break
         network.cpu()
         if best is None:
             raise AssertionError("no label was tried")
         return best
 
-    def _doubt(self, made: PseudoLabel) -> str:
+    def _reason_against(self, pseudo: PseudoLabel) -> str:
         """Say why a label is not believed; empty where it is."""
-        if made.foreseen is None:
+        if pseudo.foreseen is None:
             return "too few of its frames overlap, or the sample does too little, to tell whether its label is right"
         most, least = self._config.most_tuning_rad, self._config.least_foreseen
-        if made.tuned.rms_rad > most:
-            return f"the probe would have to move by {made.tuned.rms_rad:.2f} rad, up to {most:g} is believed"
-        if made.foreseen < least:
+        if pseudo.tuned.rms_rad > most:
+            return f"the probe would have to move by {pseudo.tuned.rms_rad:.2f} rad, up to {most:g} is believed"
+        if pseudo.foreseen < least:
             return (
-                f"its label foresees {max(made.foreseen, 0):.0%} of what the sample does to frames left out, "
+                f"its label foresees {max(pseudo.foreseen, 0):.0%} of what the sample does to frames left out, "
                 f"{least:.0%} are asked; positions, detector or probe are not as said"
             )
         return ""
@@ -169,11 +172,11 @@ def _keep(
     return buffer.add(part, trust[which], novelty(part.counts, buffer.features())).frames
 
 
-def _numbers(made: PseudoLabel | None) -> dict[str, Any]:
-    if made is None:
+def _numbers(pseudo: PseudoLabel | None) -> dict[str, Any]:
+    if pseudo is None:
         return {}
-    foreseen = None if made.foreseen is None else round(made.foreseen, 4)
-    return {"foreseen": foreseen, "label_trust": round(float(made.trust.mean()), 4), **made.tuned.as_record()}
+    foreseen = None if pseudo.foreseen is None else round(pseudo.foreseen, 4)
+    return {"foreseen": foreseen, "label_trust": round(float(pseudo.trust.mean()), 4), **pseudo.tuned.as_record()}
 
 
 def _halves(scan: LabelledScan, axis: int) -> tuple[NDArray[np.bool_] | None, NDArray[np.bool_] | None, float | str]:

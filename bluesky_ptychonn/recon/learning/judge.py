@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -21,10 +22,11 @@ from torch import Tensor
 
 from bluesky_ptychonn.recon.data.scans import LabelledScan
 from bluesky_ptychonn.recon.data.simulated import SyntheticConfig
-from bluesky_ptychonn.recon.evaluation.simulated_scans import patch_error, phase_error, predict
+from bluesky_ptychonn.recon.evaluation.simulated_scans import patch_error, phase_error, predict, stitched
 from bluesky_ptychonn.recon.learning.config import LearningConfig
-from bluesky_ptychonn.recon.learning.pseudo_label import scaled_like, stitched, unforeseen
-from bluesky_ptychonn.recon.networks.networks import ObjectNetwork
+from bluesky_ptychonn.recon.learning.pseudo_label import scaled_like, unforeseen
+from bluesky_ptychonn.recon.mosaic.stitch import MosaicImage
+from bluesky_ptychonn.recon.networks.base import ObjectNetwork
 from bluesky_ptychonn.recon.quality.trust import patch_weight
 
 _SLACK = 0.1  # part of what the sample does: foreseeing is noisier than the error
@@ -59,25 +61,24 @@ def label_error(network: ObjectNetwork, scan: LabelledScan, probe: Tensor | None
     Weighted by the light and by how far the label is known; global phase removed frame by frame.
     """
     own = torch.as_tensor(scan.probe)
-    told = own if probe is None else scaled_like(probe.detach().cpu(), own)
+    scaled = own if probe is None else scaled_like(probe.detach().cpu(), own)
     size = network.config.patch_size
-    made = torch.as_tensor(predict(network, scan.counts, told))
+    patches = torch.as_tensor(predict(network, scan.counts, scaled))
     everything = slice(None)
     weight = patch_weight(own, (size, size)) * torch.as_tensor(scan.known(everything, size))
-    return float(phase_error(made, torch.as_tensor(scan.truth(everything, size)), weight))
+    return float(phase_error(patches, torch.as_tensor(scan.truth(everything, size)), weight))
 
 
 def unforeseen_by(network: ObjectNetwork, scan: LabelledScan, probe: Tensor) -> float | None:
     """Part of the photons that a network's mosaic of every other frame leaves unexplained in the frames between."""
     order = np.lexsort((scan.x_m, scan.y_m))  # frames lie in the order of their worth
-    told = scaled_like(probe.detach().cpu(), torch.as_tensor(scan.probe))
+    scaled = scaled_like(probe.detach().cpu(), torch.as_tensor(scan.probe))
     missed = []
     for fold in range(_FOLDS):
         asked, shown = scan.select(np.sort(order[fold::_FOLDS])), scan.select(np.sort(order[1 - fold :: _FOLDS]))
         if not len(shown):
             return None
-        image = stitched(network, shown.counts, shown.y_m, shown.x_m, told, scan.pixel_m)
-        found = unforeseen(image, asked, told)
+        found = unforeseen(stitched(network, shown, scaled), asked, scaled)
         missed += [] if found is None else [found[0]]
     return float(np.mean(missed)) if missed else None
 
@@ -105,49 +106,17 @@ def compare_models(
         Of the simulated frames.
     config : LearningConfig
     """
-    (old, old_probe), (new, _) = champion, candidate
     if not newest:
         return Judgement(False, "no held-out frames of the newest runs are left to judge by", {"new": {}, "old": {}})
-    now: dict[str, Any] = {}
-    before: dict[str, Any] = {}
-    against: list[str] = []
-    for scan in newest:
-        own = torch.as_tensor(scan.probe)
-        now[scan.source] = {
-            "champion_rad": label_error(old, scan, old_probe),
-            "champion_told_rad": label_error(old, scan),
-            "candidate_rad": label_error(new, scan),
-            "champion_unforeseen": unforeseen_by(old, scan, old_probe),
-            "candidate_unforeseen": unforeseen_by(new, scan, own),
-            "bare": (unforeseen(_bare(scan), scan, own) or (0.0, None))[1],
-            "frames": len(scan),
-            **_simulated(old, new, scan, synthetic, config),
-        }
-        against += _blind(scan.source, now[scan.source])
-    for scan in older:
-        reference = label_error(old, scan)
-        found = {
-            "champion_rad": reference,
-            "best_rad": min(best.get(scan.source, reference), reference),
-            "candidate_rad": label_error(new, scan),
-            "frames": len(scan),
-            **_simulated(old, new, scan, synthetic, config),
-        }
-        before[scan.source] = found
-        if found["candidate_rad"] > found["best_rad"] + config.margin_rad:
-            against.append(
-                f"on run {_short(scan.source)} it would lose {found['candidate_rad'] - found['best_rad']:.3f} rad, "
-                f"{config.margin_rad:g} are allowed"
-            )
-    for source, found in {**now, **before}.items():
-        lost = found["candidate_simulated_rad"] - found["champion_simulated_rad"]
-        if lost > config.margin_rad:
-            against.append(
-                f"on simulated frames through the probe of run {_short(source)} it would lose {lost:.3f} rad"
-            )
-    was = float(np.mean([found["champion_rad"] for found in now.values()]))
-    comes = float(np.mean([found["candidate_rad"] for found in now.values()]))
-    gained = 1 - comes / was if was > 0 else 0.0
+    networks = (champion[0], candidate[0])
+    simulated = partial(_simulated, networks, synthetic=synthetic, config=config)
+    now = {scan.source: _compare_newest(champion, candidate, scan) | simulated(scan) for scan in newest}
+    before = {scan.source: _compare_older(networks, scan, best) | simulated(scan) for scan in older}
+    against = _objections(now, before, config.margin_rad)
+    was, becomes = (
+        float(np.mean([found[name] for found in now.values()])) for name in ("champion_rad", "candidate_rad")
+    )
+    gained = 1 - becomes / was if was > 0 else 0.0
     harmless = not against
     if gained < config.gain:
         against.insert(0, f"it gains {gained:.1%} on the newest held-out frames, {config.gain:.1%} are asked")
@@ -158,45 +127,87 @@ def compare_models(
         "gain_asked": config.gain,
         "margin_rad": config.margin_rad,
         "champion_rad": was,
-        "candidate_rad": comes,
+        "candidate_rad": becomes,
         "frames": sum(found["frames"] for found in (*now.values(), *before.values())),
     }
-    about = f"{was:.3f} to {comes:.3f} rad on {sum(f['frames'] for f in now.values())} newest held-out frames"
+    about = f"{was:.3f} to {becomes:.3f} rad on {sum(f['frames'] for f in now.values())} newest held-out frames"
     if against:
         return Judgement(False, f"kept: {'; '.join(against)} ({about})", numbers, harmless)
     worst = max((f["candidate_rad"] - f["best_rad"] for f in before.values()), default=0.0)
-    return Judgement(
-        True, f"promoted: {about}, {worst:+.3f} rad at worst on {len(before)} older scans", numbers, harmless
-    )
+    reason = f"promoted: {about}, {worst:+.3f} rad at worst on {len(before)} older scans"
+    return Judgement(True, reason, numbers, harmless)
+
+
+def _compare_newest(
+    champion: tuple[ObjectNetwork, Tensor], candidate: tuple[ObjectNetwork, Tensor], scan: LabelledScan
+) -> dict[str, Any]:
+    """Numbers of both on a scan of a newest run: by its label, and by what they foresee of its frames."""
+    own = torch.as_tensor(scan.probe)
+    return {
+        "champion_rad": label_error(champion[0], scan, champion[1]),
+        "champion_told_rad": label_error(champion[0], scan),
+        "candidate_rad": label_error(candidate[0], scan),
+        "champion_unforeseen": unforeseen_by(champion[0], scan, champion[1]),
+        "candidate_unforeseen": unforeseen_by(candidate[0], scan, own),
+        "bare": (unforeseen(_bare(scan), scan, own) or (0.0, None))[1],
+        "frames": len(scan),
+    }
+
+
+def _compare_older(
+    networks: tuple[ObjectNetwork, ObjectNetwork], scan: LabelledScan, best: Mapping[str, float]
+) -> dict[str, Any]:
+    """Numbers of champion and candidate on an older scan, and of the best champion so far."""
+    reference, error = (label_error(network, scan) for network in networks)
+    return {
+        "champion_rad": reference,
+        "best_rad": min(best.get(scan.source, reference), reference),
+        "candidate_rad": error,
+        "frames": len(scan),
+    }
+
+
+def _objections(now: Mapping[str, Any], before: Mapping[str, Any], margin_rad: float) -> list[str]:
+    """Everything, but its gain, that is to be said against the candidate."""
+    against = [words for source, found in now.items() for words in _blind(source, found)]
+    for source, found in before.items():
+        lost = found["candidate_rad"] - found["best_rad"]
+        if lost > margin_rad:
+            against.append(f"on run {_abbreviated(source)} it would lose {lost:.3f} rad, {margin_rad:g} are allowed")
+    for source, found in {**now, **before}.items():
+        lost = found["candidate_simulated_rad"] - found["champion_simulated_rad"]
+        if lost > margin_rad:
+            against.append(
+                f"on simulated frames through the probe of run {_abbreviated(source)} it would lose {lost:.3f} rad"
+            )
+    return against
 
 
 def _simulated(
-    old: ObjectNetwork, new: ObjectNetwork, scan: LabelledScan, synthetic: SyntheticConfig, config: LearningConfig
+    networks: tuple[ObjectNetwork, ObjectNetwork],
+    scan: LabelledScan,
+    *,
+    synthetic: SyntheticConfig,
+    config: LearningConfig,
 ) -> dict[str, float]:
     plain = synthetic.model_copy(update={"probes": None})
-    errors = [patch_error(network, scan.probe, plain, frames=config.simulated_frames) for network in (old, new)]
+    errors = [patch_error(network, scan.probe, plain, frames=config.simulated_frames) for network in networks]
     return dict(zip(("champion_simulated_rad", "candidate_simulated_rad"), errors, strict=True))
 
 
 def _blind(source: str, found: Mapping[str, Any]) -> list[str]:
     """Ask the frames, label or not, what is to be said against the candidate."""
-    was, comes, bare = (found[name] for name in ("champion_unforeseen", "candidate_unforeseen", "bare"))
-    if was is None or comes is None or bare is None or comes <= min(was + _SLACK * bare, (1 - _SLACK) * bare):
+    was, becomes, bare = (found[name] for name in ("champion_unforeseen", "candidate_unforeseen", "bare"))
+    if was is None or becomes is None or bare is None or becomes <= min(was + _SLACK * bare, (1 - _SLACK) * bare):
         return []
-    return [
-        (
-            f"its mosaic of run {_short(source)} leaves {comes:.2%} of the light unforeseen, the champion's {was:.2%}, "
-            f"a bare field {bare:.2%}"
-        )
-    ]
+    about = f"its mosaic of run {_abbreviated(source)} leaves {becomes:.2%} of the light unforeseen"
+    return [f"{about}, the champion's {was:.2%}, a bare field {bare:.2%}"]
 
 
-def _bare(scan: LabelledScan) -> Any:
-    from bluesky_ptychonn.recon.mosaic.stitch import MosaicImage
-
-    one = np.ones(scan.object.shape, np.float32)
-    return MosaicImage(one, 0 * one, one, one, scan.origin_m, scan.pixel_m)
+def _bare(scan: LabelledScan) -> MosaicImage:
+    ones = np.ones(scan.object.shape, np.float32)
+    return MosaicImage(ones, 0 * ones, ones, ones, scan.origin_m, scan.pixel_m)
 
 
-def _short(source: str) -> str:
+def _abbreviated(source: str) -> str:
     return source if len(source) <= 12 else source[:8]

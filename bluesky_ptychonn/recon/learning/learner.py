@@ -1,4 +1,4 @@
-"""Learn on from finished runs: take what is worth it, propose a candidate, judge it, keep or crown.
+"""Learn on from finished runs: take what is worth it, propose a candidate, judge it, keep or promote.
 
 For each run the probe is tuned and a label made by the physics alone (`recon.learning.pseudo_label`); half of the run
 by area goes into a bounded buffer (`recon.learning.replay_buffer`), the other half is held out. A round trains the
@@ -11,11 +11,9 @@ frames are those of the beam as it is now.
 from __future__ import annotations
 
 import json
-import re
-import shutil
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,18 +24,19 @@ from numpy.typing import ArrayLike
 from bluesky_ptychonn.files import write_json
 from bluesky_ptychonn.recon.data.scans import LabelledScan, MeasuredScan
 from bluesky_ptychonn.recon.evaluation.trust_calibration import synthetic_config
-from bluesky_ptychonn.recon.learning import candidate as rounds
+from bluesky_ptychonn.recon.learning import candidate as steps
 from bluesky_ptychonn.recon.learning.config import LearningConfig
 from bluesky_ptychonn.recon.learning.intake import Considered, Intake
 from bluesky_ptychonn.recon.learning.judge import Judgement, compare_models, label_error
 from bluesky_ptychonn.recon.learning.replay_buffer import ReplayBuffer
+from bluesky_ptychonn.recon.learning.round import Candidate, Plan, Round, Stage
 from bluesky_ptychonn.recon.models.checkpoint import Model, load_model
-from bluesky_ptychonn.recon.networks.networks import ObjectNetwork
+from bluesky_ptychonn.recon.networks.base import ObjectNetwork
+from bluesky_ptychonn.recon.quality.verdict import Reason
 
-__all__ = ["Candidate", "Considered", "Judgement", "Learner", "LearningConfig", "never"]
+__all__ = ["Candidate", "Considered", "Judgement", "Learner", "LearningConfig", "Stage", "never"]
 
-_STATE, _BUFFER, _HELD_OUT, _ROUND, _CANDIDATE = "state.json", "buffer", "held_out", "round", "candidate"
-_CHALLENGER = "challenger"
+_STATE, _BUFFER, _HELD_OUT = "state.json", "buffer", "held_out"
 _REMEMBERED = 10_000  # runs
 
 
@@ -46,33 +45,60 @@ def never() -> bool:
     return False
 
 
-@dataclass(frozen=True)
-class Candidate:
-    """A model that may become champion.
+@dataclass
+class _State:
+    """What a learner knows beside frames and weights, stored as JSON.
 
     Attributes
     ----------
-    model : Model
-        As loaded from `folder`, on the CPU; its probe is the one the newest run tuned.
-    folder : Path
-        ``card.json`` and ``model.safetensors``; gone when the next candidate is made.
-    record : dict
-        JSON values: ``round``, ``champion`` (digest), ``runs``, ``started_from``, ``frames``, ``seconds``, ``probe``.
+    rounds : int
+        That have ended.
+    champion : str
+        Digest of its weights.
+    pending : list of str
+        Runs taken since the last judgement.
+    best : dict of str to float
+        Error of the best champion so far on each held-out scan, rad.
+    considered : dict of str to dict
+        What became of runs; reasons of schema 1 say ``taken: `` or ``not taken: `` first.
     """
 
-    model: Model
-    folder: Path
-    record: dict[str, Any]
+    rounds: int = 0
+    champion: str = ""
+    pending: list[str] = field(default_factory=list)
+    best: dict[str, float] = field(default_factory=dict)
+    considered: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+    @classmethod
+    def load(cls, path: Path) -> _State:
+        try:
+            values = json.loads(path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return cls()
+        except ValueError as error:
+            raise ValueError(f"learning: {path} is not a learner's state: {error}; give another folder") from None
+        if not isinstance(values, dict) or values.get("schema") not in (1, 2):
+            raise ValueError(f"learning: {path} is of another version; give another folder")
+        state = cls(**{item.name: values[item.name] for item in fields(cls) if item.name in values})
+        if values["schema"] == 1:
+            for record in state.considered.values():
+                record["reason"] = record["reason"].partition("taken: ")[2] or record["reason"]
+        return state
+
+    def save(self, path: Path) -> None:
+        for source in list(self.considered)[: max(0, len(self.considered) - _REMEMBERED)]:
+            del self.considered[source]
+        write_json(path, {"schema": 2, **asdict(self)}, durable=True, indent=True)
 
 
 class Learner:
     """Learns from one run after another; all it knows lies in a folder, so it may be killed at any time.
 
-    A round: `consider` each finished run, then `propose` a candidate, `judge` it, and `crown` it where the judgement
-    says so; where it does not, the round has ended with the judgement. Where the gain alone was too small, the next
-    round goes on from that candidate, so that what several rounds learned adds up. A run considered twice is answered
-    from memory. A candidate that should be crowned is proposed and judged again, alike, until it is, so nothing is lost
-    by a kill in between. The same runs in the same order give the same decisions.
+    A round: `consider` each finished run, then `propose` a candidate, `judge` it, and `set_champion` where the
+    judgement says so; where it does not, the round has ended with the judgement. Where the gain alone was too small,
+    the next round goes on from that candidate, so that what several rounds learned adds up. A run considered twice is
+    answered from memory. A candidate that should be promoted is proposed and judged again, alike, until it is, so
+    nothing is lost by a kill in between. The same runs in the same order give the same decisions.
 
     Parameters
     ----------
@@ -83,7 +109,7 @@ class Learner:
     champion : Model
         With a probe, in use now. Another one than at the last time (somebody promoted or rolled back) is taken as it
         is: an open round begins anew from it, what was learned from stays. The open round's candidate counts as
-        crowned.
+        promoted.
     config : LearningConfig, optional
     device : torch.device or str
         Where labels are made and candidates trained.
@@ -107,10 +133,10 @@ class Learner:
         self._buffer = ReplayBuffer(self.folder / _BUFFER, LabelledScan, self.config.buffer_bytes)
         self._held_out = ReplayBuffer(self.folder / _HELD_OUT, LabelledScan, self.config.held_out_bytes)
         self._intake = Intake(self._buffer, self._held_out, self.config, self._device)
-        self._state = self._read()
+        self._state = _State.load(self.folder / _STATE)
         self._champion = _checked(champion)
-        if self._state["champion"] != champion.card.weights_sha256:
-            self.crown(champion)
+        if self._state.champion != champion.card.weights_sha256:
+            self.set_champion(champion)
 
     @property
     def champion(self) -> Model:
@@ -120,15 +146,15 @@ class Learner:
     @property
     def pending(self) -> tuple[str, ...]:
         """Runs taken since the last judgement; `LearningConfig.runs_a_round` make a candidate."""
-        return tuple(self._state["pending"])
+        return tuple(self._state.pending)
 
     @property
     def rounds(self) -> int:
         """Rounds judged so far."""
-        return int(self._state["rounds"])
+        return self._state.rounds
 
     def consider(
-        self, scan: MeasuredScan, *, trust: ArrayLike, verdict_reasons: Sequence[str] = (), insist: bool = False
+        self, scan: MeasuredScan, *, trust: ArrayLike, verdict_reasons: Sequence[Reason] = (), insist: bool = False
     ) -> Considered:
         """Take a finished run to learn from, or say why not.
 
@@ -138,8 +164,8 @@ class Learner:
             All usable frames of the run; its `probe` is the one it was reconstructed with, at the flux of the run.
         trust : (n,) float
             Of each frame, 0 to 1.
-        verdict_reasons : sequence of str
-            Of the run's verdict, see `bluesky_ptychonn.recon.quality.verdict`.
+        verdict_reasons : sequence of Reason
+            Of the run's verdict.
         insist : bool
             Take the run whatever verdict, probe and label look like. The judgement of a candidate stays, and where it
             is against it the run is forgotten again.
@@ -149,7 +175,7 @@ class Learner:
         ValueError
             When shapes disagree, or the frames are not this model's.
         """
-        known = self._state["considered"].get(scan.source)
+        known = self._state.considered.get(scan.source)
         if known is not None:
             return Considered(source=scan.source, probe=None, **known)
         wanted, got = self._champion.card.input.frame_shape, scan.geometry.frame_shape
@@ -165,13 +191,13 @@ class Learner:
             scan,
             trusted,
             verdict_reasons,
-            axis=len(self._state["considered"]) % 2,
+            axis=len(self._state.considered) % 2,
             insist=insist,
         )
         record = {key: getattr(considered, key) for key in ("taken", "reason", "frames", "held_out", "numbers")}
-        self._state["considered"][scan.source] = record
+        self._state.considered[scan.source] = record
         if considered.taken:
-            self._state["pending"].append(scan.source)
+            self._state.pending.append(scan.source)
         self._save()
         return considered
 
@@ -188,60 +214,51 @@ class Learner:
         Candidate or None
             None when stopped, or when fewer runs were taken since the last judgement than make a round.
         """
-        plan = self._plan()
+        current, card = self._round, self._champion.card
+        match current.stage:
+            case Stage.PROPOSED:
+                return current.candidate()
+            case Stage.COLLECTING if len(self.pending) >= self.config.runs_a_round:
+                current.begin(Plan.from_runs(current.number, self.pending, card, self.config), self._buffer.files)
+        plan = current.plan()
         if plan is None:
             return None
-        out, folder = self.folder / _CANDIDATE, self.folder / _ROUND
-        done = rounds.written(out, plan["round"], plan["champion"])
-        if done is not None:
-            return Candidate(done[0], out, done[1])
-        scans = ReplayBuffer(folder / rounds.SCANS, LabelledScan, self.config.buffer_bytes).scans()
-        newest = next((scan for scan in scans if scan.source == plan["runs"][-1]), scans[-1] if scans else None)
+        out, folder = current.candidate_folder, current.folder
+        scans = ReplayBuffer(folder / steps.SCANS, LabelledScan, self.config.buffer_bytes).scans()
+        newest = next((scan for scan in scans if scan.source == plan.runs[-1]), scans[-1] if scans else None)
         if newest is None:
             return None
-        challenger = rounds.written(self.folder / _CHALLENGER, plan["round"] - 1, plan["champion"])
-        start, _ = _working(self._champion if challenger is None else challenger[0])
+        challenger = current.challenger()
+        start, _ = _working(self._champion if challenger is None else challenger.model)
         try:
-            trained, told = rounds.train(self._champion, start, scans, folder, plan, self.config, stop, self._device)
-        except rounds.Stopped:
+            trained, outcome = steps.train(
+                self._champion, start, scans, folder, asdict(plan), self.config, stop, self._device
+            )
+        except steps.Stopped:
             return None
-        card = self._champion.card
         record = {
-            "round": plan["round"],
-            "champion": plan["champion"],
-            "runs": plan["runs"],
+            "round": plan.round,
+            "champion": plan.champion,
+            "runs": plan.runs,
             "started_from": f"{card.name} {card.version}, sha256 {card.weights_sha256}",
-            **({} if challenger is None else {"went_on_from": challenger[0].card.version}),
-            "frames": told["frames"],
-            "seconds": round(told["seconds"], 1),
+            **({} if challenger is None else {"went_on_from": challenger.model.card.version}),
+            "frames": outcome["frames"],
+            "seconds": round(outcome["seconds"], 1),
             "probe": f"tuned to {newest.source}",
         }
-        training = {"command": "ptychonn learn", "seed": plan["seed"], **record}
-        rounds.write(out, self._champion, trained, newest.probe, plan["version"], training, record["probe"])
-        write_json(out / rounds.RECORD, record, durable=True, indent=True)
+        training = {"command": "ptychonn learn", "seed": plan.seed, **record}
+        steps.write(out, self._champion, trained, newest.probe, plan.version, training, record["probe"])
+        write_json(out / steps.RECORD, record, durable=True, indent=True)
         return Candidate(load_model(out, "cpu"), out, record)
 
-    def _plan(self) -> dict[str, Any] | None:
-        """Read the plan of the open round, or settle a new one; None when there is nothing to learn."""
-        folder, card = self.folder / _ROUND, self._champion.card
-        try:
-            plan: dict[str, Any] = json.loads((folder / rounds.PLAN).read_text(encoding="utf-8"))
-            if (plan["champion"], plan["round"]) == (card.weights_sha256, self.rounds + 1):
-                return plan
-        except (OSError, ValueError, KeyError):
-            pass  # none is open
-        if len(self.pending) < self.config.runs_a_round:
-            return None
-        root = re.sub(r"-learn\d+$", "", card.version)
-        plan = {
-            "round": self.rounds + 1,
-            "champion": card.weights_sha256,
-            "version": f"{root}-learn{self.rounds + 1}",
-            "runs": list(self.pending),
-            "seed": rounds.seed_of(self.config.seed, self.pending, card.weights_sha256),
-        }
-        rounds.freeze_inputs(folder, self._buffer.files, plan)
-        return plan
+    @property
+    def _round(self) -> Round:
+        return Round(self.folder, self.rounds + 1, self._state.champion)
+
+    @property
+    def stage(self) -> Stage:
+        """How far the round is."""
+        return self._round.stage
 
     def judge(self, candidate: Candidate) -> Judgement:
         """Compare a candidate with the champion on held-out scans, old and new; a no ends the round."""
@@ -255,7 +272,7 @@ class Learner:
             _working(candidate.model),
             newest,
             older,
-            self._state["best"],
+            self._state.best,
             synthetic_config(self._champion),
             self.config,
         )
@@ -266,61 +283,42 @@ class Learner:
         }
         if not found.promote:
             self._forget_insisted(runs)
-            shutil.rmtree(self.folder / _CHALLENGER, ignore_errors=True)
-            if found.harmless:
-                shutil.copytree(candidate.folder, self.folder / _CHALLENGER)
+            self._round.keep_challenger(candidate if found.harmless else None)
             self._end_round(candidate.record)
         return replace(found, numbers=numbers)
 
     def _end_round(self, record: dict[str, Any]) -> None:
-        self._state["pending"] = [source for source in self.pending if source not in record["runs"]]
-        self._state["rounds"] = record["round"]
+        self._state.pending = [source for source in self.pending if source not in record["runs"]]
+        self._state.rounds = record["round"]
         self._save()
 
     def _forget_insisted(self, runs: set[str]) -> None:
         """Drop what was taken against the gate's advice and did no good, or every later round would train on it."""
         for source in runs:
-            if self._state["considered"].get(source, {}).get("numbers", {}).get("insisted"):
+            if self._state.considered.get(source, {}).get("numbers", {}).get("insisted"):
                 self._buffer.remove(source)
                 self._held_out.remove(source)
 
-    def crown(self, model: Model) -> None:
+    def set_champion(self, model: Model) -> None:
         """Take a model as champion: the candidate, which ends its round, or another one, after a rollback.
 
         After another one older scans are judged against what it makes of them: it was preferred to those since.
         """
         self._champion = _checked(model)
         network, _ = _working(model)
-        candidate = rounds.written(self.folder / _CANDIDATE, self.rounds + 1, self._state["champion"])
-        promoted = candidate is not None and candidate[0].card.weights_sha256 == model.card.weights_sha256
-        best = self._state["best"] if promoted else {}
+        candidate = self._round.candidate()
+        promoted = candidate is not None and candidate.model.card.weights_sha256 == model.card.weights_sha256
+        best = self._state.best if promoted else {}
         errors = {scan.source: label_error(network, scan) for scan in self._held_out.scans()}
-        self._state["best"] = {source: min(best.get(source, error), error) for source, error in errors.items()}
-        self._state["champion"] = model.card.weights_sha256
-        shutil.rmtree(self.folder / _CHALLENGER, ignore_errors=True)
+        self._state.best = {source: min(best.get(source, error), error) for source, error in errors.items()}
+        self._state.champion = model.card.weights_sha256
+        self._round.keep_challenger(None)
         if promoted and candidate is not None:
-            self._end_round(candidate[1])
+            self._end_round(candidate.record)
         self._save()
 
-    def _read(self) -> dict[str, Any]:
-        empty = {"schema": 1, "rounds": 0, "champion": "", "pending": [], "best": {}, "considered": {}}
-        try:
-            state = json.loads((self.folder / _STATE).read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            return empty
-        except ValueError as error:
-            raise ValueError(
-                f"learning: {self.folder / _STATE} is not a learner's state: {error}; give another folder"
-            ) from None
-        if not isinstance(state, dict) or state.get("schema") != 1:
-            raise ValueError(f"learning: {self.folder / _STATE} is of another version; give another folder")
-        return {**empty, **state}
-
     def _save(self) -> None:
-        considered = self._state["considered"]
-        for source in list(considered)[: max(0, len(considered) - _REMEMBERED)]:
-            del considered[source]
-        write_json(self.folder / _STATE, self._state, durable=True, indent=True)
+        self._state.save(self.folder / _STATE)
 
 
 def _checked(model: Model) -> Model:

@@ -59,7 +59,7 @@ def novelty(counts: ArrayLike, known: ArrayLike) -> NDArray[np.float32]:
     >>> novelty(frames, features(frames[:1]))[0].item()
     0.0
     """
-    ours, theirs = features(counts), np.asarray(known, dtype=np.float32)
-    if not len(theirs):
-        return np.ones(len(ours), dtype=np.float32)
-    return np.array([np.linalg.norm(theirs - one, axis=1).min() for one in ours], dtype=np.float32)
+    own, others = features(counts), np.asarray(known, dtype=np.float32)
+    if not len(others):
+        return np.ones(len(own), dtype=np.float32)
+    return np.array([np.linalg.norm(others - item, axis=1).min() for item in own], dtype=np.float32)

@@ -23,11 +23,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from bluesky_ptychonn.recon.data.scans import LabelledScan, MeasuredScan, light_on
-from bluesky_ptychonn.recon.evaluation.simulated_scans import predict, stitching_weight
+from bluesky_ptychonn.recon.evaluation.simulated_scans import stitched
 from bluesky_ptychonn.recon.mosaic.probe_tuning import TunedProbe, tune_probe
 from bluesky_ptychonn.recon.mosaic.stitch import Mosaic, MosaicImage
-from bluesky_ptychonn.recon.networks.networks import ObjectNetwork
-from bluesky_ptychonn.recon.quality.trust import HALF_TRUST_UNEXPLAINED, unexplained_fraction
+from bluesky_ptychonn.recon.mosaic.sweeps import ScanTensors
+from bluesky_ptychonn.recon.networks.base import ObjectNetwork
+from bluesky_ptychonn.recon.quality.trust import frame_trust, unexplained_fraction
 
 #: Every so many frames one is left out of the sweeps, to be foreseen.
 LEFT_OUT_EVERY = 8
@@ -59,17 +60,6 @@ class PseudoLabel:
     foreseen: float | None
 
 
-def stitched(
-    network: ObjectNetwork, counts: NDArray[np.float32], y_m: Any, x_m: Any, probe: Tensor, pixel_m: float
-) -> MosaicImage:
-    """Mosaic of a network's patches of frames (n, N, N), told a probe (N, N)."""
-    weight = stitching_weight(probe.detach().cpu().numpy(), network.config.patch_size)
-    mosaic = Mosaic(pixel_m, weight, anchor=network.anchor)
-    mosaic.add(predict(network, counts, probe), y_m, x_m, np.ones(len(counts)))
-    mosaic.synchronise()
-    return mosaic.snapshot()
-
-
 def scaled_like(probe: Tensor, other: Tensor) -> Tensor:
     """Probe with the photons of another."""
     scaled: Tensor = probe * (other.abs().square().sum() / probe.abs().square().sum()).sqrt()
@@ -78,25 +68,17 @@ def scaled_like(probe: Tensor, other: Tensor) -> Tensor:
 
 def views(image: MosaicImage, y_m: Any, x_m: Any, size: int) -> tuple[NDArray[np.complex64], NDArray[np.bool_]]:
     """Object (n, size, size) around positions (n,) in m, sub-pixel, and where it is known; else it is the mean."""
-    wave = image.complex
+    wave, half = image.complex, size // 2
     known = np.isfinite(wave)
-    wave = np.pad(np.where(known, wave, wave[known].mean()), size, mode="constant", constant_values=wave[known].mean())
-    known = np.pad(known, size)
-    pixels = [
-        np.asarray(p) / image.pixel_m - o / image.pixel_m + size
-        for p, o in zip((y_m, x_m), image.origin_m, strict=True)
-    ]
-    whole = [
-        np.clip(np.rint(p).astype(int), size // 2, side - size // 2) for p, side in zip(pixels, wave.shape, strict=True)
-    ]
-    cut = [
-        (slice(r - size // 2, r + size - size // 2), slice(c - size // 2, c + size - size // 2))
-        for r, c in zip(*whole, strict=True)
-    ]
-    frequency = np.fft.fftfreq(size)
-    ramp = [np.exp(2j * np.pi * (p - w)[:, None] * frequency) for p, w in zip(pixels, whole, strict=True)]
-    far = np.fft.fft2(np.stack([wave[place] for place in cut])) * ramp[0][:, :, None] * ramp[1][:, None, :]
-    return np.fft.ifft2(far).astype(np.complex64), np.stack([known[place] for place in cut])
+    mean = wave[known].mean()
+    wave, known = np.pad(np.where(known, wave, mean), size, constant_values=mean), np.pad(known, size)
+    pixels = (np.stack([y_m, x_m], axis=-1) - np.array(image.origin_m)) / image.pixel_m + size  # (n, 2)
+    whole = np.clip(np.rint(pixels).astype(int), half, np.array(wave.shape) - half)
+    rows, columns = (whole[:, axis, None] - half + np.arange(size) for axis in (0, 1))
+    place = (rows[:, :, None], columns[:, None, :])
+    ramps = [np.exp(2j * np.pi * (pixels - whole)[:, axis, None] * np.fft.fftfreq(size)) for axis in (0, 1)]
+    far = np.fft.fft2(wave[place]) * ramps[0][:, :, None] * ramps[1][:, None, :]
+    return np.fft.ifft2(far).astype(np.complex64), known[place]
 
 
 def unforeseen(image: MosaicImage, scan: MeasuredScan, probe: Tensor) -> tuple[float, float] | None:
@@ -110,14 +92,14 @@ def unforeseen(image: MosaicImage, scan: MeasuredScan, probe: Tensor) -> tuple[f
     if not len(scan):
         return None
     patch, known = views(image, scan.y_m, scan.x_m, probe.shape[-1])
-    told = probe.detach().cpu()
-    light = told.abs().square().numpy()
+    beam = probe.detach().cpu()
+    light = beam.abs().square().numpy()
     lit = (known * light).sum(axis=(1, 2)) >= _LIT * light.sum()
     if not lit.any():
         return None
     counts = torch.as_tensor(scan.counts[lit])
-    left = unexplained_fraction(torch.as_tensor(patch[lit]), counts, told)
-    bare = unexplained_fraction(torch.ones(int(lit.sum()), *told.shape, dtype=torch.complex64), counts, told)
+    left = unexplained_fraction(torch.as_tensor(patch[lit]), counts, beam)
+    bare = unexplained_fraction(torch.ones(int(lit.sum()), *beam.shape, dtype=torch.complex64), counts, beam)
     return float(left.mean()), float(bare.mean())
 
 
@@ -141,33 +123,29 @@ def label(
     """
     out = np.zeros(len(scan), dtype=bool)
     out[LEFT_OUT_EVERY // 2 :: LEFT_OUT_EVERY] = True
-    made, asked = scan.select(~out), scan.select(out)
+    swept, left_out = scan.select(~out), scan.select(out)
     pixel = scan.geometry.object_pixel_m
-    believed = probe.to(device)
-    if network is None:
-        image = _bare(made, pixel)
-    else:
-        image = stitched(network, made.counts, made.y_m, made.x_m, believed, pixel)
-    tuned = tune_probe(image, torch.as_tensor(made.counts, device=device), made.y_m, made.x_m, believed)
-    told = tuned.probe.cpu()
+    start = probe.to(device)
+    image = _bare(swept, pixel) if network is None else stitched(network, swept, start)
+    tuned = tune_probe(image, ScanTensors.from_scan(swept, start))
+    return _with_trust(scan, tuned, left_out)
+
+
+def _with_trust(scan: MeasuredScan, tuned: TunedProbe, left_out: MeasuredScan) -> PseudoLabel:
+    """Make the label of what tuning found, and say how far it explains the frames, and foresees those left out."""
+    beam, pixel = tuned.probe.cpu(), scan.geometry.object_pixel_m
     rows, columns = ((p - o) / pixel for p, o in zip((scan.y_m, scan.x_m), tuned.image.origin_m, strict=True))
     labelled = LabelledScan(
-        counts=scan.counts,
-        y_m=scan.y_m,
-        x_m=scan.x_m,
-        probe=told.numpy(),
-        geometry=scan.geometry,
-        source=scan.source,
+        *(scan.counts, scan.y_m, scan.x_m, beam.numpy(), scan.geometry, scan.source),
         object=tuned.image.complex,
         origin_m=tuned.image.origin_m,
         pixel_m=pixel,
-        light=light_on(tuned.image.phase.shape, rows, columns, told.numpy()),
+        light=light_on(tuned.image.phase.shape, rows, columns, beam.numpy()),
         solver=SOLVER,
     )
-    patch, _ = views(tuned.image, scan.y_m, scan.x_m, told.shape[-1])
-    unexplained = unexplained_fraction(torch.as_tensor(patch), torch.as_tensor(scan.counts), told).clamp_min(0)
-    trust = (1 / (1 + unexplained / HALF_TRUST_UNEXPLAINED)).nan_to_num(0.0).numpy()
-    missed = unforeseen(tuned.image, asked, told)
+    patch, _ = views(tuned.image, scan.y_m, scan.x_m, beam.shape[-1])
+    trust = frame_trust(torch.as_tensor(patch), torch.as_tensor(scan.counts), beam).numpy()
+    missed = unforeseen(tuned.image, left_out, beam)
     knows = missed is not None and missed[1] >= LEAST_SCATTERED
     return PseudoLabel(labelled, tuned, trust, 1 - missed[0] / missed[1] if missed and knows else None)
 

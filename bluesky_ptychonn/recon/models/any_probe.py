@@ -7,36 +7,20 @@ What such a model lacks is what was measured: its error against the scan spacing
 from __future__ import annotations
 
 from datetime import UTC, datetime
-from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from bluesky_ptychonn.card import InputContract, ModelCard, ProbeReference
+from bluesky_ptychonn.card import ModelCard, ProbeReference
 from bluesky_ptychonn.optics.geometry import Geometry
+from bluesky_ptychonn.recon.data.probes import probe_photons, with_photons
 from bluesky_ptychonn.recon.models.checkpoint import Model, load_model
-from bluesky_ptychonn.recon.networks.networks import LiftedConfig, build_network
+from bluesky_ptychonn.recon.models.new_card import new_card
+from bluesky_ptychonn.recon.networks.base import FamilyConfig
+from bluesky_ptychonn.recon.networks.families import build_network
 
-#: Photons of a probe whose scale says nothing, as the commands take them.
-_PHOTONS = 1e5
-#: A probe in square-root photons has more than this; one of unit intensity has not.
-_FEWEST_PHOTONS = 100.0
 _STEP = 16  # px: frames are halved to patches, and the U-Net halves three times
-
-
-def for_any_probe(card: ModelCard) -> bool:
-    """Whether a model waits for a probe."""
-    return card.family == "lifted" and card.probe is None
-
-
-def resized(config: Any, frame_size: int, patch_size: int | None = None) -> Any:
-    """Take a network's configuration for frames of another size, px: its convolutions do not mind.
-
-    The patch is half the frame where no other is given.
-    """
-    changed = {"frame_size": frame_size, "patch_size": patch_size or frame_size // 2}
-    return type(config).model_validate({**config.model_dump(), **changed})
 
 
 def for_probe(
@@ -68,11 +52,20 @@ def for_probe(
     """
     given = model if isinstance(model, Model) else load_model(model, "cpu")
     config = getattr(given.network, "config", None)
-    if not isinstance(config, LiftedConfig):
+    if not (isinstance(config, FamilyConfig) and config.uses_probe):
         raise ValueError(
             f"for_probe: model {given.card.name!r} is of the {given.card.family} family, which is not told its probe; "
             "train it for this one (ptychonn train --start)"
         )
+    _check_probe(probe, geometry)
+    scaled = with_photons(probe, photons or probe_photons(probe))
+    network = build_network(config.resized(probe.shape[-1]))
+    network.load_state_dict(given.network.state_dict())
+    network.eval().requires_grad_(False)
+    return Model(_card_for(given.card, network.config, scaled, geometry), network, torch.from_numpy(scaled))
+
+
+def _check_probe(probe: NDArray[np.complexfloating], geometry: Geometry) -> None:
     size = probe.shape[-1]
     if probe.shape != (size, size) or geometry.frame_shape != probe.shape or size % _STEP:
         raise ValueError(
@@ -82,32 +75,28 @@ def for_probe(
     power = float((np.abs(probe) ** 2).sum())
     if not np.isfinite(power) or power <= 0:
         raise ValueError(f"for_probe: the probe's intensity sums to {power}; it must be finite and above 0")
-    dose = photons or (power if power > _FEWEST_PHOTONS else _PHOTONS)
-    scaled = np.asarray(probe * np.sqrt(dose / power), dtype=np.complex64)
-    network = build_network(resized(config, size))
-    network.load_state_dict(given.network.state_dict())
-    patch = network.config.patch_size
-    reference = ProbeReference.of(scaled, geometry.object_pixel_m, "given to for_probe")
-    card = ModelCard(
-        name=given.card.name,
-        version=f"{given.card.version}+{reference.sha256[:8]}",
-        family="lifted",
-        network=network.config.model_dump(mode="json"),
-        input=InputContract(
-            frame_shape=geometry.frame_shape,
-            patch_shape=(patch, patch),
-            object_pixel_m=geometry.object_pixel_m,
-            counts_per_frame=given.card.input.counts_per_frame,
-            preprocess=given.card.input.preprocess,
-            energy_ev=geometry.energy_ev,
-        ),
+
+
+def _card_for(given: ModelCard, config: FamilyConfig, probe: NDArray[np.complex64], geometry: Geometry) -> ModelCard:
+    """Card of a given model with another probe: nothing is promised of errors."""
+    reference = ProbeReference.from_probe(probe, geometry.object_pixel_m, "given to for_probe")
+    contract = {
+        "object_pixel_m": geometry.object_pixel_m,
+        "counts_per_frame": given.input.counts_per_frame,
+        "preprocess": given.input.preprocess,
+        "energy_ev": geometry.energy_ev,
+    }
+    training = {
+        **given.training,
+        "probe_given": datetime.now(UTC).isoformat(timespec="seconds"),
+        "started_from": given.as_start,
+    }
+    return new_card(
+        config,
+        given.name,
+        f"{given.version}+{reference.sha256[:8]}",
+        contract,
         probe=reference,
-        training={
-            **given.card.training,
-            "probe_given": datetime.now(UTC).isoformat(timespec="seconds"),
-            "started_from": f"{given.card.name} {given.card.version}, sha256 {given.card.weights_sha256}",
-        },
-        weights_sha256=given.card.weights_sha256,
+        training=training,
+        weights_sha256=given.weights_sha256,
     )
-    network.eval().requires_grad_(False)
-    return Model(card, network, torch.from_numpy(scaled))

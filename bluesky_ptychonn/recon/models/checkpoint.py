@@ -22,11 +22,11 @@ from torch import Tensor, nn
 from bluesky_ptychonn.card import ModelCard, available_models, find_model, load_card
 from bluesky_ptychonn.files import write_whole
 from bluesky_ptychonn.recon.device import choose_device
-from bluesky_ptychonn.recon.networks.networks import build_network
+from bluesky_ptychonn.recon.models.library import WEIGHTS_FILE, check_digest
+from bluesky_ptychonn.recon.networks.families import build_network
 
 __all__ = ["Model", "available_models", "choose_device", "load_card", "load_model", "save_model"]
 
-WEIGHTS_FILE = "model.safetensors"
 _PROBE_PARTS = ("probe.real", "probe.imag")
 _WEIGHT = "stitch.weight"
 
@@ -124,7 +124,7 @@ def save_model(
         if card.probe is not None and card.probe.sha256 != digest:
             raise ValueError(
                 f"save_model: the card of {card.name!r} describes another probe (sha256 {card.probe.sha256[:12]}…, "
-                f"given {digest[:12]}…); make its reference with ProbeReference.of"
+                f"given {digest[:12]}…); make its reference with ProbeReference.from_probe"
             )
         for name, part in zip(_PROBE_PARTS, (array.real, array.imag), strict=True):
             tensors[name] = torch.from_numpy(np.ascontiguousarray(part))
@@ -176,12 +176,7 @@ def _verified_tensors(path: Path, card: ModelCard) -> dict[str, Tensor]:
         data = path.read_bytes()
     except FileNotFoundError:
         raise ValueError(f"model {card.name!r}: its weights are missing, {path} does not exist") from None
-    digest = hashlib.sha256(data).hexdigest()
-    if digest != card.weights_sha256:
-        raise ValueError(
-            f"model {card.name!r}: {path} is not what its card describes ({len(data)} bytes, sha256 {digest[:12]}…, "
-            f"card {card.weights_sha256[:12]}…); it was changed or cut short. Copy the model again"
-        )
+    check_digest(card, data, str(path))
     try:
         return read_tensors(data)
     except SafetensorError as error:

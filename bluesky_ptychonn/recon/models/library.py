@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import re
 import shutil
 import uuid
@@ -12,8 +11,8 @@ from pathlib import Path
 from typing import Literal
 
 from bluesky_ptychonn.card import CARD_FILE, ModelCard, model_folders
+from bluesky_ptychonn.files import write_whole
 
-#: As `recon.models.checkpoint.WEIGHTS_FILE`, which would bring torch.
 WEIGHTS_FILE = "model.safetensors"
 #: Largest weights that are copied, sent or unpacked, bytes; the shipped models take 2 to 5 MB.
 MOST_WEIGHTS = 1 << 28
@@ -171,10 +170,7 @@ def _swap_in(card: ModelCard, data: bytes, target: Path, root: Path) -> None:
     draft = root / ".incoming" / card.name / uuid.uuid4().hex
     draft.mkdir(parents=True)
     try:
-        with (draft / WEIGHTS_FILE).open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
+        write_whole(draft / WEIGHTS_FILE, data, durable=True)
         card.save(draft / CARD_FILE)
         target.parent.mkdir(parents=True, exist_ok=True)
         if target.exists():  # damaged, or half of one: out of the way first

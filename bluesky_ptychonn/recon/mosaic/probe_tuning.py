@@ -18,12 +18,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from bluesky_ptychonn.recon.mosaic.refine_config import Refinement
 from bluesky_ptychonn.recon.mosaic.stitch import MosaicImage
-from bluesky_ptychonn.recon.mosaic.sweeps import Sweeper
+from bluesky_ptychonn.recon.mosaic.sweeps import ScanTensors, Sweeper
 
 #: Aberrations that are tuned, in order.
 ABERRATIONS = ("defocus", "astigmatism_0", "astigmatism_45", "coma_y", "coma_x", "trefoil_y", "trefoil_x")
@@ -100,12 +99,12 @@ def pupil_aberrations(probe: Tensor) -> Tensor:
     r2 = y * y + x * x
     plain = [torch.ones_like(y), y, x, r2, y * y - x * x, 2 * x * y, y * r2, x * r2, y**3 - 3 * y * x * x]
     plain.append(3 * x * y * y - x**3)
-    made: list[Tensor] = []
+    found: list[Tensor] = []
     for phase in plain:
-        for other in made:
+        for other in found:
             phase = phase - (phase * other * light).sum() * other
-        made.append(phase / (phase.square() * light).sum().sqrt())
-    return torch.stack(made[3:])
+        found.append(phase / (phase.square() * light).sum().sqrt())
+    return torch.stack(found[3:])
 
 
 def aberrated(probe: Tensor, phases: Tensor, coefficients: Tensor) -> Tensor:
@@ -116,14 +115,7 @@ def aberrated(probe: Tensor, phases: Tensor, coefficients: Tensor) -> Tensor:
 
 
 def tune_probe(
-    image: MosaicImage,
-    counts: Tensor,
-    y_m: NDArray[np.floating],
-    x_m: NDArray[np.floating],
-    probe: Tensor,
-    *,
-    most_turns: int = 40,
-    settings: Refinement | None = None,
+    image: MosaicImage, scan: ScanTensors, *, most_turns: int = 40, settings: Refinement | None = None
 ) -> TunedProbe:
     """Tune a probe to the frames of a run.
 
@@ -131,12 +123,8 @@ def tune_probe(
     ----------
     image : MosaicImage
         Mosaic of the run, made with the probe as it was believed to be.
-    counts : (n, N, N) float32 Tensor
-        Frames as the network takes them; on the device to work on.
-    y_m, x_m : (n,) float ndarray
-        Positions, m.
-    probe : (N, N) complex64 Tensor
-        Square-root photons.
+    scan : ScanTensors
+        The frames, and that probe.
     most_turns : int
         Most sweeps, each followed by a step of the aberrations.
     settings : Refinement, optional
@@ -145,44 +133,41 @@ def tune_probe(
     Raises
     ------
     ValueError
-        Without frames, or when shapes disagree.
+        Without frames.
     """
-    positions = np.stack([np.asarray(y_m, float), np.asarray(x_m, float)], axis=-1)
-    if not len(counts) or counts.shape[1:] != probe.shape or len(positions) != len(counts):
-        raise ValueError(
-            f"tune_probe: counts {tuple(counts.shape)}, probe {tuple(probe.shape)} and {len(positions)} positions "
-            "do not go together"
-        )
+    if not len(scan):
+        raise ValueError("tune_probe: no frames to tune a probe to")
+    probe, frames = scan.probe, len(scan)
     began = time.perf_counter()
     settings = settings or Refinement(pull=0.0)
     phases = pupil_aberrations(probe)
     with torch.inference_mode():
-        tuned = Sweeper(image, counts, positions, probe, settings)
-        coefficients = torch.zeros(len(phases), device=counts.device)
+        tuned = Sweeper(image, scan, settings)
+        coefficients = torch.zeros(len(phases), device=probe.device)
         order = torch.Generator().manual_seed(settings.seed)
         path: list[Tensor] = []
         now = probe
         for _ in range(most_turns):
             tuned.sweep()
-            coefficients = coefficients + _step(tuned, phases, torch.randperm(len(counts), generator=order)[:_FRAMES])
+            coefficients = coefficients + _step(tuned, phases, torch.randperm(frames, generator=order)[:_FRAMES])
             now = aberrated(probe, phases, coefficients)
             tuned.set_probe(now)
             path.append(coefficients)
             if len(path) > 3 and float((path[-1] - path[-4]).norm()) < _STILL:
                 break
         tuned.sweep()
-        untuned = Sweeper(image, counts, positions, probe, settings)
+        untuned = Sweeper(image, scan, settings)
         for _ in range(len(path) + 1):
             untuned.sweep()
         refined = tuned.image(image)
-        before, after = _residual(untuned, len(counts)), _residual(tuned, len(counts))
+        before, after = _residual(untuned, frames), _residual(tuned, frames)
     return TunedProbe(
         probe=now,
         aberrations_rad=dict(zip(ABERRATIONS, coefficients.tolist(), strict=True)),
         residual_before=before,
         residual_after=after,
         image=refined,
-        frames=len(counts),
+        frames=frames,
         turns=len(path),
         seconds=time.perf_counter() - began,
     )

@@ -9,26 +9,23 @@ from __future__ import annotations
 
 import math
 import time
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from bluesky_ptychonn.recon.mosaic.probe_tuning import tune_probe
 from bluesky_ptychonn.recon.mosaic.refine_config import Refinement
 from bluesky_ptychonn.recon.mosaic.stitch import MosaicImage
-from bluesky_ptychonn.recon.mosaic.sweeps import Sweeper
-from bluesky_ptychonn.recon.networks.networks import LiftedNetwork
+from bluesky_ptychonn.recon.mosaic.sweeps import ScanTensors, Sweeper
+from bluesky_ptychonn.recon.networks.lifted import LiftedNetwork
 
 
 def refine(
     image: MosaicImage,
-    counts: Tensor,
-    y_m: NDArray[np.floating],
-    x_m: NDArray[np.floating],
-    probe: Tensor,
+    scan: ScanTensors,
     weight: NDArray[np.floating],
     settings: Refinement | None = None,
     *,
@@ -42,12 +39,8 @@ def refine(
     ----------
     image : MosaicImage
         What to start from.
-    counts : (n, N, N) float32 Tensor
-        Frames as the network takes them, beam at pixel ``N // 2``; on the device to work on.
-    y_m, x_m : (n,) float ndarray
-        Positions, m.
-    probe : (N, N) complex64 Tensor
-        Square-root photons.
+    scan : ScanTensors
+        The frames, their positions and the probe, on the device to work on.
     weight : (h, w) float ndarray
         Of a patch in the mosaic; used when the network looks again.
     settings : Refinement, optional
@@ -67,33 +60,22 @@ def refine(
     record : dict
         ``sweeps`` and ``looks`` done, ``seconds``, ``frames``, and ``settings``; where the probe was to be tuned also
         ``probe``: what was found, and whether it was ``used``.
-
-    Raises
-    ------
-    ValueError
-        When shapes disagree.
     """
     settings = settings or Refinement()
-    positions = np.stack([np.asarray(y_m, float), np.asarray(x_m, float)], axis=-1)
-    if counts.ndim != 3 or counts.shape[1:] != probe.shape or len(positions) != len(counts):
-        raise ValueError(
-            f"refine: counts {tuple(counts.shape)}, probe {tuple(probe.shape)} and {len(positions)} positions "
-            "do not go together"
-        )
     began = time.perf_counter()
     about_probe: dict[str, Any] = {}
     start = image
-    if settings.tune_probe and len(counts) and math.isinf(within_s):
-        tuned = tune_probe(image, counts, y_m, x_m, probe)
+    if settings.tune_probe and len(scan) and math.isinf(within_s):
+        tuned = tune_probe(image, scan)
         about_probe = {"probe": {**tuned.as_record(), "used": tuned.better}}
         if tuned.better:
-            probe, start = tuned.probe, tuned.image
-    sweeper = Sweeper(start, counts, positions, probe, settings)
+            scan, start = replace(scan, probe=tuned.probe), tuned.image
+    sweeper = Sweeper(start, scan, settings)
     swept = looked = 0
     with torch.inference_mode():
-        for turn in range((settings.rounds or 1) if len(counts) else 0):
+        for turn in range((settings.rounds or 1) if len(scan) else 0):
             if turn and isinstance(network, LiftedNetwork) and time.perf_counter() - began < within_s:
-                sweeper.look_again(network, weight, anchor)
+                sweeper.apply_last_stage(network, weight, anchor)
                 looked += 1
             sweeper.begin_round()
             for _ in range(settings.sweeps):
@@ -107,7 +89,7 @@ def refine(
         "sweeps": swept,
         "looks": looked,
         "seconds": round(time.perf_counter() - began, 3),
-        "frames": len(counts),
+        "frames": len(scan),
         "settings": settings.model_dump(),
         **about_probe,
     }

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import fft
+from scipy import fft, ndimage
 
 Float = NDArray[np.float32]
 Complex = NDArray[np.complex64]
@@ -157,7 +157,7 @@ class Mosaic:
         whole = np.floor(pixels + 0.5).astype(int)
         self._grow(whole.min(0), whole.max(0) + np.array(self.weight.shape))
         for patch, pixel, corner, t in zip(patches, pixels, whole, np.atleast_1d(trust), strict=True):
-            self._add_one(patch, pixel - corner, corner, float(t))
+            self._add_patch(patch, pixel - corner, corner, float(t))
         self.count += len(patches)
 
     def _grow(self, low: NDArray[np.int_], high: NDArray[np.int_]) -> None:
@@ -171,19 +171,16 @@ class Mosaic:
             )
         if tuple(shape) == self._wave.shape and (low == self._low).all():
             return
-        place = tuple(slice(a, a + n) for a, n in zip(self._low - low, self._wave.shape, strict=True))
+        pads = list(zip(self._low - low, high - self._low - self._wave.shape, strict=True)) if self._wave.size else None
         for name in ("_wave", "_coverage", "_trust"):
             old = getattr(self, name)
-            new = np.zeros(shape, dtype=old.dtype)
-            if old.size:
-                new[place] = old
-            setattr(self, name, new)
+            setattr(self, name, np.zeros(shape, old.dtype) if pads is None else np.pad(old, pads))
         self._low = low
 
-    def _add_one(self, patch: Complex, offset: NDArray[np.floating], corner: NDArray[np.int_], trust: float) -> None:
+    def _add_patch(self, patch: Complex, offset: NDArray[np.floating], corner: NDArray[np.int_], trust: float) -> None:
         weight = self.weight
         if np.abs(offset).max() > 1e-3:
-            weight = np.clip(_shift(weight, offset).real, 0, None).astype(np.float32)
+            weight = ndimage.shift(weight, offset, order=1, mode="nearest")
             patch = _shift_smooth(patch, offset)
         weight = weight * np.float32(max(trust, 0.05))
         top, left = corner - self._low
@@ -244,27 +241,8 @@ class Mosaic:
         )
 
 
-def _shift(image: NDArray[np.float32] | Complex, offset: NDArray[np.floating]) -> Complex:
-    """Bilinear sub-pixel shift by `offset` (rows, columns), |offset| at most 0.5; edges repeat."""
-    out = image
-    for axis, d in enumerate(offset):
-        if abs(d) < 1e-3:
-            continue
-        rolled = np.roll(out, 1 if d > 0 else -1, axis=axis)
-        edge: list[slice | int] = [slice(None), slice(None)]
-        edge[axis] = 0 if d > 0 else -1
-        rolled[tuple(edge)] = out[tuple(edge)]
-        out = (1 - abs(d)) * out + abs(d) * rolled
-    return np.asarray(out, dtype=np.complex64)
-
-
 def _shift_smooth(patch: Complex, offset: NDArray[np.floating]) -> Complex:
     """Shift by a sub-pixel `offset` through the Fourier domain, mirrored at the edges so that nothing wraps round."""
-    h, w = patch.shape
     pad = 8
-    padded = np.pad(patch, pad, mode="reflect")
-    ky = fft.fftfreq(h + 2 * pad).astype(np.float32)[:, None]
-    kx = fft.fftfreq(w + 2 * pad).astype(np.float32)[None, :]
-    ramp = np.exp(np.complex64(-2j * np.pi) * (ky * np.float32(offset[0]) + kx * np.float32(offset[1])))
-    shifted = fft.ifft2(fft.fft2(padded) * ramp)
-    return np.asarray(shifted[pad:-pad, pad:-pad], dtype=np.complex64)
+    far = fft.fft2(np.pad(patch, pad, mode="reflect"))
+    return np.asarray(fft.ifft2(ndimage.fourier_shift(far, offset))[pad:-pad, pad:-pad], dtype=np.complex64)

@@ -8,6 +8,7 @@ probe between.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -15,11 +16,57 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from bluesky_ptychonn.optics.forward import back_propagate, propagate, to_fft_order
+from bluesky_ptychonn.recon.data.scans import MeasuredScan
 from bluesky_ptychonn.recon.mosaic.refine_config import Refinement
 from bluesky_ptychonn.recon.mosaic.stitch import Mosaic, MosaicImage
-from bluesky_ptychonn.recon.networks.networks import LiftedNetwork, fix_gauge
+from bluesky_ptychonn.recon.networks.base import fix_gauge
+from bluesky_ptychonn.recon.networks.lifted import LiftedNetwork
 
 _KEPT_BYTES = 256 * 2**20  # of shifted probes; more frames than that have theirs shifted again in each sweep
+
+
+@dataclass(frozen=True)
+class ScanTensors:
+    """Frames on the device to work on, where they were taken and through which probe.
+
+    Parameters
+    ----------
+    counts : (n, N, N) float32 Tensor
+        As the network takes them, beam at pixel ``N // 2``.
+    positions_m : (n, 2) float64 ndarray
+        y and x, m.
+    probe : (N, N) complex64 Tensor
+        Square-root photons.
+
+    Raises
+    ------
+    ValueError
+        When shapes disagree.
+    """
+
+    counts: Tensor
+    positions_m: NDArray[np.float64]
+    probe: Tensor
+
+    def __post_init__(self) -> None:
+        if (
+            self.counts.ndim != 3
+            or self.counts.shape[1:] != self.probe.shape
+            or self.positions_m.shape != (len(self.counts), 2)
+        ):
+            raise ValueError(
+                f"counts {tuple(self.counts.shape)}, probe {tuple(self.probe.shape)} and positions "
+                f"{self.positions_m.shape} do not go together"
+            )
+
+    def __len__(self) -> int:
+        return len(self.counts)
+
+    @classmethod
+    def from_scan(cls, scan: MeasuredScan, probe: Tensor) -> ScanTensors:
+        """Put a scan's frames where a probe (N, N) is, to be used with that probe."""
+        counts = torch.as_tensor(scan.counts, device=probe.device)
+        return cls(counts, np.stack([scan.y_m, scan.x_m], axis=-1), probe)
 
 
 class Sweeper:
@@ -29,21 +76,16 @@ class Sweeper:
     ----------
     image : MosaicImage
         What to start from.
-    counts : (n, N, N) float32 Tensor
-        Beam at pixel ``N // 2``; on the device to work on.
-    positions : (n, 2) float64 ndarray
-        y and x, m.
-    probe : (N, N) complex64 Tensor
-        Square-root photons.
+    scan : ScanTensors
+        The frames, and the probe to begin with.
     settings : Refinement
         How; rounds are the caller's.
     """
 
-    def __init__(
-        self, image: MosaicImage, counts: Tensor, positions: NDArray[np.float64], probe: Tensor, settings: Refinement
-    ) -> None:
+    def __init__(self, image: MosaicImage, scan: ScanTensors, settings: Refinement) -> None:
         self._settings = settings
-        self._n = n = probe.shape[-1]
+        counts, positions = scan.counts, scan.positions_m
+        self._n = n = counts.shape[-1]
         self.device = device = counts.device
         self._pixel_m = image.pixel_m
         self._positions = positions
@@ -71,7 +113,7 @@ class Sweeper:
         self._object[~known_image] = seen.mean() if len(seen) else 1.0  # what lies around counts as bare
         self._began = self._object
         self._generator = torch.Generator().manual_seed(settings.seed)
-        self.set_probe(probe)
+        self.set_probe(scan.probe)
 
     def set_probe(self, probe: Tensor) -> None:
         """Go on with another probe (N, N)."""
@@ -163,7 +205,7 @@ class Sweeper:
         empty = modulus.new_zeros((len(chosen), 0, *modulus.shape[1:]))
         return self._modulus[chosen] - modulus, torch.stack(slopes, 1) if slopes else empty
 
-    def look_again(self, network: LiftedNetwork, weight: NDArray[np.floating], anchor: float) -> None:
+    def apply_last_stage(self, network: LiftedNetwork, weight: NDArray[np.floating], anchor: float) -> None:
         """Let the network's last stage see what frames have in common by now, and stitch what it says."""
         mosaic = Mosaic(self._pixel_m, weight, anchor=anchor)
         beam = self._probe.abs().square()
@@ -172,14 +214,14 @@ class Sweeper:
             # The network wants the probe where it was measured: shift the object instead.
             views = torch.fft.ifft2(torch.fft.fft2(views) * self._ramp(self._offsets[chosen], 1))
             views = fix_gauge(views, beam)  # as the network was trained to see them
-            patches = network.again(self._counts[chosen], self._probe, views).cpu().numpy()
+            patches = network.last_stage(self._counts[chosen], self._probe, views).cpu().numpy()
             at = self._positions[chosen.cpu().numpy()]
             mosaic.add(patches, at[:, 0], at[:, 1], np.ones(len(at)))
         mosaic.synchronise()
-        said = mosaic.snapshot()
-        top, left = np.round(np.array(said.origin_m) / self._pixel_m).astype(int) - self._first
-        place = (slice(top, top + said.phase.shape[0]), slice(left, left + said.phase.shape[1]))
-        new = torch.as_tensor(said.complex, device=self.device)
+        found = mosaic.snapshot()
+        top, left = np.round(np.array(found.origin_m) / self._pixel_m).astype(int) - self._first
+        place = (slice(top, top + found.phase.shape[0]), slice(left, left + found.phase.shape[1]))
+        new = torch.as_tensor(found.complex, device=self.device)
         old = self._object[place]
         known = torch.isfinite(new.real) & torch.isfinite(new.imag)
         turn = torch.exp(-1j * (old[known].conj() * new[known]).sum().angle())
@@ -191,11 +233,8 @@ class Sweeper:
         wave = self._object[self._inner].cpu().numpy()
         seen = np.isfinite(before.phase)
         phase = wave * np.exp(-1j * np.angle((wave * before.coverage)[seen].sum())) if seen.any() else wave
-        return MosaicImage(
+        return replace(
+            before,
             amplitude=np.where(seen, np.abs(wave), np.nan).astype(np.float32),
             phase=np.where(seen, np.angle(phase), np.nan).astype(np.float32),
-            coverage=before.coverage,
-            trust=before.trust,
-            origin_m=before.origin_m,
-            pixel_m=before.pixel_m,
         )

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
-from torch import Tensor
 
 from bluesky_ptychonn.recon.quality.registration import register
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 _PAIRS = 256  # neighbours compared before only every second, third, … pair is
 _LEAST_SHARED = 0.15  # of a patch's light, for two patches to be compared
@@ -71,6 +74,11 @@ class RunStatistics:
         Of a patch's pixels.
     pixel_m : float
         Object pixel, m.
+
+    Attributes
+    ----------
+    frames : int
+        So far.
     """
 
     def __init__(self, probe: NDArray[np.complexfloating] | None, weight: NDArray[np.floating], pixel_m: float) -> None:
@@ -83,12 +91,12 @@ class RunStatistics:
         self._trust: list[float] = []
         self._error: list[float] = []
         self._photons: list[float] = []
-        self._frames, self._lost, self._outside, self._clipped = 0, 0, 0, 0
+        self.frames, self._lost, self._outside, self._clipped = 0, 0, 0, 0
         self._before: tuple[NDArray[np.complex64], float, float] | None = None
         self._pairs, self._disagreement, self._shared = 0, 0.0, 0.0
         self._placed, self._contrast = 0, 0.0
 
-    def frames(
+    def add_frames(
         self,
         counts: Tensor,
         totals: NDArray[np.floating],
@@ -115,7 +123,7 @@ class RunStatistics:
             flat = kept.flatten(1)
             top = flat.amax(dim=1, keepdim=True)
             clipped = int((((flat == top).sum(dim=1) > _CLIPPED * flat.shape[1]) & (top[:, 0] >= 50)).sum())
-        self._frames += len(totals)
+        self.frames += len(totals)
         self._lost += sum(lost)
         self._outside += sum(outside)
         self._photons += totals[np.isfinite(totals)].tolist()
@@ -123,18 +131,13 @@ class RunStatistics:
         if total is not None:
             self._sum = total if self._sum is None else self._sum + total
 
-    @property
-    def seen(self) -> int:
-        """Frames so far."""
-        return self._frames
-
-    def judged(self, trust: NDArray[np.floating], error_rad: NDArray[np.floating] | None) -> None:
+    def add_trust(self, trust: NDArray[np.floating], error_rad: NDArray[np.floating] | None) -> None:
         """Take trust and expected error, rad, of valid frames (n,) into account."""
         self._trust += trust.tolist()
         if error_rad is not None:
             self._error += error_rad.tolist()
 
-    def placed(self, patches: NDArray[np.complex64], y_m: NDArray[np.floating], x_m: NDArray[np.floating]) -> None:
+    def add_patches(self, patches: NDArray[np.complex64], y_m: NDArray[np.floating], x_m: NDArray[np.floating]) -> None:
         """Compare patches (n, h, w) with the one before each, where both are lit; positions (n,) in m."""
         stride = 1 + self._pairs // _PAIRS
         lit = self._weight / self._weight.sum()
@@ -160,9 +163,7 @@ class RunStatistics:
         moved = patch[here]
         if max(abs(dy - wy), abs(dx - wx)) > 0.05:
             rest = (dy - wy, dx - wx)
-            moved = ndimage.shift(moved.real, rest, order=1, mode="nearest") + 1j * ndimage.shift(
-                moved.imag, rest, order=1, mode="nearest"
-            )
+            moved = ndimage.shift(moved, rest, order=1, mode="nearest")
         cross = moved * other[there].conj()
         turn = np.exp(-1j * np.angle((cross * both).sum()))
         self._disagreement += float((np.abs(np.angle(cross * turn)) * both).sum())
@@ -174,9 +175,9 @@ class RunStatistics:
         shift, scale, width = None, None, None
         if self._sum is not None and self._expected is not None and self._sum.sum() > 0:
             shift, scale, width = register(self._sum / self._sum.sum(), self._expected)
-        frames = max(self._frames, 1)
+        frames = max(self.frames, 1)
         return RunFigures(
-            frames=self._frames,
+            frames=self.frames,
             judged=len(self._trust),
             mean_trust=float(np.mean(self._trust)) if self._trust else None,
             error_rad=float(np.median(self._error)) if self._error else None,

@@ -22,6 +22,7 @@ from functools import lru_cache
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from scipy.stats import poisson
 from torch import Tensor
 from torch.nn import functional
 
@@ -40,11 +41,8 @@ def _noise_table() -> NDArray[np.float32]:
     """``E (sqrt(n) - sqrt(m))**2`` for n ~ Poisson(m), at sqrt(m) = 0, 1/32, …, 8; beyond it is 1/4 within 1 %."""
     root = np.arange(0, _TABLE_END + _TABLE_STEP / 2, _TABLE_STEP)
     mean = root[:, None] ** 2
-    n = np.arange(0, 200)[None, :]
-    log_factorial = np.concatenate([[0.0], np.cumsum(np.log(np.arange(1, 200)))])
-    with np.errstate(divide="ignore", invalid="ignore"):
-        log_p = np.where(mean > 0, n * np.log(mean) - mean - log_factorial, np.where(n == 0, 0.0, -np.inf))
-    expected_root = (np.exp(log_p) * np.sqrt(n)).sum(axis=1)
+    n = np.arange(0, 200)
+    expected_root = (poisson.pmf(n, mean) * np.sqrt(n)).sum(axis=1)
     return np.asarray(2 * root**2 - 2 * root * expected_root, dtype=np.float32)
 
 
@@ -130,9 +128,8 @@ def frame_trust(patch: Tensor, counts: Tensor, probe: Tensor) -> Tensor:
     (n,) float32 Tensor
         0 for a frame without counts or a patch that is not finite.
     """
-    unexplained = unexplained_fraction(patch, counts, probe)
-    trust = 1 / (1 + unexplained.clamp_min(0) / HALF_TRUST_UNEXPLAINED)
-    return trust.nan_to_num(0.0)
+    unexplained = unexplained_fraction(patch, counts, probe).clamp_min(0)
+    return (1 / (1 + unexplained / HALF_TRUST_UNEXPLAINED)).nan_to_num(0.0)
 
 
 def movement(before: Tensor, after: Tensor, probe: Tensor) -> Tensor:

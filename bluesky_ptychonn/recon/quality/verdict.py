@@ -6,7 +6,9 @@ that no scan can be told apart within. Beyond a limit the run is ``doubtful``, f
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from enum import StrEnum
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -19,9 +21,20 @@ from bluesky_ptychonn.recon.quality.run_statistics import RunFigures
 Level = Literal["ok", "doubtful", "wrong"]
 _LEVELS: tuple[Level, ...] = get_args(Level)
 
-SHIFTED, ENERGY, LOST, INTENSITY = "detector shifted", "energy changed", "beam lost", "intensity out of range"
-PROBE, SAMPLE = "probe changed", "sample unlike training"
-DISAGREE, LOW = "patches disagree", "low trust"
+
+class ReasonKind(StrEnum):
+    """What may be wrong with a run."""
+
+    SHIFTED = "detector shifted"
+    ENERGY = "energy changed"
+    LOST = "beam lost"
+    INTENSITY = "intensity out of range"
+    PROBE = "probe changed"
+    SAMPLE = "sample unlike training"
+    SAMPLE_OR_PROBE = "sample unlike training, or the probe is another"
+    DISAGREE = "patches disagree"
+    LOW = "low trust"
+
 
 #: Fewer frames do not make a mean pattern, or a mean trust.
 LEAST_FRAMES = 8
@@ -40,25 +53,51 @@ _DOUBTFUL_TRUST, _WRONG_TRUST = 0.5, 0.2
 
 
 @dataclass(frozen=True)
+class Reason:
+    """What is wrong with a run; as text ``kind: message``, which is how it stands in a catalog.
+
+    Attributes
+    ----------
+    kind : str
+        A `ReasonKind`, or what another version of this package calls it.
+    message : str
+        With numbers.
+    """
+
+    kind: str
+    message: str
+
+    @classmethod
+    def from_text(cls, text: str) -> Reason:
+        """Read one from a catalog."""
+        kind, _, message = text.partition(": ")
+        return cls(kind, message)
+
+    def __str__(self) -> str:
+        return f"{self.kind}: {self.message}"
+
+
+@dataclass(frozen=True)
 class Verdict:
     """Whether a run can be believed.
 
     Attributes
     ----------
     level : {"ok", "doubtful", "wrong"}
-    reasons : tuple of str
-        Each begins with what it is, before a colon; empty when all is well.
+    reasons : tuple of Reason
+        The gravest first; empty when all is well.
     figures : RunFigures
         What it was judged by.
     """
 
     level: Level
-    reasons: tuple[str, ...]
+    reasons: tuple[Reason, ...]
     figures: RunFigures
 
     def document(self) -> dict[str, Any]:
-        """Give JSON values: ``level``, ``reasons``, ``figures``."""
-        return {"level": self.level, "reasons": list(self.reasons), "figures": _rounded(asdict(self.figures))}
+        """Give JSON values: ``level``, ``reasons`` as texts, ``figures``."""
+        reasons = [str(reason) for reason in self.reasons]
+        return {"level": self.level, "reasons": reasons, "figures": _rounded(asdict(self.figures))}
 
 
 def judge(figures: RunFigures, card: ModelCard, geometry: Geometry | None = None) -> Verdict | None:
@@ -87,60 +126,38 @@ def judge(figures: RunFigures, card: ModelCard, geometry: Geometry | None = None
         found += _sample(figures, norms, known=bool(found))
         found += _low(figures, norms, known=bool(found))
     worst = max((level for level, _ in found), default=0)
-    return Verdict(_LEVELS[worst], tuple(words for _, words in sorted(found, key=lambda f: -f[0])), figures)
+    reasons = tuple(reason for _, reason in sorted(found, key=lambda f: -f[0]))
+    return Verdict(_LEVELS[worst], reasons, figures)
 
 
-_Found = list[tuple[int, str]]
+_Found = Iterator[tuple[int, Reason]]
 
 
 def _setting(card: ModelCard, geometry: Geometry | None) -> _Found:
     if geometry is None:
-        return []
+        return
     off = geometry.object_pixel_m / card.input.object_pixel_m - 1
-    trained = card.input.energy_ev
-    if abs(off) <= _GEOMETRY_TOLERANCE:
-        return []
-    energies = "" if trained is None else f"{geometry.energy_ev / 1e3:.4g} keV, the model's {trained / 1e3:.4g} keV; "
-    return [
-        (
-            1,
-            (
-                f"{ENERGY}: this run says {energies}its object pixel is {geometry.object_pixel_m * 1e9:.4g} nm, "
-                f"{off:+.1%} from the model's"
-            ),
-        )
-    ]
+    if abs(off) > _GEOMETRY_TOLERANCE:
+        trained = card.input.energy_ev
+        of = "" if trained is None else f"{geometry.energy_ev / 1e3:.4g} keV, the model's {trained / 1e3:.4g} keV; "
+        pixel = f"its object pixel is {geometry.object_pixel_m * 1e9:.4g} nm, {off:+.1%} from the model's"
+        yield 1, Reason(ReasonKind.ENERGY, f"this run says {of}{pixel}")
 
 
 def _intensity(figures: RunFigures, card: ModelCard) -> _Found:
-    found: _Found = []
     low, high = card.input.counts_per_frame
     median = 0.0 if figures.photons is None else figures.photons
     if figures.lost > 0.02:
         many = round(figures.lost * figures.frames)
-        found.append((1 + (figures.lost > 0.2), f"{LOST}: in {many} of {figures.frames} frames"))
+        yield 1 + (figures.lost > 0.2), Reason(ReasonKind.LOST, f"in {many} of {figures.frames} frames")
     if figures.out_of_range > 0.1:
         far = not low / 4 <= median <= high * 4
-        found.append(
-            (
-                1 + far,
-                (
-                    f"{INTENSITY}: {figures.out_of_range:.0%} of frames outside {low:.3g} to {high:.3g} counts "
-                    f"(median {median:.3g})"
-                ),
-            )
-        )
+        counts = f"outside {low:.3g} to {high:.3g} counts (median {median:.3g})"
+        yield 1 + far, Reason(ReasonKind.INTENSITY, f"{figures.out_of_range:.0%} of frames {counts}")
     if figures.saturated > 0.1:
-        found.append(
-            (
-                1 + (figures.saturated > 0.5),
-                (
-                    f"{INTENSITY}: in {figures.saturated:.0%} of frames many pixels stand at one highest count; "
-                    "the detector is saturated"
-                ),
-            )
-        )
-    return found
+        peak = "many pixels stand at one highest count; the detector is saturated"
+        message = f"in {figures.saturated:.0%} of frames {peak}"
+        yield 1 + (figures.saturated > 0.5), Reason(ReasonKind.INTENSITY, message)
 
 
 def _beyond(
@@ -154,59 +171,47 @@ def _beyond(
 
 
 def _pattern(figures: RunFigures, norms: dict[str, RunNorm]) -> _Found:
-    found: _Found = []
     blind = _BLIND if _scattering(figures, norms) > 1 else 1.0
     if figures.shift_px is not None:
-        length = float(np.hypot(*figures.shift_px))
-        level, usual = _beyond("shift_px", length, norms, blind=blind)
+        level, usual = _beyond("shift_px", float(np.hypot(*figures.shift_px)), norms, blind=blind)
         if level:
             rows, columns = figures.shift_px
-            found.append(
-                (
-                    level,
-                    (
-                        f"{SHIFTED}: the mean pattern lies {length:.1f} px from the model's (rows {rows:+.1f}, "
-                        f"columns {columns:+.1f}{'; ' + usual if usual else ''})"
-                    ),
-                )
-            )
+            where = f"(rows {rows:+.1f}, columns {columns:+.1f}{'; ' + usual if usual else ''})"
+            message = f"the mean pattern lies {np.hypot(rows, columns):.1f} px from the model's {where}"
+            yield level, Reason(ReasonKind.SHIFTED, message)
     if figures.scale is not None:
         level, usual = _beyond("scale", abs(figures.scale), norms, blind=blind)
         if level:
             size = f"{abs(figures.scale):.1%} {'larger' if figures.scale > 0 else 'smaller'}"
-            found.append(
-                (
-                    level,
-                    (
-                        f"{ENERGY}: the mean pattern is {size} than the model's probe makes it"
-                        f"{' (' + usual + ')' if usual else ''}; or the distance changed, or the lens"
-                    ),
-                )
-            )
-    return found
+            usual = f" ({usual})" if usual else ""
+            message = f"the mean pattern is {size} than the model's probe makes it{usual}; or the distance changed"
+            yield level, Reason(ReasonKind.ENERGY, f"{message}, or the lens")
 
 
 def _sample(figures: RunFigures, norms: dict[str, RunNorm], known: bool) -> _Found:
     """Lay to sample or probe what is left when detector, energy and intensity are as they should."""
     if known:
-        return []
+        return
     width = _scattering(figures, norms)
     if width and figures.width is not None:
-        most = norms["width"].worst
-        words = f"{SAMPLE}: it scatters {figures.width:.2f} times as wide as the probe alone (at most {most:.2f} in "
-        return [(width, words + "held-out scans)")]
+        usual = f"(at most {norms['width'].worst:.2f} in held-out scans)"
+        message = f"it scatters {figures.width:.2f} times as wide as the probe alone {usual}"
+        yield width, Reason(ReasonKind.SAMPLE, message)
+        return
     apart, norm = figures.overlap_rad, norms.get("overlap_rad")
     if apart is None or norm is None or figures.contrast_rad is None:
-        return []
+        return
     limit = max(_FLOOR["overlap_rad"], 1.25 * norm.typical)
     if apart <= limit:
-        return []
+        return
     level = 1 + (apart > _FAR["overlap_rad"] * limit)
     about = f"neighbouring patches differ by {apart:.2f} rad where they overlap ({norm.typical:.2f} in held-out scans)"
     if apart > _FOREIGN * figures.contrast_rad:
-        part = f", {apart / figures.contrast_rad:.0%} of their own contrast"
-        return [(level, f"{PROBE}: {about}{part}; or the positions are off")]
-    return [(level, f"{DISAGREE}: {about}; the sample is hard for this model, or the probe is another")]
+        part = f"{apart / figures.contrast_rad:.0%} of their own contrast"
+        yield level, Reason(ReasonKind.PROBE, f"{about}, {part}; or the positions are off")
+    else:
+        message = f"{about}; the sample is hard for this model, or the probe is another"
+        yield level, Reason(ReasonKind.DISAGREE, message)
 
 
 def _scattering(figures: RunFigures, norms: dict[str, RunNorm]) -> int:
@@ -220,11 +225,11 @@ def _low(figures: RunFigures, norms: dict[str, RunNorm], known: bool) -> _Found:
     """Trust is a probability, so what is too low needs no worst scan to compare with."""
     norm, trust = norms.get("mean_trust"), figures.mean_trust
     if norm is None or trust is None or trust >= _DOUBTFUL_TRUST * norm.typical:
-        return []
+        return
     level = 1 + (trust < _WRONG_TRUST * norm.typical)
     error = "" if figures.error_rad is None else f"; expect phase errors up to {figures.error_rad:.2f} rad"
-    about = f"mean trust {trust:.2f}, {norm.typical:.2f} in held-out scans{error}"
-    return [(level, f"{LOW}: {about}" if known else f"{SAMPLE}, or the probe is another: {about}")]
+    message = f"mean trust {trust:.2f}, {norm.typical:.2f} in held-out scans{error}"
+    yield level, Reason(ReasonKind.LOW if known else ReasonKind.SAMPLE_OR_PROBE, message)
 
 
 def _rounded(value: Any) -> Any:

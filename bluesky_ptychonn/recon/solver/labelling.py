@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,7 +12,9 @@ from bluesky_ptychonn.recon.data.scans import Complex, LabelledScan, MeasuredSca
 from bluesky_ptychonn.recon.data.spacing import step_of
 from bluesky_ptychonn.recon.solver.ptychi import (
     BATCH_SIZE,
+    JOINT_BATCH_SIZE,
     Solution,
+    SolverSettings,
     reconstruct_probe_and_object,
     reconstruct_with_probe,
     settled_epochs,
@@ -25,7 +27,6 @@ MOST_SAMPLING = 0.4
 LEAST_LIGHT = 0.05
 #: pty-chi's epochs with smaller steps that end a solution in which the probe is found too.
 SETTLING_EPOCHS = 20
-_JOINT_BATCH = 40
 
 
 def sampling_of(scan: MeasuredScan) -> float:
@@ -94,17 +95,17 @@ def solve(
     high = np.ceil(at.max(axis=0)).astype(int) + n // 2 + 2
     shape, places = (int(high[0] - low[0]), int(high[1] - low[1])), at - low
     epochs = settled_epochs(len(scan)) if epochs is None else epochs
-    common: dict[str, Any] = {"device": device, "threads": threads, "seed": seed}
+    settings = SolverSettings(device=device, threads=threads, seed=seed)
     probe, image, shift = scan.probe, None, np.zeros(2)
     if refine_probe:
-        batch = min(_JOINT_BATCH, max(BATCH_SIZE, len(scan) // 8))
+        settings = replace(settings, batch_size=min(JOINT_BATCH_SIZE, max(BATCH_SIZE, len(scan) // 8)))
         settling = max(1, min(SETTLING_EPOCHS, epochs // 2))
         found = reconstruct_probe_and_object(
-            scan.counts, places, probe, shape, epochs=epochs, settling_epochs=settling, batch_size=batch, **common
+            scan.counts, places, probe, shape, epochs=epochs, settling_epochs=settling, settings=settings
         )
-        probe, image, shift = _as_told(found, scan.probe)
+        probe, image, shift = _like_given(found, scan.probe)
     else:
-        found = reconstruct_with_probe(scan.counts, places, probe, shape, epochs=epochs, **common)
+        found = reconstruct_with_probe(scan.counts, places, probe, shape, epochs=epochs, settings=settings)
         image = found.object
     light = light_on(shape, places[:, 0] - shift[0], places[:, 1] - shift[1], probe)
     origin = (float(low[0] + shift[0]) * pixel, float(low[1] + shift[1]) * pixel)
@@ -113,10 +114,10 @@ def solve(
     return LabelledScan(*about, known, origin, pixel, light, found.software), found
 
 
-def _as_told(found: Solution, told: Complex) -> tuple[Complex, Complex, NDArray[np.float64]]:
+def _like_given(found: Solution, given: Complex) -> tuple[Complex, Complex, NDArray[np.float64]]:
     """Probe with the power and centre of the one told, the object that goes with it, and how far its pixels moved."""
-    factor = np.sqrt((np.abs(told) ** 2).sum() / (np.abs(found.probe) ** 2).sum())
-    moved = _centre(found.probe) - _centre(told)
+    factor = np.sqrt((np.abs(given) ** 2).sum() / (np.abs(found.probe) ** 2).sum())
+    moved = _centre(found.probe) - _centre(given)
     # P(r + d) o(r + d + x) explains a frame at x as P(r) o(r + x) does.
     probe = np.fft.ifft2(ndimage.fourier_shift(np.fft.fft2(found.probe), -moved)) * factor
     return np.asarray(probe, np.complex64), np.asarray(found.object / factor, np.complex64), -moved

@@ -1,7 +1,7 @@
 """An existing iterative solver, pty-chi's LSQML, in an interpreter of its own.
 
 pty-chi sets torch's default device and dtype, pins packages of its own, and imports one transform of torchvision. So it
-never runs inside a process of ours: each call starts ``iterative_worker.py`` as a script, in the interpreter named by
+never runs inside a process of ours: each call starts ``ptychi_worker.py`` as a script, in the interpreter named by
 ``PTYCHONN_PEER_PYTHON`` or in the present one, and exchanges ``.npz`` files with it. This module needs only numpy.
 
 Conventions: exit wave = ``probe * object[patch]``; frame = ``|fftshift(fft2(ifftshift(exit), norm="ortho"))|**2`` in
@@ -18,7 +18,7 @@ import sys
 import tempfile
 import zipfile
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,9 @@ PYTHON_VARIABLE = "PTYCHONN_PEER_PYTHON"
 
 #: Frames updated together. On every sixteenth frame of the Siemens star 4, 16 and 33 end within 0.002 in correlation.
 BATCH_SIZE = 16
+
+#: The same while the probe is being found.
+JOINT_BATCH_SIZE = 40
 
 #: Damping of the object's preconditioner. On every sixteenth frame, 80 epochs reach a correlation of 0.853 with 0.02,
 #: 0.863 with 0.1 (pty-chi's default), 0.867 with 0.5, and 0.866 with 1 and 3.
@@ -45,9 +48,9 @@ STEP, SETTLING_STEP = 0.9, 0.3
 #: Frames times epochs, fewest and most epochs: see `settled_epochs`.
 _FRAME_EPOCHS, _FEWEST, _MOST = 7_800, 15, 300
 
-_WORKER = Path(__file__).with_name("iterative_worker.py").resolve()
+_WORKER = Path(__file__).with_name("ptychi_worker.py").resolve()
 
-#: Exit status of the worker when its interpreter has no pty-chi; `iterative_worker.MISSING` is the same.
+#: Exit status of the worker when its interpreter has no pty-chi; `ptychi_worker.MISSING` is the same.
 _MISSING = 3
 
 
@@ -87,6 +90,31 @@ class Solution:
     threads: int
 
 
+@dataclass(frozen=True)
+class SolverSettings:
+    """How the solver is run.
+
+    Parameters
+    ----------
+    batch_size : int
+        Frames updated together.
+    device : {"cpu", "gpu"}
+    threads : int
+        torch threads; 0 leaves them to torch.
+    seed : int
+        Of the order of the frames.
+    """
+
+    batch_size: int = BATCH_SIZE
+    device: str = "cpu"
+    threads: int = 1
+    seed: int = 1
+
+    def __post_init__(self) -> None:
+        if self.device not in ("cpu", "gpu"):
+            raise ValueError(f"device: got {self.device!r}; allowed are 'cpu' and 'gpu'")
+
+
 class SolverError(RuntimeError):
     """The solver did not give an answer; its last words in one line, all of them as a note."""
 
@@ -117,10 +145,7 @@ def reconstruct_with_probe(
     shape: tuple[int, int],
     *,
     epochs: int | Sequence[int] | None = None,
-    batch_size: int = BATCH_SIZE,
-    device: str = "cpu",
-    threads: int = 1,
-    seed: int = 1,
+    settings: SolverSettings | None = None,
 ) -> Solution:
     """Object from frames through a known, fixed probe, starting from a flat object.
 
@@ -136,13 +161,7 @@ def reconstruct_with_probe(
         Of the object, pixels. Every patch must lie inside with one pixel to spare.
     epochs : int or increasing sequence of int, optional
         How long to run, or after which epochs to keep the object; `settled_epochs` when not given.
-    batch_size : int
-        Frames updated together.
-    device : "cpu" or "gpu"
-    threads : int
-        torch threads; 0 leaves them to torch.
-    seed : int
-        Of the order of the frames.
+    settings : SolverSettings, optional
 
     Returns
     -------
@@ -159,7 +178,7 @@ def reconstruct_with_probe(
     """
     marks = _marks(settled_epochs(len(frames)) if epochs is None else epochs)
     stages = [{"epochs": marks, "step": STEP, "damping": DAMPING, "probe": False}]
-    return _solve(frames, positions_px, probe, shape, stages, batch_size, device, threads, seed)
+    return _solve(frames, positions_px, probe, shape, stages, settings or SolverSettings())
 
 
 def reconstruct_probe_and_object(
@@ -170,10 +189,7 @@ def reconstruct_probe_and_object(
     *,
     epochs: int = 45,
     settling_epochs: int = 20,
-    batch_size: int = 40,
-    device: str = "cpu",
-    threads: int = 1,
-    seed: int = 1,
+    settings: SolverSettings | None = None,
 ) -> Solution:
     """Object and probe together, from a first guess of the probe and a flat object.
 
@@ -183,12 +199,14 @@ def reconstruct_probe_and_object(
 
     Parameters
     ----------
-    frames, positions_px, shape, batch_size, device, threads, seed
+    frames, positions_px, shape
         As in `reconstruct_with_probe`.
     probe : (N, N) complex
         First guess; its scale does not matter.
     epochs, settling_epochs : int
         With full and with smaller steps.
+    settings : SolverSettings, optional
+        In batches of 40 by default.
 
     Returns
     -------
@@ -209,7 +227,7 @@ def reconstruct_probe_and_object(
     if settling_epochs:
         stages.append(stages[0] | {"epochs": _marks(settling_epochs), "step": SETTLING_STEP})
     scaled = guess * np.sqrt(counts / power)
-    return _solve(frames, positions_px, scaled, shape, stages, batch_size, device, threads, seed)
+    return _solve(frames, positions_px, scaled, shape, stages, settings or SolverSettings(batch_size=JOINT_BATCH_SIZE))
 
 
 def settled_epochs(frames: int) -> int:
@@ -230,10 +248,7 @@ def _solve(
     probe: NDArray[np.complexfloating],
     shape: tuple[int, int],
     stages: list[dict[str, Any]],
-    batch_size: int,
-    device: str,
-    threads: int,
-    seed: int,
+    settings: SolverSettings,
 ) -> Solution:
     """Check what is asked for, and have it done in the solver's interpreter."""
     counts, positions = np.asarray(frames, dtype=np.float32), np.asarray(positions_px, dtype=np.float64)
@@ -249,9 +264,7 @@ def _solve(
             f"shape: got {shape} px, but the patches reach from {low.round(1)} to {high.round(1)} px; "
             "enlarge the object or shift the positions"
         )
-    if device not in ("cpu", "gpu"):
-        raise ValueError(f"device: got {device!r}; allowed are 'cpu' and 'gpu'")
-    order = {"stages": stages, "batch_size": min(batch_size, n), "device": device, "threads": threads, "seed": seed}
+    request = {"stages": stages, **asdict(settings), "batch_size": min(settings.batch_size, n)}
     with tempfile.TemporaryDirectory(prefix="ptychonn-solver-") as folder:
         asked, answered = Path(folder, "asked.npz"), Path(folder, "answered.npz")
         np.savez(
@@ -260,10 +273,10 @@ def _solve(
             positions=positions,
             probe=np.asarray(probe, dtype=np.complex64),
             shape=np.asarray(shape),
-            order=np.asarray(json.dumps(order)),
+            request=np.asarray(json.dumps(request)),
         )
         _run([solver_python(), str(_WORKER), str(asked), str(answered)])
-        return _read(answered, (rows, columns), shape, threads)
+        return _read(answered, (rows, columns), shape, settings.threads)
 
 
 def _run(command: list[str]) -> None:
@@ -275,11 +288,11 @@ def _run(command: list[str]) -> None:
         ) from None
     if done.returncode == 0:
         return
-    said = done.stderr.strip()
-    last = said.splitlines()[-1] if said else "without a word"
+    output = done.stderr.strip()
+    last = output.splitlines()[-1] if output else "without a word"
     missing = done.returncode == _MISSING
     failed = SolverMissingError(last) if missing else SolverError(f"the solver ended with {done.returncode}: {last}")
-    failed.add_note(said[-4000:])
+    failed.add_note(output[-4000:])
     raise failed
 
 

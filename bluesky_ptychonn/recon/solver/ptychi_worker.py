@@ -1,6 +1,6 @@
-"""Run pty-chi on what ``iterative.py`` wrote: started by it as a script, never imported.
+"""Run pty-chi on what ``ptychi.py`` wrote: started by it as a script, never imported.
 
-    python bluesky_ptychonn/recon/iterative_worker.py ASKED.npz ANSWERED.npz
+    python bluesky_ptychonn/recon/solver/ptychi_worker.py ASKED.npz ANSWERED.npz
 
 Its interpreter needs pty-chi, torch and numpy, and nothing of this project.
 """
@@ -47,15 +47,15 @@ class _NoGaussianBlur:
         raise NotImplementedError("pty-chi wants torchvision's GaussianBlur, which is not installed here")
 
 
-def _options(api: Any, stage: dict[str, Any], order: dict[str, Any]) -> Any:
+def _options(api: Any, stage: dict[str, Any], request: dict[str, Any]) -> Any:
     options = api.LSQMLOptions()
     solver = options.reconstructor_options
     solver.num_epochs = stage["epochs"][-1]
-    solver.batch_size = order["batch_size"]
+    solver.batch_size = request["batch_size"]
     # Batches spread over the scan: neighbours in one batch would average their updates instead of building on them.
     solver.batching_mode = api.BatchingModes.UNIFORM
-    solver.default_device = api.Devices.GPU if order["device"] == "gpu" else api.Devices.CPU
-    solver.random_seed = order["seed"]
+    solver.default_device = api.Devices.GPU if request["device"] == "gpu" else api.Devices.CPU
+    solver.random_seed = request["seed"]
     # The scale is known (fixed probe) or set beforehand (first guess), and later stages must not be rescaled.
     solver.rescale_probe_intensity_in_first_epoch = False
     solver.preconditioning_damping_factor = stage["damping"]
@@ -73,30 +73,56 @@ def _options(api: Any, stage: dict[str, Any], order: dict[str, Any]) -> Any:
 
 
 def _answer(asked: Path, answered: Path) -> None:
-    """Do what `asked` holds and write it to `answered`; the other half of `iterative._solve`."""
+    """Do what `asked` holds and write it to `answered`; the other half of `ptychi._solve`."""
     api, task_class = _import_ptychi()  # first: what is missing is said before seconds go into importing torch
     import torch
 
     with np.load(asked) as given:
         frames, positions, probe = given["frames"], given["positions"], given["probe"]
-        shape, order = tuple(given["shape"]), json.loads(str(given["order"]))
-    if order["threads"]:
-        torch.set_num_threads(order["threads"])
+        shape, request = tuple(given["shape"]), json.loads(str(given["request"]))
+    if request["threads"]:
+        torch.set_num_threads(request["threads"])
     size = frames.shape[-1]
-    estimate = np.ones((1, *shape), dtype=np.complex64)
     # pty-chi's transform is not normalised: its probe is ours divided by N.
-    modes = (probe / size).astype(np.complex64)[None, None]
-    y, x = positions.T.astype(np.float32)
-    marks: list[int] = []
-    snapshots, seconds, cpu_seconds, losses = [], [], [], []
-    spent = spent_cpu = 0.0
-    finished = 0
-    for number, stage in enumerate(order["stages"], start=1):
-        with task_class(
-            _options(api, stage, order),
+    solving = _Solving(api, task_class, request, (probe / size).astype(np.complex64)[None, None], shape)
+    for stage in request["stages"]:
+        solving.run(stage, frames, positions)
+    np.savez(
+        answered,
+        snapshots=np.stack(solving.snapshots).astype(np.complex64),
+        probe=(solving.probe[0, 0] * size).astype(np.complex64),
+        epochs=np.asarray(solving.marks),
+        seconds=np.asarray(solving.seconds),
+        cpu_seconds=np.asarray(solving.cpu_seconds),
+        # pty-chi gives the mean squared difference of amplitudes a pixel.
+        loss=np.concatenate(solving.losses) * frames.size / frames.sum(dtype=np.float64),
+        software=np.asarray(f"pty-chi {importlib.metadata.version('ptychi')} LSQML"),
+        device=np.asarray(torch.cuda.get_device_name() if request["device"] == "gpu" else "cpu"),
+    )
+
+
+class _Solving:
+    """Object and probe under way through the stages, and what is kept of the last one."""
+
+    def __init__(self, api: Any, task_class: Any, request: dict[str, Any], probe: Any, shape: tuple[int, ...]) -> None:
+        self._api, self._task_class, self._request = api, task_class, request
+        self.object, self.probe = np.ones((1, *shape), dtype=np.complex64), probe
+        self.snapshots: list[Any] = []
+        self.marks: list[int] = []
+        self.seconds: list[float] = []
+        self.cpu_seconds: list[float] = []
+        self.losses: list[Any] = []
+        self._spent = self._spent_cpu = 0.0
+        self._finished = 0
+
+    def run(self, stage: dict[str, Any], frames: Any, positions: Any) -> None:
+        """Go through one stage, with a snapshot at each of its marks where it is the last."""
+        y, x = positions.T.astype(np.float32)
+        with self._task_class(
+            _options(self._api, stage, self._request),
             diffraction_data=frames,
-            object_data=estimate,
-            probe_data=modes,
+            object_data=self.object,
+            probe_data=self.probe,
             probe_position_x_px=x,
             probe_position_y_px=y,
         ) as task:
@@ -104,30 +130,18 @@ def _answer(asked: Path, answered: Path) -> None:
             for mark in stage["epochs"]:
                 start, start_cpu = time.perf_counter(), time.process_time()
                 task.run(mark - before)
-                estimate = task.get_data_to_cpu("object", as_numpy=True).copy()  # waits for the device
-                spent += time.perf_counter() - start
-                spent_cpu += time.process_time() - start_cpu
+                self.object = task.get_data_to_cpu("object", as_numpy=True).copy()  # waits for the device
+                self._spent += time.perf_counter() - start
+                self._spent_cpu += time.process_time() - start_cpu
                 before = mark
-                if number == len(order["stages"]):
-                    marks.append(finished + mark)
-                    snapshots.append(estimate[0])
-                    seconds.append(spent)
-                    cpu_seconds.append(spent_cpu)
-            modes = task.get_data_to_cpu("probe", as_numpy=True).copy()
-            losses.append(task.reconstructor.loss_tracker.table["loss"].to_numpy(dtype=np.float64))
-            finished += before
-    np.savez(
-        answered,
-        snapshots=np.stack(snapshots).astype(np.complex64),
-        probe=(modes[0, 0] * size).astype(np.complex64),
-        epochs=np.asarray(marks),
-        seconds=np.asarray(seconds),
-        cpu_seconds=np.asarray(cpu_seconds),
-        # pty-chi gives the mean squared difference of amplitudes a pixel.
-        loss=np.concatenate(losses) * frames.size / frames.sum(dtype=np.float64),
-        software=np.asarray(f"pty-chi {importlib.metadata.version('ptychi')} LSQML"),
-        device=np.asarray(torch.cuda.get_device_name() if order["device"] == "gpu" else "cpu"),
-    )
+                if stage is self._request["stages"][-1]:
+                    self.marks.append(self._finished + mark)
+                    self.snapshots.append(self.object[0])
+                    self.seconds.append(self._spent)
+                    self.cpu_seconds.append(self._spent_cpu)
+            self.probe = task.get_data_to_cpu("probe", as_numpy=True).copy()
+            self.losses.append(task.reconstructor.loss_tracker.table["loss"].to_numpy(dtype=np.float64))
+        self._finished += before
 
 
 if __name__ == "__main__":

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from bluesky_ptychonn.files import replacing
-from bluesky_ptychonn.recon.data.scans import LabelledScan, MeasuredScan
+from bluesky_ptychonn.recon.data.batches import TrainingData
 
 
 class TrainingState:
@@ -33,7 +33,7 @@ class TrainingState:
 
     def __init__(self, path: Path | None, identity: str, data: str, processes: int, every_s: float) -> None:
         self._path, self._every_s = path, every_s
-        self._whose = {"config": identity, "data": data, "processes": processes}
+        self._owner = {"config": identity, "data": data, "processes": processes}
         self._saved = time.monotonic()
 
     def load(self, device: torch.device) -> dict[str, Any]:
@@ -49,7 +49,7 @@ class TrainingState:
         state: dict[str, Any] = torch.load(self._path, map_location=device, weights_only=True)
         there = {"config": state["config"], "data": state.get("data", ""), "processes": state.get("processes", 1)}
         what = {"config": "another configuration", "data": "other scans", "processes": "another number of processes"}
-        for name, value in self._whose.items():
+        for name, value in self._owner.items():
             if there[name] != value:
                 raise ValueError(
                     f"fit: {self._path.name} belongs to {what[name]}; give its settings to resume it, or another --out "
@@ -68,19 +68,19 @@ class TrainingState:
             return
         self._path.parent.mkdir(parents=True, exist_ok=True)
         with replacing(self._path) as draft:
-            torch.save({**self._whose, **state}, draft)
+            torch.save({**self._owner, **state}, draft)
         self._saved = time.monotonic()
 
 
-def digest(labelled: Sequence[LabelledScan], measured: Sequence[MeasuredScan]) -> str:
+def digest(data: TrainingData) -> str:
     """Tell scans from others: SHA-256 of their numbers, an empty string where there are none."""
-    if not labelled and not measured:
+    if not data.scans:
         return ""
     found = hashlib.sha256()
-    for scan in (*labelled, *measured):
+    for scan in data.scans:
         found.update(type(scan).__name__.encode())
         for values in (scan.counts, scan.y_m, scan.x_m, scan.probe):
             found.update(values.tobytes())
-    for scan in labelled:
+    for scan in data.labelled:
         found.update(scan.object.tobytes())
     return found.hexdigest()

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, TypedDict
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 
 from bluesky_ptychonn.recon.data.batches import Mix
 from bluesky_ptychonn.recon.data.simulated import SyntheticConfig
-from bluesky_ptychonn.recon.networks.networks import NetworkConfig
+from bluesky_ptychonn.recon.networks.families import NetworkConfig
 from bluesky_ptychonn.recon.training.losses import Kind
 from bluesky_ptychonn.recon.training.schedule import Schedule
 
@@ -17,6 +17,19 @@ Precision = Literal["float32", "bfloat16", "float16"]
 #: Settings that came later: left out of a checkpoint's identity at their defaults, so that older ones resume.
 _LATER = ("mix", "schedule", "precision", "evaluate_every", "patience")
 _JUDGED_PARTS = 50
+
+
+class TrainingSettings(TypedDict, total=False):
+    """Fields of `TrainingConfig` that a user chooses for any network and data."""
+
+    frames: int
+    batch_size: int
+    learning_rate: float
+    schedule: Schedule
+    precision: Precision
+    evaluate_every: int
+    patience: int
+    seed: int
 
 
 class TrainingConfig(BaseModel):

@@ -34,12 +34,12 @@ class ProcessGroup:
     device: torch.device
 
     @property
-    def leads(self) -> bool:
+    def is_main(self) -> bool:
         """Whether this process writes, reports and judges."""
         return self.rank == 0
 
     def average(self, network: nn.Module) -> None:
-        """Average gradients, and what batch normalisation keeps, over the team; nothing to do alone."""
+        """Average gradients, and what batch normalisation keeps, over the processes; nothing to do alone."""
         if self.size == 1:
             return
         shared = [p.grad for p in network.parameters() if p.grad is not None]
@@ -52,18 +52,18 @@ class ProcessGroup:
             tensor.copy_(flat[first : first + tensor.numel()].reshape(tensor.shape))
             first += tensor.numel()
 
-    def share(self, network: nn.Module) -> None:
-        """Give every process the leader's weights."""
+    def broadcast_weights(self, network: nn.Module) -> None:
+        """Give every process the main one's weights."""
         for tensor in network.state_dict().values() if self.size > 1 else ():
             distributed.broadcast(tensor, src=0)
 
-    def told(self, value: bool) -> bool:
-        """Return what the leader says."""
+    def broadcast(self, value: bool) -> bool:
+        """Return the main process's value."""
         if self.size == 1:
             return value
-        said: Tensor = torch.tensor([int(value)], device=self.device)
-        distributed.broadcast(said, src=0)
-        return bool(said.item())
+        shared: Tensor = torch.tensor([int(value)], device=self.device)
+        distributed.broadcast(shared, src=0)
+        return bool(shared.item())
 
 
 def rank_here() -> int:
@@ -90,11 +90,11 @@ def process_group(device: torch.device | str) -> Iterator[ProcessGroup]:
         if str(chosen) == "cuda":
             chosen = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
         torch.cuda.set_device(chosen)
-    ours = not distributed.is_initialized()
-    if ours:
+    started_here = not distributed.is_initialized()
+    if started_here:
         distributed.init_process_group("nccl" if chosen.type == "cuda" else "gloo", rank=rank, world_size=size)
     try:
         yield ProcessGroup(rank, size, chosen)
     finally:
-        if ours:
+        if started_here:
             distributed.destroy_process_group()

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from bluesky_ptychonn.recon.data.batches import Batch, Mix, Source
 from bluesky_ptychonn.recon.evaluation.simulated_scans import phase_error
-from bluesky_ptychonn.recon.networks.networks import ObjectNetwork
+from bluesky_ptychonn.recon.networks.base import ObjectNetwork
 from bluesky_ptychonn.recon.quality.trust import patch_weight
 from bluesky_ptychonn.recon.training.losses import label_free_loss
 
@@ -37,7 +37,7 @@ class EarlyStopping:
         self._lowest, self._waited = math.inf, 0
         self._best: dict[str, Tensor] = {}
 
-    def look(self, network: ObjectNetwork) -> dict[Source, float]:
+    def evaluate(self, network: ObjectNetwork) -> dict[Source, float]:
         """Measure a network in evaluation mode.
 
         Returns
@@ -57,7 +57,7 @@ class EarlyStopping:
         return errors
 
     @property
-    def over(self) -> bool:
+    def should_stop(self) -> bool:
         """Whether patience ran out."""
         return bool(self._patience) and self._waited >= self._patience
 

@@ -22,7 +22,7 @@ from torch.nn import functional
 
 from bluesky_ptychonn.optics.forward import intensity
 from bluesky_ptychonn.recon.data.batches import Batch
-from bluesky_ptychonn.recon.networks.networks import fix_gauge
+from bluesky_ptychonn.recon.networks.base import fix_gauge
 from bluesky_ptychonn.recon.quality.trust import patch_weight, under_probe
 
 #: Counts a pixel that are expected beside the diffraction, so that stray ones do not weigh without bound.
@@ -184,11 +184,11 @@ def label_free_loss(patch: Tensor, batch: Batch, agreement: float = AGREEMENT) -
     ValueError
         For a batch of another source.
     """
-    if batch.judged is None or batch.judged_probe is None or batch.offsets is None or batch.pairs is None:
+    if batch.held_counts is None or batch.held_probe is None or batch.offsets is None or batch.pairs is None:
         raise ValueError(f"label_free_loss: a {batch.source} batch has no counts to be judged by; it has a truth")
-    met = overlap(patch, batch.offsets, batch.pairs, batch.judged_probe)
+    met = overlap(patch, batch.offsets, batch.pairs, batch.held_probe)
     together = merged(patch, batch.pairs, met)
-    loss = poisson_deviance(together, batch.judged, batch.judged_probe).mean()
+    loss = poisson_deviance(together, batch.held_counts, batch.held_probe).mean()
     return loss + agreement * disagreement(patch, batch.pairs, met) if agreement else loss
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,57 +10,82 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from bluesky_ptychonn.card import PIXEL_TOLERANCE, InputContract, ModelCard, ProbeReference, SamplingPoint
+from bluesky_ptychonn.card import PIXEL_TOLERANCE, ModelCard, ProbeReference
 from bluesky_ptychonn.optics.geometry import Geometry
-from bluesky_ptychonn.recon.data.scans import LabelledScan, MeasuredScan
+from bluesky_ptychonn.recon.data.batches import TrainingData
+from bluesky_ptychonn.recon.data.probes import with_photons
+from bluesky_ptychonn.recon.data.simulated import SyntheticConfig
 from bluesky_ptychonn.recon.evaluation.refine_rounds import best_rounds
-from bluesky_ptychonn.recon.evaluation.simulated_scans import measure_sampling, patch_error, stitching_weight
+from bluesky_ptychonn.recon.evaluation.simulated_scans import (
+    ScanSeries,
+    measure_sampling,
+    patch_error,
+    sampling_points,
+    stitching_weight,
+)
 from bluesky_ptychonn.recon.evaluation.trust_calibration import calibrated
 from bluesky_ptychonn.recon.models.checkpoint import Model, save_model
-from bluesky_ptychonn.recon.networks.networks import ObjectNetwork
+from bluesky_ptychonn.recon.models.new_card import new_card
+from bluesky_ptychonn.recon.networks.base import ObjectNetwork
+from bluesky_ptychonn.recon.networks.lifted import LiftedNetwork
+from bluesky_ptychonn.recon.training.config import TrainingConfig
 from bluesky_ptychonn.recon.training.distributed import rank_here
-from bluesky_ptychonn.recon.training.fit import Progress, TrainingConfig, fit
+from bluesky_ptychonn.recon.training.fit import Progress, fit
 from bluesky_ptychonn.recon.training.metrics_table import METRICS_FILE, PLOT_FILE, plot_rows, write_rows
 from bluesky_ptychonn.recon.training.provenance import counts_range, provenance
 
 TRAINING_STATE = "training.pt"
+#: Object pixel on the card of a model that knows pixels only.
+_NOMINAL_PIXEL_M = 1e-8
 _WHOLE_TRAINING = 2000  # frames
 
 
+@dataclass(frozen=True)
+class ModelInfo:
+    """What a new model is called, where its probe came from (`source`), and the command that trained it."""
+
+    name: str
+    version: str = "1"
+    source: str = ""
+    command: str = ""
+
+
+@dataclass(frozen=True)
+class Effort:
+    """How thoroughly a new model is measured: scans, frames for the error of patches, options of `calibrated`."""
+
+    series: ScanSeries | None = None
+    frames: int = 512
+    trust: dict[str, int] | None = None
+
+
 def train_model(
-    probe: NDArray[np.complex64],
-    geometry: Geometry,
+    data: TrainingData,
+    geometry: Geometry | None,
     config: TrainingConfig,
     out: Path,
+    info: ModelInfo,
     *,
-    name: str,
-    labelled: Sequence[LabelledScan] = (),
-    measured: Sequence[MeasuredScan] = (),
-    version: str = "1",
-    source: str = "",
-    command: str = "",
     device: torch.device | str = "cpu",
     progress: Progress | None = None,
     start: Model | None = None,
 ) -> ModelCard | None:
-    """Train a model for a probe and write its folder: weights and card, the training's metrics as a table and a plot.
+    """Train a model and write its folder: weights and card, the training's metrics as a table and a plot.
 
     The training state stays in ``out/training.pt`` until the model is written, so a killed run resumes.
 
     Parameters
     ----------
-    probe : (N, N) complex64 ndarray
-        Measured probe, any scale.
-    geometry : Geometry
-        Of the network's frames.
+    data : TrainingData
+        With the probe that the model is for, whether frames are simulated through it or not.
+    geometry : Geometry or None
+        Of the network's frames; None for a model for any probe, trained on the family ``config.synthetic.probes``.
     config : TrainingConfig
         What and how to train.
     out : Path
         The model's folder.
-    labelled, measured
-        See `bluesky_ptychonn.recon.training.fit.fit`.
-    name, version, source, command : str
-        For the card; `source` says where the probe came from.
+    info : ModelInfo
+        For the card.
     device, progress
         See `bluesky_ptychonn.recon.training.fit.fit`.
     start : Model, optional
@@ -74,39 +99,50 @@ def train_model(
     Raises
     ------
     ValueError
-        When probe, geometry, scans and network do not go together.
+        When probe or family of probes, geometry, scans and network do not go together.
     """
-    if geometry.frame_shape != probe.shape:
-        raise ValueError(f"produce: geometry is of {geometry.frame_shape} px frames, the probe is {probe.shape} px")
-    for scan in (*labelled, *measured):
-        if abs(scan.geometry.object_pixel_m / geometry.object_pixel_m - 1) > PIXEL_TOLERANCE:
-            raise ValueError(
-                f"produce: {scan.source} has object pixels of {scan.geometry.object_pixel_m * 1e9:.4g} nm, the model's "
-                f"are {geometry.object_pixel_m * 1e9:.4g} nm; at most {PIXEL_TOLERANCE:.0%} between them are allowed"
-            )
-    weights = None if start is None else start.network.state_dict()
-    checkpoint = out / TRAINING_STATE
+    _check(data, geometry, config)
     network, record = fit(
-        probe if config.mix.simulated else None,
+        data.probe if config.mix.simulated else None,
         config,
-        labelled=labelled,
-        measured=measured,
-        checkpoint=checkpoint,
+        labelled=data.labelled,
+        measured=data.measured,
+        checkpoint=out / TRAINING_STATE,
         device=device,
         progress=progress,
-        start=weights,
+        start=None if start is None else start.network.state_dict(),
     )
     if rank_here():
         return None
-    record["scans"] = [scan.source for scan in (*labelled, *measured)]
-    if start is not None:
-        record["started_from"] = f"{start.card.name} {start.card.version}, sha256 {start.card.weights_sha256}"
-    card = write_model(network, probe, geometry, config, record, out, name, version, source, command)
+    record["scans"] = [scan.source for scan in data.scans]
+    record["started_from"] = "" if start is None else start.card.as_start
+    if geometry is None or data.probe is None:
+        card = write_any_probe_model(network, config, record, out, info)
+    else:
+        card = write_model(network, data.probe, geometry, config, record, out, info)
     if record["metrics"]:
         write_rows(out / METRICS_FILE, record["metrics"])
-        plot_rows(out / PLOT_FILE, record["metrics"], f"{name} {version}")
+        plot_rows(out / PLOT_FILE, record["metrics"], f"{info.name} {info.version}")
     (out / TRAINING_STATE).unlink(missing_ok=True)
     return card
+
+
+def _check(data: TrainingData, geometry: Geometry | None, config: TrainingConfig) -> None:
+    if geometry is None:
+        if config.synthetic.probes is None or not config.network.uses_probe:
+            raise ValueError(
+                "train: a network that is told its probe, and a family of probes (synthetic.probes) are needed"
+            )
+        return
+    shape = None if data.probe is None else data.probe.shape
+    if geometry.frame_shape != shape:
+        raise ValueError(f"train: geometry is of {geometry.frame_shape} px frames, the probe is {shape} px")
+    for scan in data.scans:
+        if abs(scan.geometry.object_pixel_m / geometry.object_pixel_m - 1) > PIXEL_TOLERANCE:
+            raise ValueError(
+                f"train: {scan.source} has object pixels of {scan.geometry.object_pixel_m * 1e9:.4g} nm, the model's "
+                f"are {geometry.object_pixel_m * 1e9:.4g} nm; at most {PIXEL_TOLERANCE:.0%} between them are allowed"
+            )
 
 
 def write_model(
@@ -116,53 +152,74 @@ def write_model(
     config: TrainingConfig,
     record: dict[str, Any],
     out: Path,
-    name: str,
-    version: str,
-    source: str,
-    command: str,
+    info: ModelInfo,
 ) -> ModelCard:
     """Measure a trained network on held-out simulated frames and scans, and write the model's folder."""
-    photons = config.synthetic.photons
-    scaled = np.asarray(probe / np.sqrt((np.abs(probe) ** 2).sum()) * np.sqrt(photons), dtype=np.complex64)
-    patch_mae = patch_error(network, scaled, config.synthetic)
-    weight = stitching_weight(scaled, config.network.patch_size)
-    reference = ProbeReference.of(scaled, geometry.object_pixel_m, source)
-    rows = measure_sampling(network, scaled, geometry, weight, photons=photons)
-    size = config.network.patch_size
-    card = ModelCard(
-        name=name,
-        version=version,
-        family=config.network.family,
-        network=config.network.model_dump(mode="json"),
-        input=InputContract(
-            frame_shape=geometry.frame_shape,
-            patch_shape=(size, size),
-            object_pixel_m=geometry.object_pixel_m,
-            counts_per_frame=counts_range(config.synthetic),
-            energy_ev=geometry.energy_ev,
-        ),
-        probe=reference,
-        held_out={"patch_phase_mae_rad": patch_mae}
-        | ({"training_loss": float(record["loss"][-1])} if record["loss"] else {}),
-        sampling=tuple(
-            SamplingPoint(
-                sampling=sampling,
-                step_m=sampling * reference.diameter_m,
-                phase_mae_rad=score.phase_mae_rad,
-                phase_correlation=score.phase_correlation,
-                covered_fraction=score.covered_fraction,
-                frames=score.frames,
-            )
-            for sampling, score in rows
-        ),
-        training=provenance(config, record, command),
-        weights_sha256="0" * 64,
-    )
+    contract = {
+        "object_pixel_m": geometry.object_pixel_m,
+        "counts_per_frame": counts_range(config.synthetic),
+        "energy_ev": geometry.energy_ev,
+    }
+    training = provenance(config, record, info.command)
+    card = new_card(config.network, info.name, info.version, contract, training=training)
     # A trial of a training gets a trial of a calibration.
     whole = config.frames >= _WHOLE_TRAINING or not config.frames
-    model = Model(card, network.eval(), torch.from_numpy(scaled), torch.from_numpy(weight))
-    card = calibrated(model, **({} if whole else {"frames": 128, "scans": 4})).card
-    if whole and config.network.family == "lifted":
-        rounds = best_rounds(network, scaled, geometry, weight)
-        card = card.model_copy(update={"refine_rounds": rounds})
+    effort = Effort(trust=None if whole else {"frames": 128, "scans": 4})
+    model = measured_model(network, card, probe, geometry, config.synthetic, info.source, effort)
+    card = model.card.model_copy(update={"held_out": model.card.held_out | final_loss(record)})
+    assert model.probe is not None and model.weight is not None  # noqa: S101, PT018  measured with them
+    scaled, weight = model.probe.numpy(), model.weight.numpy()
+    if whole and isinstance(network, LiftedNetwork):
+        card = card.model_copy(update={"refine_rounds": best_rounds(network, scaled, geometry)})
     return save_model(out, network, card, scaled, weight)
+
+
+def measured_model(
+    network: ObjectNetwork,
+    card: ModelCard,
+    probe: NDArray[np.complex64],
+    geometry: Geometry,
+    synthetic: SyntheticConfig,
+    source: str,
+    effort: Effort,
+) -> Model:
+    """Give a network a probe, and its card what is measured with it: errors and the meaning of trust.
+
+    The probe (N, N), any scale and from `source`, is brought to the photons of what the network was trained on.
+    """
+    scaled = with_photons(probe, synthetic.photons)
+    weight = stitching_weight(scaled, network.config.patch_size)
+    reference = ProbeReference.from_probe(scaled, geometry.object_pixel_m, source)
+    plain = synthetic.model_copy(update={"probes": None})
+    rows = measure_sampling(network, scaled, geometry, effort.series)
+    promises = {
+        "probe": reference.model_dump(),
+        "held_out": {"patch_phase_mae_rad": patch_error(network, scaled, plain, frames=effort.frames)},
+        "sampling": [point.model_dump() for point in sampling_points(rows, reference.diameter_m)],
+        "trust": None,
+    }
+    measured = ModelCard.model_validate({**card.model_dump(), **promises})
+    model = Model(measured, network.eval(), torch.from_numpy(scaled), torch.from_numpy(weight))
+    return calibrated(model, **(effort.trust or {}))
+
+
+def final_loss(record: dict[str, Any]) -> dict[str, float]:
+    """Last smoothed loss of a training, as a card's ``held_out`` has it; nothing where there was none."""
+    return {"training_loss": float(record["loss"][-1])} if record["loss"] else {}
+
+
+def write_any_probe_model(
+    network: ObjectNetwork, config: TrainingConfig, record: dict[str, Any], out: Path, info: ModelInfo
+) -> ModelCard:
+    """Judge a trained network on unseen probes and samples, and write the model's folder."""
+    error = patch_error(network, None, config.synthetic)
+    assumed = ["object pixel: any, it works in pixels", "frame size: any multiple of 16 px, set by the probe"]
+    card = new_card(
+        config.network,
+        info.name,
+        info.version,
+        {"object_pixel_m": _NOMINAL_PIXEL_M, "counts_per_frame": counts_range(config.synthetic)},
+        held_out={"patch_phase_mae_rad": error} | final_loss(record),
+        training={**provenance(config, record, info.command), "assumed": assumed},
+    )
+    return save_model(out, network.eval(), card)

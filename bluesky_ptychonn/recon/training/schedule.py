@@ -1,4 +1,8 @@
-"""Learning rates over a training."""
+"""Learning rates over a training.
+
+A function of the step alone, and not one of `torch.optim.lr_scheduler`: those keep state, which a checkpoint of an
+earlier version has not, and a resumed training has to end with the same bits.
+"""
 
 from __future__ import annotations
 

@@ -27,7 +27,7 @@ from bluesky_ptychonn.catalog.raw import delivery as raw_delivery
 from bluesky_ptychonn.catalog.raw.event_count import read_back
 from bluesky_ptychonn.catalog.raw.writer import RawWriter, raw_writer, recover
 from bluesky_ptychonn.journal import append_file as run_file
-from bluesky_ptychonn.journal.router import RunFolder
+from bluesky_ptychonn.journal.router import Journal
 from bluesky_ptychonn.live.pipeline.testing import GEOMETRY, RunMaker, frame_of
 from tests.system.faults.proxy import Proxy
 
@@ -267,9 +267,9 @@ def test_what_a_killed_session_left_is_taken_in(
 def test_two_processes_on_one_folder_deliver_each_run_once(
     catalog_server: CatalogServer, make: Make, tmp_path: Path
 ) -> None:
-    folder, runs = RunFolder(tmp_path / "backup"), [RunMaker("event") for _ in range(5)]
+    folder, runs = Journal(tmp_path / "backup"), [RunMaker("event") for _ in range(5)]
     feed(folder.append, (document for run in runs for document in whole(run)))
-    for _, file in folder.begun():
+    for _, file in folder.take_over():
         file.release()
     code = "import sys; from pathlib import Path; from bluesky_ptychonn.catalog.raw.writer import recover; "
     code += "recover(Path(sys.argv[1]), sys.argv[2])"
@@ -321,7 +321,7 @@ def test_a_disk_that_fills_while_the_thread_looks_at_it_is_said_once(
     catalog_server: CatalogServer, make: Make, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """The thread has just seen that nothing waits in memory when the next document does."""
-    write, sync, full = os.write, run_file.RunFile.sync, threading.Event()
+    write, sync, full = os.write, run_file.AppendFile.sync, threading.Event()
     writer, run = make(catalog_server), RunMaker("event")
     first, *rest = whole(run)
 
@@ -330,21 +330,21 @@ def test_a_disk_that_fills_while_the_thread_looks_at_it_is_said_once(
             raise OSError(errno.ENOSPC, "No space left on device")
         return write(fd, data)
 
-    def filling(file: run_file.RunFile) -> None:
+    def filling(file: run_file.AppendFile) -> None:
         if not full.is_set() and rest:
             full.set()
             feed(writer, [rest.pop(0)])
         sync(file)
 
     monkeypatch.setattr(run_file.os, "write", maybe)
-    monkeypatch.setattr(run_file.RunFile, "sync", filling)
+    monkeypatch.setattr(run_file.AppendFile, "sync", filling)
     with caplog.at_level(logging.INFO, logger=raw_delivery.__name__):
         feed(writer, [first])
         until(lambda: writer.errors, writer)
         time.sleep(0.5)  # five more looks
         assert [record.getMessage().partition(": ")[0] for record in caplog.records] == ["raw runs"]
         assert "documents wait in memory" in writer.problem
-        monkeypatch.setattr(run_file.RunFile, "sync", sync)
+        monkeypatch.setattr(run_file.AppendFile, "sync", sync)
         full.clear()
         feed(writer, rest)
         until(lambda: not writer.pending, writer)
@@ -353,7 +353,7 @@ def test_a_disk_that_fills_while_the_thread_looks_at_it_is_said_once(
 
 
 def test_what_two_threads_find_at_once_is_said_once(caplog: pytest.LogCaptureFixture) -> None:
-    said, together = raw_delivery.Said(), threading.Barrier(2)
+    problems, together = raw_delivery.ProblemLog(), threading.Barrier(2)
 
     class Slow(dict[str, str]):
         def __contains__(self, kind: object) -> bool:
@@ -361,22 +361,22 @@ def test_what_two_threads_find_at_once_is_said_once(caplog: pytest.LogCaptureFix
             time.sleep(0.05)  # the other thread looks now
             return known
 
-    said._now = Slow()
+    problems._now = Slow()
 
-    def say() -> None:
+    def report() -> None:
         together.wait()
-        said.say("disk", "full")
+        problems.report("disk", "full")
 
-    threads = [threading.Thread(target=say) for _ in range(2)]
+    threads = [threading.Thread(target=report) for _ in range(2)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
     assert [record.getMessage() for record in caplog.records] == ["raw runs: full"]
-    said.over("disk", unless=lambda: True)
-    assert said.words == "full"
-    said.over("disk")
-    assert said.words == ""
+    problems.resolve("disk", unless=lambda: True)
+    assert problems.message == "full"
+    problems.resolve("disk")
+    assert problems.message == ""
 
 
 def test_points_that_are_repeated_after_a_pause_are_delivered(
@@ -387,9 +387,9 @@ def test_points_that_are_repeated_after_a_pause_are_delivered(
     feed(writer, [*run.open(3), *points, *run.close()])
     until(lambda: not writer.pending, writer)
     assert events(catalog_server, run.uid) == [1, 1, 2, 2, 3]
-    again = RunFolder(tmp_path / "again")
+    again = Journal(tmp_path / "again")
     feed(again.append, [*run.open(3), *points, *run.close()])
-    for _, file in again.begun():
+    for _, file in again.take_over():
         file.release()
     (one,) = recover(catalog_server, tmp_path / "again")
     assert one.outcome == "already there"
@@ -426,9 +426,9 @@ def test_external_frames_are_registered_and_never_deleted(
     where = {"uri": f"file://localhost{path}"} if kind == "stream" else {"root": "/", "resource_path": str(path)[1:]}
     run = RunMaker(kind, uid=uid, resource=where)
     documents = whole(run, 5)
-    broken = RunFolder(tmp_path / "part")
+    broken = Journal(tmp_path / "part")
     feed(broken.append, documents[:8])
-    for _, file in broken.begun():
+    for _, file in broken.take_over():
         file.release()
     (one,) = recover(catalog_server, tmp_path / "part")  # a part of the run comes first, with a stop of ours
     assert one.outcome == "recovered"
@@ -438,6 +438,33 @@ def test_external_frames_are_registered_and_never_deleted(
     np.testing.assert_array_equal(catalog_server.raw[uid]["primary"]["img"].read(), data)
     assert events(catalog_server, uid) == [1, 2, 3, 4, 5]
     assert path.exists()
+
+
+def test_two_runs_at_once_whose_resources_do_not_say_whose_they_are(
+    catalog_server: CatalogServer, detector_folder: Path, make: Make
+) -> None:
+    """As classic detectors emit them; each run gets its own frames, and nothing of the other's."""
+    runs, data = [], {}
+    for number in range(2):
+        uid = f"unsaid-{number}-{os.getpid()}"
+        path = detector_folder / f"{uid}.h5"
+        data[uid] = np.stack([frame_of(100 * number + n) for n in range(1, 4)])
+        with h5py.File(path, "w") as file:
+            file.create_dataset("/entry/data/data", data=data[uid], chunks=(1, *GEOMETRY.frame_shape))
+        runs.append(RunMaker("datum", uid=uid, resource={"root": "/", "resource_path": str(path)[1:]}))
+    one, two = runs
+    documents = [*one.open(3), *two.open(3)]
+    for n in range(1, 4):
+        documents += [*one.point(n, 0.0, 0.1 * n), *two.point(n, 0.0, 0.2 * n)]
+    writer = make(catalog_server)
+    for name, doc in [*documents, *one.close(), *two.close()]:
+        writer(name, {key: value for key, value in doc.items() if name != "resource" or key != "run_start"})
+    until(lambda: not writer.pending, writer)
+    assert (writer.problem, writer.lost) == ("", 0)
+    for uid, frames in data.items():
+        np.testing.assert_array_equal(catalog_server.raw[uid]["primary"]["img"].read(), frames)
+        assert events(catalog_server, uid) == [1, 2, 3]
+        assert sorted(getattr(catalog_server.raw[uid]["primary"], "base", {})) == ["img", "internal"]
 
 
 def test_many_runs_leave_no_file_and_no_descriptor_open(catalog_server: CatalogServer, make: Make) -> None:
@@ -490,9 +517,9 @@ def test_events_of_another_origin_are_left(catalog_server: CatalogServer, tmp_pa
     documents = whole(run)
     outcomes = []
     for name, left in (("a", documents), ("b", [*documents[:2], *documents[-1:]])):
-        folder = RunFolder(tmp_path / name)
+        folder = Journal(tmp_path / name)
         feed(folder.append, left)
-        for _, file in folder.begun():
+        for _, file in folder.take_over():
             file.release()
         outcomes += [one.outcome for one in recover(catalog_server, tmp_path / name)]
     assert outcomes == ["recovered", "the catalog has 3 events of this run that the file has not; both are left"]

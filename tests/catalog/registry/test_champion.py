@@ -170,18 +170,18 @@ def test_champions_are_downloaded_once_checked_and_few_are_kept(
         old.mkdir(parents=True)
         os.utime(old.parent, (i, i))
     champion = Champion(catalog_server, name, shelf)
-    folder = champion.look()
+    folder = champion.current()
     assert folder is not None
     assert len(list(shelf.iterdir())) == 8
     asked: list[int] = []
     again = Champion(catalog_server, name, shelf, before_request=lambda: asked.append(1))
-    assert again.look() == folder
+    assert again.current() == folder
     asked.clear()
-    assert again.look() == folder
+    assert again.current() == folder
     assert len(asked) == 1
     weights = folder / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1])  # cut short on this machine
-    assert np.array_equal(Champion(catalog_server, name, shelf).look(), folder)
+    assert np.array_equal(Champion(catalog_server, name, shelf).current(), folder)
     assert read_folder(folder)[0].name == name
     shutil.rmtree(folder)
-    assert again.look() == folder
+    assert again.current() == folder

@@ -15,8 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bluesky_ptychonn.card import ModelCard, load_card
-from bluesky_ptychonn.catalog.connection import blobs
-from bluesky_ptychonn.catalog.connection.blobs import BlobNode
+from bluesky_ptychonn.catalog.connection import http
+from bluesky_ptychonn.catalog.connection.http import TiledNode
 from bluesky_ptychonn.catalog.connection.server import CatalogServer
 from bluesky_ptychonn.catalog.registry.decisions import Decision, champion_before
 from bluesky_ptychonn.catalog.registry.registry import Registry
@@ -93,7 +93,7 @@ def test_large_weights_travel_in_pieces(
 ) -> None:
     folder = make_model()
     card = load_card(folder)
-    monkeypatch.setattr(blobs, "_CHUNK", (folder / WEIGHTS_FILE).stat().st_size // 3)  # and a rest
+    monkeypatch.setattr(http, "_CHUNK", (folder / WEIGHTS_FILE).stat().st_size // 3)  # and a rest
     registry.publish(folder)
     assert (registry.fetch(card.name, "1", to=tmp_path / "here") / WEIGHTS_FILE).read_bytes() == (
         folder / WEIGHTS_FILE
@@ -174,26 +174,26 @@ def test_a_champion_that_changed_meanwhile_is_not_overwritten(
 def test_a_decision_whose_answer_was_lost_is_found(
     registry: Registry, make_model: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from bluesky_ptychonn.catalog.connection.http import CatalogUnavailableError
+    from bluesky_ptychonn.catalog.connection.errors import CatalogUnavailableError
 
     folder = make_model()
     name = load_card(folder).name
     registry.publish(folder)
-    amend = BlobNode.amend
+    amend = TiledNode.amend
 
-    def lost(self: BlobNode, changes: Any) -> None:
+    def lost(self: TiledNode, changes: Any) -> None:
         amend(self, changes)
         raise CatalogUnavailableError("the answer was lost")
 
-    monkeypatch.setattr(BlobNode, "amend", lost)
+    monkeypatch.setattr(TiledNode, "amend", lost)
     assert registry.promote(name, "1", "first") == registry.history(name)[-1]
     assert len(registry.history(name)) == 1
 
-    def dead(self: BlobNode, changes: Any) -> None:
+    def dead(self: TiledNode, changes: Any) -> None:
         raise CatalogUnavailableError("catalog does not answer")
 
     registry.publish(make_model("2", 1))
-    monkeypatch.setattr(BlobNode, "amend", dead)
+    monkeypatch.setattr(TiledNode, "amend", dead)
     with pytest.raises(CatalogUnavailableError, match="does not answer"):
         registry.promote(name, "2", "second")
     assert registry.champion(name) == "1"
@@ -205,7 +205,7 @@ def test_an_interrupted_upload_is_seen_and_finished_by_repeating(
 ) -> None:
     folder = make_model()
     name = load_card(folder).name
-    monkeypatch.setattr(blobs, "_CHUNK", (folder / WEIGHTS_FILE).stat().st_size // 2 + 1)
+    monkeypatch.setattr(http, "_CHUNK", (folder / WEIGHTS_FILE).stat().st_size // 2 + 1)
 
     class Killed(BaseException):
         pass
@@ -215,18 +215,18 @@ def test_an_interrupted_upload_is_seen_and_finished_by_repeating(
 
     with monkeypatch.context() as patch:
         if at == "before the array":
-            patch.setattr(BlobNode, "put_bytes", kill)
+            patch.setattr(TiledNode, "put_bytes", kill)
         elif at == "before the end":
-            patch.setattr(BlobNode, "get_bytes", kill)
+            patch.setattr(TiledNode, "get_bytes", kill)
         else:
-            send = BlobNode._send
+            send = TiledNode._send
 
-            def stop_at_second_block(self: BlobNode, method: str, route: str, path: str, **options: Any) -> Any:
+            def stop_at_second_block(self: TiledNode, method: str, route: str, path: str, **options: Any) -> Any:
                 if route == "array/block" and options["params"]["block"] == "1":
                     raise Killed
                 return send(self, method, route, path, **options)
 
-            patch.setattr(BlobNode, "_send", stop_at_second_block)
+            patch.setattr(TiledNode, "_send", stop_at_second_block)
         with pytest.raises(Killed):
             registry.publish(folder)
     (one,) = [one for one in registry.list() if one.name == name]
@@ -249,15 +249,15 @@ def test_two_who_publish_at_once_get_two_versions(
     registry: Registry, make_model: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     mine, theirs = make_model("1", 0), make_model("1", 1)
-    create = BlobNode.create
+    create = TiledNode.create
 
-    def late(self: BlobNode, key: str, *args: Any, **options: Any) -> bool:
+    def late(self: TiledNode, key: str, *args: Any, **options: Any) -> bool:
         if key == "1":
             monkeypatch.undo()
             assert registry.publish(theirs) == "1"
         return create(self, key, *args, **options)
 
-    monkeypatch.setattr(BlobNode, "create", late)
+    monkeypatch.setattr(TiledNode, "create", late)
     assert registry.publish(mine) == "2"
 
 

@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from bluesky_ptychonn.catalog.connection.http import CatalogUnavailableError, TiledNode
+from bluesky_ptychonn.catalog.connection.errors import CatalogUnavailableError
+from bluesky_ptychonn.catalog.connection.http import TiledNode
 from bluesky_ptychonn.catalog.connection.server import CatalogServer
 from bluesky_ptychonn.catalog.results.canvas import PICTURES
 from bluesky_ptychonn.catalog.results.client import PtychoReconstruction, reconstructions
@@ -32,7 +33,7 @@ def close_figures(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 def finished(catalog_server: CatalogServer) -> PtychoReconstruction:
     """A small finished reconstruction, one of its frames rejected."""
     sink = make_sink(catalog_server, start_document(scan_id=17, sample_name="cells"), frames_expected=5)
-    sink.write_block(*block_of([1, 2, 3, 4, 5], flags={4: "all zero"}))
+    sink.write_block(block_of([1, 2, 3, 4, 5], flags={4: "all zero"}))
     sink.write_mosaic(picture(30, 20, (3, 4)))
     assert sink.finish("success", counts_of(4, expected=5, dark=1)) == "partial"
     found: PtychoReconstruction = catalog_server.processed[sink.key]
@@ -99,7 +100,7 @@ def test_a_live_reconstruction_is_always_the_newest(catalog_server: CatalogServe
     assert found.status == "live"
     assert found.frames.empty
     assert repr(found.amplitude) == "<Picture amplitude not there yet>"
-    sink.write_block(*block_of([1, 2]))
+    sink.write_block(block_of([1, 2]))
     sink.write_mosaic(picture(9, 9))
     assert len(found.frames) == 2
     assert found.amplitude.read().shape == (9, 9)
@@ -135,7 +136,7 @@ def test_queries(catalog_server: CatalogServer) -> None:
     keys = []
     for i, run in enumerate(runs):
         sink = make_sink(catalog_server, run, metadata={"model": {"name": f"m{i % 2}-{sample}", "version": "2"}})
-        sink.write_block(*block_of([1]))
+        sink.write_block(block_of([1]))
         if i:
             sink.finish("success", counts_of(i))
         keys.append(sink.key)
@@ -222,8 +223,8 @@ def test_a_real_mosaic_goes_through_unchanged(catalog_server: CatalogServer) -> 
     for part in np.split(np.arange(24), 4):
         wave = patches_of(part + 1)
         trust = rng.uniform(0, 1, len(part)).astype(np.float32)
-        ones = np.ones(len(part))
-        sink.write_block(part + 1, wave, *place[part].T, trust, ones > 0, [""] * len(part), ones)
+        y_m, x_m = place[part].T
+        sink.write_block(block_of(part + 1, patches=wave, y_m=y_m, x_m=x_m, trust=trust))
         mosaic.add(wave, *place[part].T, trust)
         sink.write_mosaic(mosaic.snapshot())
     mosaic.synchronise()

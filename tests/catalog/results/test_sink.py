@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from bluesky_ptychonn.catalog.connection.http import CatalogRefusedError, CatalogUnavailableError, TiledNode
+from bluesky_ptychonn.catalog.connection.errors import CatalogRefusedError, CatalogUnavailableError
+from bluesky_ptychonn.catalog.connection.http import TiledNode
 from bluesky_ptychonn.catalog.connection.server import CatalogServer
 from bluesky_ptychonn.catalog.results.block import Block
 from bluesky_ptychonn.catalog.results.canvas import PICTURES, Canvas
@@ -36,7 +37,7 @@ def test_what_is_written_is_read_back(catalog_server: CatalogServer) -> None:
     sink = make_sink(catalog_server, frames_expected=150)
     before = time.time()
     for first in range(1, 150, 50):
-        sink.write_block(*block_of(range(first, first + 50)))
+        sink.write_block(block_of(range(first, first + 50)))
     assert sink.written == set(range(1, 151))
     image = picture(20, 30)
     sink.write_mosaic(image)
@@ -86,9 +87,9 @@ def test_metadata_links_the_run_and_says_where_it_comes_from(catalog_server: Cat
 
 def test_a_block_costs_three_requests(catalog_server: CatalogServer) -> None:
     sink = make_sink(catalog_server)
-    sink.write_block(*block_of(range(1, 65)))
+    sink.write_block(block_of(range(1, 65)))
     before = sink.requests
-    sink.write_block(*block_of(range(65, 129)))
+    sink.write_block(block_of(range(65, 129)))
     assert sink.requests - before == 3
     sink.write_mosaic(picture(20, 20))
     before = sink.requests
@@ -98,12 +99,12 @@ def test_a_block_costs_three_requests(catalog_server: CatalogServer) -> None:
 
 def test_gaps_are_zero_and_do_not_cost_requests(catalog_server: CatalogServer) -> None:
     sink = make_sink(catalog_server)
-    sink.write_block(*block_of([1]))
+    sink.write_block(block_of([1]))
     before = sink.requests
-    sink.write_block(*block_of(range(4, 200, 4)))
+    sink.write_block(block_of(range(4, 200, 4)))
     assert sink.requests - before == 3
     # What lies in the gap of a later block stays.
-    sink.write_block(*block_of([3, 5, 7]))
+    sink.write_block(block_of([3, 5, 7]))
     assert sink.finish("success", counts_of(53)) == "complete"
     found = result_of(catalog_server, sink)
     np.testing.assert_allclose(found.patches([4]), patches_of(range(4, 200, 4))[:1], rtol=1e-5)
@@ -115,11 +116,11 @@ def test_gaps_are_zero_and_do_not_cost_requests(catalog_server: CatalogServer) -
 
 def test_frames_measured_again_overwrite_and_never_double(catalog_server: CatalogServer) -> None:
     sink = make_sink(catalog_server)
-    sink.write_block(*block_of(range(1, 41)))
+    sink.write_block(block_of(range(1, 41)))
     found = result_of(catalog_server, sink)
-    sink.write_block(*block_of(range(31, 51), take=1))
+    sink.write_block(block_of(range(31, 51), take=1))
     assert found.frames["seq_num"].tolist() == list(range(1, 51))
-    sink.write_block(*block_of([50, 2, 2], take=2))  # twice in one block, and soon after the last correction
+    sink.write_block(block_of([50, 2, 2], take=2))  # twice in one block, and soon after the last correction
     assert found.frames["seq_num"].is_unique
     assert sink.finish("success", counts_of(50)) == "complete"
     trust = found.refresh().frames.set_index("seq_num")["trust"]
@@ -133,19 +134,19 @@ def test_a_block_whose_answer_was_lost_is_sent_again_without_doubling(
     catalog_server: CatalogServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sink = make_sink(catalog_server)
-    sink.write_block(*block_of(range(1, 11)))
-    append = sink._wire.append_rows
+    sink.write_block(block_of(range(1, 11)))
+    append = sink._container.append_rows
 
     def lose_the_answer(path: str, rows: Any) -> None:
         append(path, rows)
         raise CatalogUnavailableError("connection reset")
 
     with monkeypatch.context() as patch:
-        patch.setattr(sink._wire, "append_rows", lose_the_answer)
-        patch.setattr(sink._wire, "read_rows", _unavailable)
+        patch.setattr(sink._container, "append_rows", lose_the_answer)
+        patch.setattr(sink._container, "read_rows", _unavailable)
         with pytest.raises(CatalogUnavailableError, match="connection reset|gone"):
-            sink.write_block(*block_of(range(11, 21)))
-    sink.write_block(*block_of(range(8, 26), take=1))
+            sink.write_block(block_of(range(11, 21)))
+    sink.write_block(block_of(range(8, 26), take=1))
     assert sink.finish("success", counts_of(25)) == "complete"
     frames = result_of(catalog_server, sink).frames
     assert frames["seq_num"].tolist() == list(range(1, 26))
@@ -170,7 +171,7 @@ def test_three_frames_and_a_status_that_is_true(
     catalog_server: CatalogServer, exit_status: str, counts: dict[str, Any], status: str, problem: str | None
 ) -> None:
     sink = make_sink(catalog_server, frames_expected=counts["expected"])
-    sink.write_block(*block_of([1, 2, 3]))
+    sink.write_block(block_of([1, 2, 3]))
     sink.write_mosaic(picture(9, 9))
     assert sink.finish(exit_status, counts) == status
     found = result_of(catalog_server, sink)
@@ -183,7 +184,7 @@ def test_three_frames_and_a_status_that_is_true(
 
 def test_rejected_frames_stand_in_the_table_with_their_reason(catalog_server: CatalogServer) -> None:
     sink = make_sink(catalog_server)
-    sink.write_block(*block_of([1, 2, 3, 4], flags={2: "negative counts", 4: "frame missing"}))
+    sink.write_block(block_of([1, 2, 3, 4], flags={2: "negative counts", 4: "frame missing"}))
     assert sink.finish("success", counts_of(2, negative=1, missing=1)) == "partial"
     found = result_of(catalog_server, sink)
     assert found.frames["flag"].tolist() == ["", "negative counts", "", "frame missing"]
@@ -201,12 +202,12 @@ def test_nothing_reconstructed_is_failed(catalog_server: CatalogServer) -> None:
     with pytest.raises(LookupError, match="has no amplitude yet"):
         found.amplitude.read()
     with pytest.raises(ValueError, match="patch_shape None"):
-        sink.write_block(*block_of([1]))
+        sink.write_block(block_of([1]))
 
 
 def test_what_the_catalog_lost_is_not_called_complete(catalog_server: CatalogServer) -> None:
     sink = make_sink(catalog_server)
-    sink.write_block(*block_of(range(1, 11)))
+    sink.write_block(block_of(range(1, 11)))
     image = picture(9, 9)
     sink.write_mosaic(image)
     found = result_of(catalog_server, sink)
@@ -242,7 +243,7 @@ def test_a_mosaic_grows_while_others_read_it(catalog_server: CatalogServer) -> N
     for step, corner in enumerate(corners, start=2):
         image = picture(20 + 12 * step, 20 + 12 * step, corner, value=float(step))
         sink.write_mosaic(image)
-    sink.write_block(*block_of([1]))
+    sink.write_block(block_of([1]))
     assert sink.finish("success", counts_of(1)) == "complete"
     over.set()
     thread.join(30)
@@ -258,15 +259,15 @@ def test_a_mosaic_grows_while_others_read_it(catalog_server: CatalogServer) -> N
 def test_a_second_process_goes_on_where_the_first_stopped(catalog_server: CatalogServer) -> None:
     start = start_document()
     first = make_sink(catalog_server, start)
-    first.write_block(*block_of(range(1, 21)))
+    first.write_block(block_of(range(1, 21)))
     first.write_mosaic(picture(20, 20))
     first.write_mosaic(picture(60, 60, (-30, -30)))
-    first.write_block(*block_of(range(15, 21), take=1))
+    first.write_block(block_of(range(15, 21), take=1))
     assert first.finish("success", counts_of(20, missing=10)) == "partial"
     second = make_sink(catalog_server, start, key=first.key)
     assert second.written == set(range(1, 21))
     assert result_of(catalog_server, second).status == "live"
-    second.write_block(*block_of(range(18, 31), take=2))
+    second.write_block(block_of(range(18, 31), take=2))
     second.write_mosaic(picture(62, 62, (-30, -30), value=3))
     found = result_of(catalog_server, second)
     assert found.counts["reconstructed"] == 30  # as it stands, while it is live
@@ -283,7 +284,7 @@ def test_arrays_that_a_killed_server_left_without_a_name_are_in_nobodys_way(cata
     """It was killed between making files and naming them, or between forgetting them and deleting them."""
     start, key = start_document(), uuid.uuid4().hex
     first = make_sink(catalog_server, start, key=key, frames_expected=9)
-    first.write_block(*block_of(range(1, 10)))
+    first.write_block(block_of(range(1, 10)))
     files = catalog_server.folder / "data" / "processed" / key
     kept = files.with_name("kept")
     shutil.copytree(files, kept)
@@ -293,7 +294,7 @@ def test_arrays_that_a_killed_server_left_without_a_name_are_in_nobodys_way(cata
     kept.rename(files)
 
     again = make_sink(catalog_server, start, key=key, frames_expected=9)
-    again.write_block(*block_of([1, 3], take=1))
+    again.write_block(block_of([1, 3], take=1))
     assert again.finish("success", counts_of(2)) == "complete"
     found = result_of(catalog_server, again)
     np.testing.assert_allclose(found.patches([1, 3]), patches_of([1, 3], take=1), rtol=1e-5)
@@ -302,7 +303,7 @@ def test_arrays_that_a_killed_server_left_without_a_name_are_in_nobodys_way(cata
 
 def test_a_mosaic_that_nobody_draws_again_still_gets_its_name(catalog_server: CatalogServer) -> None:
     first = make_sink(catalog_server)
-    first.write_block(*block_of([1]))
+    first.write_block(block_of([1]))
     first.write_mosaic(picture(20, 20))
     first.write_mosaic(picture(30, 30, (-5, -5), value=3))
     second = make_sink(catalog_server, key=first.key)
@@ -321,11 +322,11 @@ def test_blocks_wait_in_the_spool_while_the_server_is_away(
     client = from_uri(f"http://127.0.0.1:{proxy.port}/api/v1", api_key=catalog_server.api_key)
     try:
         sink = make_sink(catalog_server, root=client, spool=tmp_path / "spool", patience_s=1.0)
-        sink.write_block(*block_of(range(1, 11)))
+        sink.write_block(block_of(range(1, 11)))
         proxy.refuse()
         began = time.monotonic()
-        sink.write_block(*block_of(range(11, 21)))
-        sink.write_block(*block_of(range(15, 31), take=1))
+        sink.write_block(block_of(range(11, 21)))
+        sink.write_block(block_of(range(15, 31), take=1))
         sink.write_mosaic(picture(9, 9, value=1))
         sink.write_mosaic(picture(9, 9, value=2))
         sink.update(note="kept")
@@ -339,10 +340,10 @@ def test_blocks_wait_in_the_spool_while_the_server_is_away(
         with pytest.raises(CatalogUnavailableError, match="does not answer"):
             sink.finish("success", counts_of(30))
         assert sink.pending == 26
-        start, key = {"uid": "x"}, sink.key
+        key = sink.key
         proxy.mend()
         # Both the sink that lived through it and one that finds the spool of a process that did not.
-        after = ResultSink(client, start=start, metadata={}, patch_shape=SHAPE, spool=tmp_path / "spool", key=key)
+        after = make_sink(catalog_server, {"uid": "x"}, root=client, spool=tmp_path / "spool", key=key)
         assert after.pending == 26
         assert sink.finish("success", counts_of(30)) == "complete"
         assert (sink.pending, sink.spool_bytes, sink.behind, sink.problem) == (0, 0, False, "")
@@ -360,50 +361,50 @@ def test_without_a_spool_an_outage_is_the_callers(
     catalog_server: CatalogServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sink = make_sink(catalog_server)
-    monkeypatch.setattr(sink._wire, "_send", _unavailable)
+    monkeypatch.setattr(sink._container, "_send", _unavailable)
     with pytest.raises(CatalogUnavailableError, match="gone"):
-        sink.write_block(*block_of([1]))
+        sink.write_block(block_of([1]))
     assert sink.pending == 0
 
 
 def test_a_full_spool_says_so(catalog_server: CatalogServer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     sink = make_sink(catalog_server, spool=tmp_path, spool_limit_bytes=10_000, patience_s=0.2)
     with monkeypatch.context() as patch:
-        patch.setattr(sink._wire, "_send", _unavailable)
-        sink.write_block(*block_of(range(1, 21)))
+        patch.setattr(sink._container, "_send", _unavailable)
+        sink.write_block(block_of(range(1, 21)))
         with pytest.raises(CatalogUnavailableError, match="its limit is 10000"):
-            sink.write_block(*block_of(range(21, 41)))
+            sink.write_block(block_of(range(21, 41)))
         with pytest.raises(CatalogUnavailableError, match=r"its limit is 10000 for all runs, .* \(gone\)"):
             sink.make_room()
     assert sink.pending == 20
-    sink._retry_at = 0.0
-    sink.write_block(*block_of(range(21, 41)))
+    sink._backoff.succeed()
+    sink.write_block(block_of(range(21, 41)))
     assert sink.pending == 0
 
 
 def test_a_catalog_that_says_no_is_not_waited_for(catalog_server: CatalogServer, tmp_path: Path) -> None:
     sink = make_sink(catalog_server, spool=tmp_path)
-    sink.write_block(*block_of([1]))
+    sink.write_block(block_of([1]))
     catalog_server.processed.delete_contents(sink.key, recursive=True, external_only=False)
     with pytest.raises(CatalogRefusedError, match=r"answered 404"):
-        sink.write_block(*block_of([2]))
+        sink.write_block(block_of([2]))
 
 
 @pytest.mark.parametrize(
-    ("change", "words"),
+    ("change", "message"),
     [
-        ({0: [1, 2, 0]}, "sequence number 0 is below 1"),
-        ({1: np.zeros((3, 8, 9), np.complex64)}, r"patches \(3, 8, 9\), patch_shape \(8, 8\) px"),
-        ({4: [0.5]}, r"trust has shape \(1,\), expected \(3,\)"),
+        ({"seq_nums": [1, 2, 0]}, "sequence number 0 is below 1"),
+        ({"patches": np.zeros((3, 8, 9), np.complex64)}, r"patches \(3, 8, 9\), patch_shape \(8, 8\) px"),
+        ({"patches": np.zeros((2, 8, 8), np.complex64)}, r"3 sequence numbers, patches \(2, 8, 8\)"),
+        ({"trust": [0.5]}, r"trust has shape \(1,\), expected \(3,\)"),
     ],
 )
 def test_blocks_that_do_not_fit_are_refused_in_words(
-    catalog_server: CatalogServer, change: dict[int, Any], words: str
+    catalog_server: CatalogServer, change: dict[str, Any], message: str
 ) -> None:
     sink = make_sink(catalog_server)
-    arguments = [change.get(i, value) for i, value in enumerate(block_of([1, 2, 3]))]
-    with pytest.raises(ValueError, match=words):
-        sink.write_block(*arguments)
+    with pytest.raises(ValueError, match=message):
+        sink.write_block(block_of(change.pop("seq_nums", [1, 2, 3]), **change))
     assert not sink.written
 
 
@@ -470,14 +471,10 @@ def test_spool_keeps_order_over_a_restart(tmp_path: Path) -> None:
     np.testing.assert_array_equal(again.first().seq_num, blocks[0].seq_num)
 
 
-def block(seq_nums: Any, take: int = 0) -> Block:
-    return Block.of(SHAPE, *block_of(seq_nums, take), np.zeros(len(list(seq_nums))))
-
-
 def test_small_blocks_of_a_spool_are_sent_together_and_the_last_measurement_wins(tmp_path: Path) -> None:
     spool = Spool(tmp_path / "run", 10**9)
     for numbers, take in ((range(1, 4), 0), (range(2, 40), 1), (range(60, 100), 0)):
-        spool.put(block(numbers, take))
+        spool.put(block_of(numbers, take))
     assert (spool.frames, spool.seq_nums) == (81, {*range(1, 40), *range(60, 100)})
     first = spool.first()
     assert first.seq_num.tolist() == list(range(1, 40))
@@ -491,7 +488,7 @@ def test_small_blocks_of_a_spool_are_sent_together_and_the_last_measurement_wins
 
 def test_a_disk_that_is_full_leaves_no_half_block(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     spool = Spool(tmp_path / "run", 10**9)
-    spool.put(block([1]))
+    spool.put(block_of([1]))
 
     def full(file: Any, **arrays: Any) -> None:
         file.write(b"half")
@@ -500,33 +497,33 @@ def test_a_disk_that_is_full_leaves_no_half_block(tmp_path: Path, monkeypatch: p
     with monkeypatch.context() as patch:
         patch.setattr(np, "savez", full)
         with pytest.raises(OSError, match="No space left"):
-            spool.put(block([2]))
+            spool.put(block_of([2]))
     assert [path.name for path in (tmp_path / "run").iterdir()] == ["00000000.npz"]
-    spool.put(block([2]))
+    spool.put(block_of([2]))
     assert spool.seq_nums == {1, 2}
 
 
 def test_a_spool_that_a_power_cut_spoilt_gives_what_is_whole(tmp_path: Path) -> None:
     spool = Spool(tmp_path / "run", 10**9)
     for number in (1, 2, 3):
-        spool.put(block([number]))
+        spool.put(block_of([number]))
     path = tmp_path / "run" / "00000001.npz"
     path.write_bytes(path.read_bytes()[:200])
     again = Spool(tmp_path / "run", 10**9)
     assert again.seq_nums == {1, 3}
-    again.put(block([4]))
+    again.put(block_of([4]))
     assert again.first().seq_num.tolist() == [1, 3, 4]
 
 
 def test_the_bound_of_a_spool_holds_for_all_runs_of_a_session(tmp_path: Path) -> None:
     one, two = Spool(tmp_path / "one", 100_000), Spool(tmp_path / "two", 100_000)
-    one.put(block(range(1, 81)))  # about 47 kB
+    one.put(block_of(range(1, 81)))  # about 47 kB
     assert not one.full
-    assert two.fits(block(range(1, 81)))
-    one.put(block(range(81, 101)))
+    assert two.fits(block_of(range(1, 81)))
+    one.put(block_of(range(81, 101)))
     assert one.full
-    assert two.fits(block([1]))
-    assert not two.fits(block(range(1, 81)))
+    assert two.fits(block_of([1]))
+    assert not two.fits(block_of(range(1, 81)))
     assert not two.full  # nothing of its own waits: it may ask
 
 

@@ -5,19 +5,23 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Literal
 
 import h5py
+import httpx
 import numpy as np
 import pytest
+from tiled.structures.array import ArrayStructure
+from tiled.utils import safe_json_dump
 
 from bluesky_ptychonn.catalog.connection.server import CatalogServer
 from bluesky_ptychonn.catalog.runs.data_keys import DataKeys, RunError
-from bluesky_ptychonn.catalog.runs.frame_readers import HTTPFrames, LocalFrames, UnprovenError, ask
+from bluesky_ptychonn.catalog.runs.frame_readers import HTTPFrames, LocalFrames, UnprovenError
 from bluesky_ptychonn.catalog.runs.frame_source import TiledFrames, slices
-from bluesky_ptychonn.catalog.runs.pairing import NO_FRAME, RunPairing
+from bluesky_ptychonn.catalog.runs.pairing import NoFrame, RunPairing
 from bluesky_ptychonn.catalog.runs.stored_documents import documents_of, find_run
 from bluesky_ptychonn.live.pipeline.testing import GEOMETRY, RunMaker, frame_of
 
@@ -355,8 +359,8 @@ def test_a_file_is_used_when_it_is_what_the_server_gives(tmp_path: Path) -> None
 def test_sizes_are_looked_at_before_frames_are(monkeypatch: pytest.MonkeyPatch) -> None:
     def source(shape: tuple[int, ...], kind: str) -> TiledFrames:
         monkeypatch.setattr(
-            "bluesky_ptychonn.catalog.runs.frame_source.node_at",
-            lambda root, path: SimpleNamespace(shape=(1 << 40, *shape), dtype=np.dtype(kind)),
+            "bluesky_ptychonn.catalog.runs.frame_source.HTTPFrames",
+            lambda *_: SimpleNamespace(shape=(1 << 40, *shape), dtype=np.dtype(kind)),
         )
         return TiledFrames(None, ("raw", "x", "primary", "img"), shape)
 
@@ -366,24 +370,28 @@ def test_sizes_are_looked_at_before_frames_are(monkeypatch: pytest.MonkeyPatch) 
         source((16, 16), "S1000000").read([0])
 
 
+@contextlib.contextmanager
+def root_of(answer: Any) -> Iterator[Any]:
+    """Root of a catalog whose server answers so."""
+    with httpx.Client(transport=httpx.MockTransport(answer)) as client:
+        yield SimpleNamespace(context=SimpleNamespace(http_client=client, api_uri="http://here"), path_parts=())
+
+
 def test_more_than_was_asked_for_is_not_taken() -> None:
     import gzip
-
-    import httpx
 
     bomb = gzip.compress(bytes(1 << 24), 1)
 
     def answer(request: httpx.Request) -> httpx.Response:
+        if "metadata" in request.url.path:
+            structure = asdict(ArrayStructure.from_array(np.zeros((2, 16, 16), "<u2")))
+            return httpx.Response(200, content=safe_json_dump({"data": {"attributes": {"structure": structure}}}))
         if request.url.params["slice"] == "1:2":
             return httpx.Response(403, text="Requires scopes ['read:data']. Request had scopes ['read:metadata']")
         return httpx.Response(200, content=bomb, headers={"Content-Encoding": "gzip"})
 
-    with httpx.Client(transport=httpx.MockTransport(answer)) as client:
-        node = SimpleNamespace(
-            shape=(2, 16, 16), dtype=np.dtype("<u2"), uri="here", context=SimpleNamespace(http_client=client)
-        )
-        node.item = {"links": {"full": "http://here"}}
-        reader = HTTPFrames(lambda: node, node, (16, 16))
+    with root_of(answer) as root:
+        reader = HTTPFrames(root, ("raw", "img"), (16, 16))
         with pytest.raises(RunError, match="more than the 1 frames asked for were sent"):
             reader.get(0, 1)
         with pytest.raises(ConnectionError, match=r"to this key \(this key lacks the scope 'read:data'\)"):
@@ -400,16 +408,14 @@ def test_shape_that_differs_from_the_descriptor_is_said(
         source.read([0])
 
 
-def test_catalog_that_does_not_answer_is_told_from_missing_frames(monkeypatch: pytest.MonkeyPatch) -> None:
-    import httpx
-
-    def refuse() -> Any:
+def test_catalog_that_does_not_answer_is_told_from_missing_frames() -> None:
+    def refuse(request: httpx.Request) -> httpx.Response:
         raise httpx.ConnectError("refused")
 
-    monkeypatch.setattr("bluesky_ptychonn.catalog.runs.frame_source.node_at", lambda root, path: ask(refuse))
-    got = TiledFrames(None, ("raw", "x", "primary", "img"), (16, 16)).read([0, 1])
+    with root_of(refuse) as root:
+        got = TiledFrames(root, ("raw", "x", "primary", "img"), (16, 16)).read([0, 1])
     assert got.unreachable
-    assert got.problem == "catalog does not answer: refused"
+    assert got.problem == "catalog http://here does not answer: refused"
 
 
 def test_runs_at_the_root_of_a_catalog(catalog_server: CatalogServer, writer: Any) -> None:
@@ -486,7 +492,7 @@ def test_missed_frames_of_a_stored_run_are_found_by_the_file_plugins_counter(
     send(writer, [*documents, *run.close()])
     pairing = pairing_of(catalog_server, run)
     assert [(ref.seq_num, ref.row) for ref in pairing.take()] == [(1, 0), (3, 1), (4, 2)]
-    assert pairing.unpaired() == {2: NO_FRAME}
+    assert pairing.unpaired() == {2: NoFrame.NOT_TAKEN}
 
 
 def test_what_cannot_be_found_is_said(catalog_server: CatalogServer, writer: Any) -> None:

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bluesky_ptychonn.catalog.runs.data_keys import DataKeys, DocumentError, RunError, geometry_of
-from bluesky_ptychonn.catalog.runs.pairing import BAD_POSITION, NO_FRAME, RunPairing
+from bluesky_ptychonn.catalog.runs.pairing import NoFrame, RunPairing
 from bluesky_ptychonn.live.pipeline.testing import GEOMETRY, RunMaker
 
 Kind = Literal["event", "datum", "stream"]
@@ -55,7 +55,7 @@ def test_position_that_is_no_number_is_named(kind: Kind, value: float | None) ->
     run = RunMaker(kind)
     pairing = pair([*run.open(), *run.point(1, 0.0, value), *run.point(2, 0.0, 1.0), *run.close()])
     assert [ref.seq_num for ref in pairing.take()] == [2]
-    assert pairing.unpaired() == {1: BAD_POSITION}
+    assert pairing.unpaired() == {1: NoFrame.BAD_POSITION}
 
 
 @pytest.mark.parametrize("kind", ["datum", "stream"])
@@ -64,7 +64,7 @@ def test_missed_frame_is_named_and_shifts_no_other(kind: Kind) -> None:
     points = [*run.point(1, 0, 1.0), *run.point(2, 0, 2.0, frame=False), *run.point(3, 0, 3.0)]
     pairing = pair([*run.open(3), *points, *run.close()])
     assert [(ref.seq_num, ref.row, ref.x_m) for ref in pairing.take()] == [(1, 0, 1e-6), (3, 1, pytest.approx(3e-6))]
-    assert pairing.unpaired() == {2: NO_FRAME}
+    assert pairing.unpaired() == {2: NoFrame.NOT_TAKEN}
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -86,7 +86,7 @@ def test_datum_after_its_event() -> None:
     documents = list(run.point(1, 0, 1.0))
     pairing = pair([*run.open(), documents[0], documents[2]])
     assert pairing.take() == []
-    assert pairing.unpaired() == {1: NO_FRAME}
+    assert pairing.unpaired() == {1: NoFrame.NOT_TAKEN}
     pairing.feed(*documents[1])
     assert [ref.seq_num for ref in pairing.take()] == [1]
 
@@ -146,7 +146,7 @@ def test_event_pages_count_like_events() -> None:
     }
     pairing = pair([*run.open(), ("event_page", page)])
     assert [(ref.seq_num, ref.row) for ref in pairing.take()] == [(1, 0)]
-    assert pairing.unpaired() == {2: BAD_POSITION}
+    assert pairing.unpaired() == {2: NoFrame.BAD_POSITION}
 
 
 def test_datum_pages_count_like_datums() -> None:
@@ -264,10 +264,10 @@ def test_each_frame_exactly_once_or_named(scan: Any, looks: list[int], random: A
         x = float(number) if good else math.nan
         documents += run.point(seq_num, 0.0, x, frame=frame)
         if frame:
-            expected[seq_num] = (row, x) if good else BAD_POSITION
+            expected[seq_num] = (row, x) if good else NoFrame.BAD_POSITION
             row += 1
         else:
-            expected[seq_num] = NO_FRAME if good else BAD_POSITION
+            expected[seq_num] = NoFrame.NOT_TAKEN if good else NoFrame.BAD_POSITION
     documents += run.close()
 
     pairing, taken = None, []

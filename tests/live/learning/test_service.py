@@ -45,7 +45,7 @@ class FakeLearner:
     pending: tuple[str, ...] = ()
     rounds: int = 0
     seen: list[tuple[str, float, tuple[str, ...]]] = field(default_factory=list)
-    crowned: list[str] = field(default_factory=list)
+    champions: list[str] = field(default_factory=list)
     meanwhile: Callable[[], object] = lambda: None
     stopped: int = 0
     runs_a_round: int = 1
@@ -55,7 +55,7 @@ class FakeLearner:
         self.seen.append((scan.source, float(trust.mean()), tuple(verdict_reasons)))
         assert len(trust) == len(scan)
         self.pending = (*self.pending, scan.source)
-        return Considered(True, "taken: it is a test", scan.source, len(scan) // 2, 2, None, {"rms_rad": float("nan")})
+        return Considered(True, "it is a test", scan.source, len(scan) // 2, 2, None, {"rms_rad": float("nan")})
 
     def propose(self, stop: Callable[[], bool]) -> Candidate | None:
         if len(self.pending) < self.runs_a_round or not self.candidates:
@@ -73,8 +73,8 @@ class FakeLearner:
             self._end()
         return Judgement(promote, "0.08 rad against 0.10" if promote else "no gain", {"gain_rad": 0.02})
 
-    def crown(self, model: Any) -> None:
-        self.crowned.append(model.card.version)
+    def set_champion(self, model: Any) -> None:
+        self.champions.append(model.card.version)
         if self.proposed is not None and model.card.weights_sha256 == load_card(self.proposed).weights_sha256:
             self._end()
 
@@ -164,7 +164,7 @@ def test_each_run_is_considered_once_and_each_candidate_ruled_on(
     assert (decision.kind, decision.by, decision.reason) == ("promote", "ptychonn learn", "0.08 rad against 0.10")
     assert decision.numbers == promoted.numbers
     assert promoted.numbers["runs"] == [first, second]
-    assert fake.crowned[-1] == "1-learn1"
+    assert fake.champions[-1] == "1-learn1"
 
     third = scan()
     again = FakeLearner([make_model("1-learn2", 2)], [False], rounds=1)
@@ -185,7 +185,7 @@ def test_a_rollback_is_respected(registry: Registry, make_model: Any, name: str,
     scan()
     learner.run(threading.Event(), once=True)  # comes to the same candidate once more
     assert registry.champion(name) == "1"
-    assert fake.crowned[-1] == "1"
+    assert fake.champions[-1] == "1"
     kept = registry.learning(name)[-1]
     assert kept.kind == "keep"
     assert kept.reason == "these weights were champion as 1-learn1, until ada rolled them back: streaks in the sky"
@@ -201,7 +201,7 @@ def test_what_a_person_promotes_meanwhile_stays(
     learns(fake).run(threading.Event(), once=True)
     assert registry.champion(name) == "2"
     assert "its champion became '2' meanwhile, not '1'" in registry.learning(name)[-1].reason
-    assert fake.crowned[-1] == "2"
+    assert fake.champions[-1] == "2"
 
 
 def test_no_work_while_a_run_is_under_way(
@@ -242,7 +242,7 @@ def test_what_a_kill_left_half_done_is_made_good(
     run = scan()
     learner = learns(FakeLearner([], []))
     for _ in range(4):  # dies in the midst of this run again and again
-        learner._follow()
+        learner._follow_champion()
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(learner._promotions, "keep", lambda lesson: (_ for _ in ()).throw(KeyboardInterrupt))
             with pytest.raises(KeyboardInterrupt):
@@ -336,7 +336,7 @@ def test_killed_in_the_midst_of_training_it_goes_on(
     tiny = load_model(small_model, "cpu")
     assert tiny.probe is not None
     probe = tiny.probe.numpy() * 300  # as of a trained model: root of the photons
-    reference = ProbeReference.of(probe, tiny.card.input.object_pixel_m, "simulated")
+    reference = ProbeReference.from_probe(probe, tiny.card.input.object_pixel_m, "simulated")
     card = tiny.card.model_copy(update={"name": name, "version": "2", "probe": reference})
     save_model(tmp_path / "lit", tiny.network, card, probe)
     registry.promote(name, registry.publish(tmp_path / "lit"), "knows its light")

@@ -10,7 +10,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 
-from bluesky_ptychonn.catalog.runs.pairing import BAD_POSITION, NO_FRAME
+from bluesky_ptychonn.catalog.runs.pairing import NoFrame
 from bluesky_ptychonn.live.pipeline.progress import Timing
 from bluesky_ptychonn.live.pipeline.testing import Document, RunMaker, frame_of
 from tests.live.pipeline.test_run import Bench
@@ -50,7 +50,8 @@ class Told:
         late = [document for document in documents if document[0] in ("datum", "stream_datum") and fate == "late frame"]
         self.held += [(self.seq_num, document) for document in late]
         bench.feed(document for document in documents if document not in late)
-        self.due[self.seq_num] = BAD_POSITION if fate == "lost position" else (number, x) if frame else NO_FRAME
+        paired = (number, x) if frame else NoFrame.NOT_TAKEN
+        self.due[self.seq_num] = NoFrame.BAD_POSITION if fate == "lost position" else paired
 
     def release(self) -> None:
         self.bench.feed(document for _, document in reversed(self.held))
@@ -65,8 +66,8 @@ class Told:
     def finish(self, how: str) -> None:
         self.stopped = how
         for seq_num, _ in self.held:
-            if self.due[seq_num] != BAD_POSITION:
-                self.due[seq_num] = NO_FRAME
+            if self.due[seq_num] != NoFrame.BAD_POSITION:
+                self.due[seq_num] = NoFrame.NOT_TAKEN
         if how == "no stop":
             self.bench.job.end("unknown", "no stop document")
             self.bench.work(30.0)

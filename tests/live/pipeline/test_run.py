@@ -12,10 +12,11 @@ from hypothesis import strategies as st
 
 from bluesky_ptychonn.catalog.results.field_of_view import FieldOfView
 from bluesky_ptychonn.catalog.runs.data_keys import DataKeys
-from bluesky_ptychonn.catalog.runs.pairing import BAD_POSITION, NO_FRAME, NOT_THERE, UNREADABLE
+from bluesky_ptychonn.catalog.runs.pairing import NoFrame
 from bluesky_ptychonn.live.pipeline.progress import Timing
-from bluesky_ptychonn.live.pipeline.refining import Refining
-from bluesky_ptychonn.live.pipeline.run import RAW_BEHIND, RunReconstruction
+from bluesky_ptychonn.live.pipeline.raw_run_wait import RAW_BEHIND
+from bluesky_ptychonn.live.pipeline.refining import MosaicRefiner
+from bluesky_ptychonn.live.pipeline.run import RunReconstruction
 from bluesky_ptychonn.live.pipeline.testing import (
     GEOMETRY,
     FakeComponentFactory,
@@ -126,10 +127,10 @@ def test_busy_catalog_is_asked_less_often(took: float, pause: float) -> None:
     bench = Bench(RunMaker(), pace=Timing(flush_s=0.1, mosaic_s=1e9, share=0.2))
     write = bench.sink.write_block
 
-    def slow(*arguments: Any) -> None:
+    def slow(block: Any) -> None:
         bench.clock.now += took
         bench.sink.asked_s += took
-        write(*arguments)
+        write(block)
 
     bench.sink.write_block = slow  # type: ignore[method-assign]
     bench.point(1)
@@ -175,8 +176,8 @@ def test_frames_that_never_come_are_named_after_bounded_patience() -> None:
     bench.point(3)
     bench.close()
     assert bench.job.progress.state == "partial"
-    assert bench.job.progress.rejected == {NOT_THERE: 1}
-    assert bench.sink.table[2]["flag"] == NOT_THERE
+    assert bench.job.progress.rejected == {NoFrame.NOT_THERE: 1}
+    assert bench.sink.table[2]["flag"] == NoFrame.NOT_THERE
     assert not bench.sink.table[2]["valid"]
     assert sorted(bench.sink.table) == [1, 2, 3]
 
@@ -187,11 +188,11 @@ def test_frame_that_cannot_be_decoded_is_named_and_holds_up_nobody() -> None:
     for seq_num in (1, 2, 3):
         bench.point(seq_num)
     bench.work(2.0)
-    assert bench.job.progress.rejected == {UNREADABLE: 1}
+    assert bench.job.progress.rejected == {NoFrame.UNREADABLE: 1}
     bench.close()
     assert bench.job.progress.state == "partial"
-    assert bench.sink.table[2]["flag"] == UNREADABLE
-    assert bench.sink.counts["rejected"] == {UNREADABLE: 1}
+    assert bench.sink.table[2]["flag"] == NoFrame.UNREADABLE
+    assert bench.sink.counts["rejected"] == {NoFrame.UNREADABLE: 1}
 
 
 def test_missed_frames_and_bad_positions_are_named() -> None:
@@ -201,11 +202,11 @@ def test_missed_frames_and_bad_positions_are_named() -> None:
     bench.point(3, x=math.nan)
     bench.point(4)
     bench.close()
-    assert bench.sink.counts["rejected"] == {NO_FRAME: 1, BAD_POSITION: 1}
+    assert bench.sink.counts["rejected"] == {NoFrame.NOT_TAKEN: 1, NoFrame.BAD_POSITION: 1}
     assert {seq_num: row["flag"] for seq_num, row in bench.sink.table.items()} == {
         1: "",
-        2: NO_FRAME,
-        3: BAD_POSITION,
+        2: NoFrame.NOT_TAKEN,
+        3: NoFrame.BAD_POSITION,
         4: "",
     }
     assert bench.sink.table[4]["x_m"] == pytest.approx(4e-8)
@@ -478,7 +479,7 @@ def test_a_raw_run_that_never_comes_is_waited_for_so_long_and_no_longer(age_s: f
     assert bench.job.progress.state == "live"
     bench.work(20.0)
     assert bench.job.progress.state == "partial"
-    assert bench.sink.table[2]["flag"] == NOT_THERE
+    assert bench.sink.table[2]["flag"] == NoFrame.NOT_THERE
 
 
 def test_a_session_that_closes_leaves_a_late_raw_run_to_the_next() -> None:
@@ -543,7 +544,8 @@ def test_each_frame_is_in_the_table_exactly_once(data: st.DataObject) -> None:
     bench.source.frames.update({row: frame_of(number) for row, number in late.items()})
     bench.close()
 
-    reasons = {"missed": NO_FRAME, "broken": UNREADABLE, "never": NOT_THERE, "nan": BAD_POSITION}
+    reasons = {"missed": NoFrame.NOT_TAKEN, "broken": NoFrame.UNREADABLE}
+    reasons |= {"never": NoFrame.NOT_THERE, "nan": NoFrame.BAD_POSITION}
     assert {number: row["flag"] for number, row in bench.sink.table.items()} == {
         number: reasons.get(fate, "") for number, fate in last.items()
     }
@@ -615,7 +617,7 @@ def test_field_beyond_reason_is_left_alone() -> None:
 
 def refining(points: int, **pace: Any) -> Bench:
     bench = Bench(RunMaker(), points, pace=Timing(flush_s=0.1, mosaic_s=0.1, **pace))
-    bench.factory.made.refinement = Refinement()
+    bench.factory.fake.refinement = Refinement()
     return bench
 
 
@@ -645,7 +647,7 @@ def test_what_cannot_be_refined_is_said_and_the_run_is_whole(monkeypatch: pytest
     def refuse(*arguments: Any) -> Any:
         raise RuntimeError("not enough memory")
 
-    monkeypatch.setattr(bench.factory.made, "refine", refuse, raising=False)
+    monkeypatch.setattr(bench.factory.fake, "refine", refuse, raising=False)
     bench.point(1)
     bench.point(2)
     bench.close()
@@ -655,12 +657,14 @@ def test_what_cannot_be_refined_is_said_and_the_run_is_whole(monkeypatch: pytest
 
 def test_a_point_measured_again_is_refined_with_its_last_frame_and_too_many_frames_are_said() -> None:
     made = FakeReconstructor(refinement=Refinement())
-    kept = Refining(made, limit_bytes=3 * 64 * 4)
+    kept = MosaicRefiner(made, limit_bytes=3 * 64 * 4)
     frame, at, valid = np.ones((1, 8, 8), np.float32), np.zeros(1), np.ones(1, bool)
     mosaic = Mosaic(1e-8, np.ones((8, 8), np.float32))
     mosaic.add(np.ones((1, 8, 8), np.complex64), at, at, np.ones(1))
     for seq_num in (1, 2, 2, 3):
         kept.keep([seq_num], frame, at, at, valid)
-    assert kept.whole(mosaic.snapshot())[1] == {"frames": 3, "seconds": 0.0}
+    assert kept.refine_final(mosaic.snapshot())[1] == {"frames": 3, "seconds": 0.0}
     kept.keep([4], frame, at, at, valid)
-    assert kept.whole(mosaic.snapshot())[1] == {"skipped": "the run's frames exceed 0 MiB; refine a part of them"}
+    assert kept.refine_final(mosaic.snapshot())[1] == {
+        "skipped": "the run's frames exceed 0 MiB; refine a part of them"
+    }

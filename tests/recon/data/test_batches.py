@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from bluesky_ptychonn.recon.data.batches import LabelFree, Labelled, Mix, MixedBatches, make_sources
+from bluesky_ptychonn.recon.data.batches import LabelFree, Labelled, Mix, MixedBatches, TrainingData, make_sources
 from bluesky_ptychonn.recon.data.simulated import SyntheticConfig
 from tests.support.scans import PROBE, labelled_scan, matching
 
@@ -17,7 +17,7 @@ CONFIG = SyntheticConfig(photons=1e5, sample="texture", dose_spread=4)
 @pytest.fixture
 def supply() -> MixedBatches:
     mix = Mix(simulated=1, labelled=1, label_free=2)
-    sources = make_sources(mix, PROBE, [SCAN], [SCAN], CONFIG, frame_size=32, patch_size=16, batch_size=12, seed=3)
+    sources = make_sources(mix, TrainingData(PROBE, [SCAN], [SCAN]), CONFIG, (32, 16, 12), seed=3)
     return MixedBatches(mix, sources)
 
 
@@ -58,12 +58,12 @@ def test_a_labelled_batch_is_a_shorter_exposure_of_frames_with_their_truth() -> 
 def test_a_label_free_batch_deals_each_frame_out_and_shows_neighbours() -> None:
     batch = LabelFree([SCAN], 16, 12, CONFIG.model_copy(update={"scale_jitter": 0.0}), seed=0).batch(4)
     assert batch.truth is None
-    assert batch.judged is not None
-    assert batch.judged_probe is not None
+    assert batch.held_counts is not None
+    assert batch.held_probe is not None
     assert batch.offsets is not None
     assert batch.pairs is not None
-    chosen = matching(SCAN, batch.counts + batch.judged)  # each photon is in one of the two
-    light = sum(float(p.abs().square().sum()) for p in (batch.probe, batch.judged_probe))
+    chosen = matching(SCAN, batch.counts + batch.held_counts)  # each photon is in one of the two
+    light = sum(float(p.abs().square().sum()) for p in (batch.probe, batch.held_probe))
     assert light == pytest.approx(1e5, rel=1e-3)
     pixel = SCAN.geometry.object_pixel_m
     positions = np.stack([SCAN.y_m[chosen], SCAN.x_m[chosen]], 1) / pixel

@@ -14,6 +14,7 @@ from bluesky_ptychonn.cli import main
 from bluesky_ptychonn.optics.simulate import SimulatedExperiment
 from bluesky_ptychonn.recon.data.scans import LabelledScan, light_on
 from bluesky_ptychonn.recon.evaluation.error_vs_spacing import measure_labelled, measure_simulated, measured_card
+from bluesky_ptychonn.recon.evaluation.simulated_scans import ScanSeries
 from bluesky_ptychonn.recon.models.checkpoint import Model, load_model
 from bluesky_ptychonn.recon.models.library import WEIGHTS_FILE
 from bluesky_ptychonn.recon.solver.ptychi import PYTHON_VARIABLE
@@ -144,7 +145,7 @@ def test_the_solver_is_not_judged_by_its_own_image(model: Model, blind_solver: N
 
 
 def test_simulated_scans_beside_a_solver(model: Model, blind_solver: None) -> None:
-    few = {"samplings": (0.5,), "kinds": ("etched",), "field_diameters": 2.0, "device": "cpu"}
+    few = {"series": ScanSeries((0.5,), ("etched",), 2.0), "device": "cpu"}
     (one,) = measure_simulated(model, scans=2, solver=True, **few)
     assert (one.scans, one.frames, one.solver_s) == (2, 25, 2.0)
     assert one.step_m == pytest.approx(0.5 * model.card.probe.diameter_m)  # type: ignore[union-attr]
@@ -171,7 +172,7 @@ def test_the_command_writes_the_card_and_leaves_the_weights(
     from bluesky_ptychonn.card import find_model
     from bluesky_ptychonn.recon.evaluation import error_vs_spacing as measure
 
-    few = {"samplings": (0.4, 0.6), "kinds": ("etched",), "field_diameters": 2.0}
+    few = {"series": ScanSeries((0.4, 0.6), ("etched",), 2.0)}
     monkeypatch.setattr(measure, "measure_simulated", lambda m, **o: measure_simulated(m, **{**o, **few}))
     out = tmp_path / "mine"
     run(monkeypatch, "models", "measure", "simulated-zp64", "--scans", "1", "--out", str(out), "--device", "cpu")

@@ -14,13 +14,10 @@ from numpy.typing import NDArray
 from bluesky_ptychonn.recon.evaluation.metrics import (
     RingCorrelation,
     align,
-    amplitude_mae,
-    amplitude_nrmse,
     fourier_ring_correlation,
     phase_correlation,
     phase_error,
     phase_mae,
-    phase_rmse,
     ssim,
 )
 
@@ -53,7 +50,6 @@ def test_phase_mae_agrees_with_a_plain_loop() -> None:
         error = cmath.phase(a) - cmath.phase(b) - offset
         errors.append(math.remainder(error, 2 * math.pi))
     assert phase_mae(image, reference) == pytest.approx(np.mean(np.abs(errors)), rel=1e-9)
-    assert phase_rmse(image, reference) == pytest.approx(math.sqrt(np.mean(np.square(errors))), rel=1e-9)
 
 
 def test_phase_correlation_agrees_with_numpy_where_nothing_wraps() -> None:
@@ -73,10 +69,8 @@ def test_a_phase_image_and_its_transmission_give_the_same_error() -> None:
 def test_global_phase_and_scale_change_nothing(angle: float, turn: float, factor: float, seed: int) -> None:
     image, reference = pair(seed)
     moved, turned = factor * image * np.exp(1j * angle), reference * np.exp(1j * turn)
-    for measure in (phase_mae, phase_rmse, phase_correlation):
+    for measure in (phase_mae, phase_correlation):
         assert measure(moved, turned) == pytest.approx(measure(image, reference), abs=1e-9)
-    assert amplitude_mae(moved, turned, scale=True) == pytest.approx(amplitude_mae(image, reference, scale=True))
-    assert amplitude_nrmse(moved, turned, scale=True) == pytest.approx(amplitude_nrmse(image, reference, scale=True))
     assert ssim(moved, turned) == pytest.approx(ssim(image, reference), abs=1e-9)
     assert np.allclose(
         fourier_ring_correlation(moved, reference).correlation, fourier_ring_correlation(image, reference).correlation
@@ -121,7 +115,6 @@ def test_a_known_error_is_measured() -> None:
     reference = np.zeros((10, 10))
     image = np.where(np.arange(100).reshape(10, 10) % 2, 0.2, -0.2)
     assert phase_mae(image, reference) == pytest.approx(0.2)
-    assert phase_rmse(image, reference) == pytest.approx(0.2)
 
 
 def test_nan_outside_coverage_is_the_same_as_cutting_it_off() -> None:
@@ -129,7 +122,7 @@ def test_nan_outside_coverage_is_the_same_as_cutting_it_off() -> None:
     holed = image.copy()
     holed[:, 14:] = np.nan
     cut = (slice(None), slice(0, 14))
-    for measure in (phase_mae, phase_rmse, phase_correlation, amplitude_mae, amplitude_nrmse):
+    for measure in (phase_mae, phase_correlation):
         assert measure(holed, reference) == pytest.approx(measure(image[cut], reference[cut]))
     assert np.isnan(phase_error(holed, reference)[:, 14:]).all()
     assert np.isnan(align(holed, reference, ramp=True)[:, 14:]).all()
@@ -144,21 +137,11 @@ def test_weight_of_zero_hides_garbage_and_weights_weigh() -> None:
     mask = np.ones(SHAPE, dtype=bool)
     mask[:5] = False
     assert phase_mae(broken, reference, mask) == pytest.approx(phase_mae(image[5:], reference[5:]))
-    assert amplitude_nrmse(broken, reference, mask) == pytest.approx(amplitude_nrmse(image[5:], reference[5:]))
     # A pixel of weight 2 counts like the same pixel twice.
     doubled = np.concatenate([image, image[5:]])
     weights = np.where(mask, 2.0, 1.0)
     expected = phase_mae(doubled, np.concatenate([reference, reference[5:]]))
     assert phase_mae(image, reference, weights) == pytest.approx(expected)
-
-
-def test_amplitude_errors_match_their_definition() -> None:
-    image, reference = pair(8)
-    ours, theirs = np.abs(image), np.abs(reference)
-    assert amplitude_mae(image, reference) == pytest.approx(np.abs(ours - theirs).mean())
-    assert amplitude_nrmse(ours, theirs) == pytest.approx(np.linalg.norm(ours - theirs) / np.linalg.norm(theirs))
-    assert amplitude_nrmse(3 * theirs, theirs) == pytest.approx(2.0)
-    assert amplitude_nrmse(3 * theirs, theirs, scale=True) == pytest.approx(0.0, abs=1e-12)
 
 
 def test_ssim_is_one_for_the_same_image_and_falls_with_noise() -> None:
@@ -174,17 +157,6 @@ def test_ssim_data_range_is_the_reference_span_unless_given() -> None:
     theirs = np.angle(reference * np.exp(-1j * np.angle(np.sum(reference / np.abs(reference)))))
     assert ssim(image, reference) == pytest.approx(ssim(image, reference, data_range=float(np.ptp(theirs))))
     assert ssim(image, reference, data_range=20.0) > ssim(image, reference)
-
-
-def test_ssim_of_amplitudes_knows_no_phase() -> None:
-    image, reference = pair(13)
-    plain = ssim(np.abs(image), np.abs(reference), part="amplitude")
-    assert ssim(image * np.exp(2j), reference, part="amplitude") == pytest.approx(plain)
-    assert ssim(3 * image, reference, part="amplitude", scale=True) == pytest.approx(
-        ssim(image, reference, part="amplitude", scale=True)
-    )
-    assert ssim(reference, reference, part="amplitude") == pytest.approx(1.0)
-    assert plain < 0.99
 
 
 def test_correlation_of_a_flat_phase_is_undefined() -> None:
@@ -258,4 +230,4 @@ def test_ssim_refuses_in_words() -> None:
     with pytest.raises(ValueError, match="data_range"):
         ssim(np.zeros((9, 9)), np.zeros((9, 9)))
     with pytest.raises(ValueError, match="amplitude 0"):
-        amplitude_nrmse(np.ones((4, 4)), np.zeros((4, 4)))
+        align(np.zeros((4, 4), complex), np.ones((4, 4)), scale=True)

@@ -27,7 +27,7 @@ from bluesky_ptychonn.recon.evaluation.trust_calibration import (
 )
 from bluesky_ptychonn.recon.inference.reconstructor import Reconstructor
 from bluesky_ptychonn.recon.models.checkpoint import Model, load_model
-from bluesky_ptychonn.recon.networks.networks import ObjectNetwork
+from bluesky_ptychonn.recon.networks.base import ObjectNetwork
 from bluesky_ptychonn.recon.quality.trust import frame_score, frame_trust, movement
 
 TABLE = TrustCalibration(

@@ -16,13 +16,13 @@ from numpy.typing import NDArray
 from bluesky_ptychonn.calibration import TrustCalibration
 from bluesky_ptychonn.card import InputContract, ModelCard, ProbeReference
 from bluesky_ptychonn.optics.geometry import Geometry
-from bluesky_ptychonn.recon.inference import forward_pass as device_passes
 from bluesky_ptychonn.recon.inference.flux import Flux
+from bluesky_ptychonn.recon.inference.forward_pass import BatchedForward
 from bluesky_ptychonn.recon.inference.preprocess import PreprocessConfig
 from bluesky_ptychonn.recon.inference.reconstructor import PatchBatch, Reconstructor
 from bluesky_ptychonn.recon.models.checkpoint import Model
 from bluesky_ptychonn.recon.mosaic.stitch import Mosaic
-from bluesky_ptychonn.recon.networks.networks import build_network
+from bluesky_ptychonn.recon.networks.families import build_network
 
 SIZE, PATCH, PHOTONS = 32, 16, 1e5
 LIFTED: dict[str, Any] = {"family": "lifted", "frame_size": SIZE, "patch_size": PATCH, "stages": 2, "width": 4}
@@ -56,7 +56,7 @@ def make_card(family: str = "lifted", patch: int = PATCH, **contract: Any) -> Mo
         family=family,  # type: ignore[arg-type]
         network={"family": family},
         input=InputContract(**{**values, **contract}),
-        probe=ProbeReference.of(PROBE, GEOMETRY.object_pixel_m, "simulated") if family == "lifted" else None,
+        probe=ProbeReference.from_probe(PROBE, GEOMETRY.object_pixel_m, "simulated") if family == "lifted" else None,
         weights_sha256="0" * 64,
     )
 
@@ -319,7 +319,7 @@ def test_a_recorded_pass_serves_whole_batches_and_the_tail(monkeypatch: pytest.M
         passes._graph = (graph, graph.counts, None, graph.out)
         return True
 
-    monkeypatch.setattr(device_passes.Passes, "_record", record)
+    monkeypatch.setattr(BatchedForward, "_record", record)
     fake = echo()
     reconstructor = Reconstructor(fake, device="cpu", batch_size=8)
     reconstructor._passes._graphs = True

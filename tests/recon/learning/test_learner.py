@@ -18,13 +18,18 @@ from bluesky_ptychonn.optics.geometry import Geometry
 from bluesky_ptychonn.optics.simulate import SimulatedExperiment, make_sample, zone_plate_probe
 from bluesky_ptychonn.recon.data.scans import LabelledScan, MeasuredScan
 from bluesky_ptychonn.recon.data.simulated import SyntheticConfig
+from bluesky_ptychonn.recon.evaluation.simulated_scans import ScanSeries
 from bluesky_ptychonn.recon.evaluation.trust_calibration import refocused
 from bluesky_ptychonn.recon.learning.candidate import KnownProbes
 from bluesky_ptychonn.recon.learning.judge import compare_models, label_error
-from bluesky_ptychonn.recon.learning.learner import Considered, Judgement, Learner, LearningConfig
+from bluesky_ptychonn.recon.learning.learner import Considered, Judgement, Learner, LearningConfig, Stage
 from bluesky_ptychonn.recon.models.checkpoint import Model, load_model, save_model
-from bluesky_ptychonn.recon.networks.networks import DirectConfig, LiftedConfig, ObjectNetwork, build_network
-from bluesky_ptychonn.recon.quality.verdict import PROBE, SHIFTED
+from bluesky_ptychonn.recon.networks.base import ObjectNetwork
+from bluesky_ptychonn.recon.networks.direct import DirectConfig
+from bluesky_ptychonn.recon.networks.families import build_network
+from bluesky_ptychonn.recon.networks.lifted import LiftedConfig
+from bluesky_ptychonn.recon.quality.verdict import Reason, ReasonKind
+from bluesky_ptychonn.recon.training.model import Effort
 
 UNIT = torch.as_tensor(zone_plate_probe((32, 32), 14))
 BELIEVED = (UNIT * 1e5**0.5).numpy()
@@ -44,10 +49,8 @@ SAVING = CONFIG.model_copy(update={"save_every_s": 1e-6})  # after every step
 def _small_measurements() -> object:
     """A card measured in a second: what it says is tested elsewhere."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("bluesky_ptychonn.recon.learning.candidate._SAMPLINGS", (0.4,))
-        patch.setattr("bluesky_ptychonn.recon.learning.candidate._DIAMETERS", 2.0)
-        patch.setattr("bluesky_ptychonn.recon.learning.candidate._TRUST_FRAMES", 128)
-        patch.setattr("bluesky_ptychonn.recon.learning.candidate._TRUST_SCANS", 1)
+        effort = Effort(ScanSeries((0.4,), field_diameters=2.0), 256, {"frames": 128, "scans": 1})
+        patch.setattr("bluesky_ptychonn.recon.learning.candidate._EFFORT", effort)
         yield
 
 
@@ -65,7 +68,7 @@ def model_of(folder: Path, config: DirectConfig | LiftedConfig) -> Model:
             object_pixel_m=GEOMETRY.object_pixel_m,
             counts_per_frame=(1e4, 3e5),
         ),
-        probe=ProbeReference.of(BELIEVED, GEOMETRY.object_pixel_m, "test"),
+        probe=ProbeReference.from_probe(BELIEVED, GEOMETRY.object_pixel_m, "test"),
         weights_sha256="0" * 64,
     )
     save_model(folder, network, card, BELIEVED)
@@ -106,7 +109,7 @@ def lesson(tmp_path_factory: pytest.TempPathFactory, champion: Model) -> tuple[P
     folder = tmp_path_factory.mktemp("taught")
     learner = Learner(folder, champion, CONFIG)
     assert learner.propose() is None
-    found = learner.consider(GOOD, trust=ALL, verdict_reasons=[f"{PROBE}: patches differ"])
+    found = learner.consider(GOOD, trust=ALL, verdict_reasons=[Reason(ReasonKind.PROBE, "patches differ")])
     assert learner.propose() is not None
     return folder, found
 
@@ -150,21 +153,38 @@ def test_a_drifted_run_is_taken_and_what_it_teaches_is_crowned(
     assert new["candidate_rad"] < 0.97 * new["champion_rad"]
     json.dumps(judged.numbers)
     assert learner.pending == ("run 2",)  # until somebody crowns it
-    learner.crown(candidate.model)
+    learner.set_champion(candidate.model)
     assert (learner.pending, learner.rounds) == ((), 1)
+
+
+def test_a_state_of_the_first_version_is_read(tmp_path: Path, champion: Model) -> None:
+    """Its reasons began with what became of the run, which is a field beside them."""
+    answers = [("a", True, "taken: probe moved by 0.10 rad"), ("b", False, "not taken: 2 of 5 frames have any trust")]
+    rest = {"frames": 3, "held_out": 2, "numbers": {}}
+    considered = {source: {"taken": taken, "reason": reason, **rest} for source, taken, reason in answers}
+    state = {"schema": 1, "rounds": 4, "champion": "0" * 64, "pending": ["a"], "best": {}, "considered": considered}
+    (tmp_path / "state.json").write_text(json.dumps(state))
+    for _ in range(2):  # as it was, and as it is written now
+        learner = Learner(tmp_path, champion, CONFIG)
+        assert (learner.rounds, learner.pending, learner.stage) == (4, ("a",), Stage.COLLECTING)
+        for source, taken, reason in answers:
+            found = learner.consider(replace(GOOD, source=source), trust=ALL)
+            assert (found.taken, str(found)) == (taken, reason)
+            assert found.reason == reason.partition("taken: ")[2]
+    assert json.loads((tmp_path / "state.json").read_text())["schema"] == 2
 
 
 @pytest.mark.parametrize(
     ("scan", "trust", "reasons", "words"),
     [
-        (GOOD, ALL, (f"{SHIFTED}: by 3 px",), "the verdict on the run says detector shifted: by 3 px"),
+        (GOOD, ALL, (Reason(ReasonKind.SHIFTED, "by 3 px"),), "the verdict on the run says detector shifted: by 3 px"),
         (GOOD, np.where(np.arange(len(ALL)) < 9, 1.0, 0.0), (), "9 of 64 frames have any trust, 16 are needed"),
         (GOOD, ALL * np.nan, (), "0 of 64 frames have any trust"),
         (scrambled(GOOD), ALL, (), "its label foresees 0% of what the sample does to frames left out"),
     ],
 )
 def test_a_bad_run_is_not_taken_and_says_why(
-    tmp_path: Path, champion: Model, scan: MeasuredScan, trust: np.ndarray, reasons: tuple[str, ...], words: str
+    tmp_path: Path, champion: Model, scan: MeasuredScan, trust: np.ndarray, reasons: tuple[Reason, ...], words: str
 ) -> None:
     learner = Learner(tmp_path, champion, CONFIG)
     found = learner.consider(scan, trust=trust, verdict_reasons=reasons)
@@ -185,7 +205,7 @@ def test_a_bad_run_taken_on_insistence_is_stopped_by_the_judge_and_forgotten(tau
     first = learner.propose()
     assert first is not None
     assert learner.judge(first).promote
-    learner.crown(first.model)
+    learner.set_champion(first.model)
     assert learner.consider(scrambled(LATER), trust=ALL, insist=True).taken
     candidate = learner.propose()
     assert candidate is not None
@@ -213,6 +233,7 @@ def test_a_killed_or_stopped_round_ends_as_it_would_have(taught: Path, tmp_path:
     learner("stopped").consider(GOOD, trust=ALL)
     whole = learner("taught").propose()
     assert learner("stopped").propose(soon) is None
+    assert learner("stopped").stage is Stage.TRAINING
     steps: list[int] = []
     resumed = learner("stopped").propose(lambda: bool(steps.append(1)))
     assert whole is not None
@@ -222,6 +243,7 @@ def test_a_killed_or_stopped_round_ends_as_it_would_have(taught: Path, tmp_path:
     first, second = (learner(name).judge(c) for name, c in (("taught", whole), ("stopped", resumed)))
     assert (first.promote, first.reason) == (second.promote, second.reason)
     # Killed after the judgement, before anybody crowned it: the same candidate again, without training.
+    assert learner("stopped").stage is Stage.PROPOSED
     again = learner("stopped").propose(lambda: pytest.fail("it trained again"))
     assert again is not None
     assert again.model.card.weights_sha256 == whole.model.card.weights_sha256
@@ -235,7 +257,7 @@ def test_after_a_rollback_an_open_round_begins_anew(taught: Path, tmp_path: Path
     first = learner.propose()
     assert first is not None
     other = model_of(tmp_path / "other", LiftedConfig(frame_size=32, patch_size=16, width=6, stages=2))
-    learner.crown(other)
+    learner.set_champion(other)
     assert (learner.pending, learner.rounds) == (("run 2",), 0)
     second = learner.propose()
     assert second is not None
@@ -305,7 +327,7 @@ def test_small_losses_do_not_add_up(champion: Model, made: LabelledScan, judge_o
 
 
 def test_known_probes_are_drawn_by_their_shares() -> None:
-    family = KnownProbes.of([BELIEVED, 2 * BELIEVED], [1, 3])
+    family = KnownProbes.from_probes([BELIEVED, 2 * BELIEVED], [1, 3])
     drawn = [float(np.abs(family.draw(32, np.random.default_rng(k))).max()) for k in range(200)]
     assert 0.65 < np.mean(np.array(drawn) > 1.5 * min(drawn)) < 0.85
 

@@ -12,13 +12,15 @@ from bluesky_ptychonn import for_probe
 from bluesky_ptychonn.card import InputContract, ModelCard
 from bluesky_ptychonn.optics.probe_family import ProbeFamily
 from bluesky_ptychonn.optics.simulate import SimulatedExperiment
+from bluesky_ptychonn.recon.data.batches import TrainingData
 from bluesky_ptychonn.recon.data.simulated import SyntheticConfig
 from bluesky_ptychonn.recon.inference.reconstructor import Reconstructor
-from bluesky_ptychonn.recon.models.any_probe import for_any_probe
 from bluesky_ptychonn.recon.models.checkpoint import load_model, save_model
-from bluesky_ptychonn.recon.networks.networks import DirectConfig, LiftedConfig, build_network
-from bluesky_ptychonn.recon.training.any_probe_model import train_any_probe_model
+from bluesky_ptychonn.recon.networks.direct import DirectConfig
+from bluesky_ptychonn.recon.networks.families import build_network
+from bluesky_ptychonn.recon.networks.lifted import LiftedConfig
 from bluesky_ptychonn.recon.training.fit import TrainingConfig
+from bluesky_ptychonn.recon.training.model import ModelInfo, train_model
 
 DEMO = SimulatedExperiment.demo(seed=2)
 
@@ -44,7 +46,7 @@ def saved(folder: Path, config: LiftedConfig | DirectConfig) -> Path:
 
 def test_without_a_probe_it_says_how_to_give_one(tmp_path: Path) -> None:
     model = load_model(saved(tmp_path / "any", LiftedConfig(frame_size=96, patch_size=48, width=4)), "cpu")
-    assert for_any_probe(model.card)
+    assert model.card.for_any_probe
     with pytest.raises(ValueError, match=r"for any probe and has none yet.*for_probe.*--frames 0 --probe FILE"):
         Reconstructor(model)
 
@@ -92,8 +94,8 @@ def test_one_is_trained_on_random_probes_and_written(tmp_path: Path) -> None:
     network = LiftedConfig(frame_size=32, patch_size=16, width=4, stages=1, lift_steps=2)
     synthetic = SyntheticConfig(photons=1e5, sample="texture", probes=ProbeFamily())
     config = TrainingConfig(network=network, synthetic=synthetic, frames=16, batch_size=8)
-    card = train_any_probe_model(config, tmp_path / "any", name="any", command="test")
-    assert for_any_probe(card)
+    card = train_model(TrainingData(), None, config, tmp_path / "any", ModelInfo("any", command="test"))
+    assert card.for_any_probe
     assert 0 < card.held_out["patch_phase_mae_rad"] < 1
     assert card.training["command"] == "test"
     assert not (tmp_path / "any" / "training.pt").exists()
@@ -101,4 +103,4 @@ def test_one_is_trained_on_random_probes_and_written(tmp_path: Path) -> None:
     assert again.card == card
     one_probe = config.model_copy(update={"synthetic": SyntheticConfig()})
     with pytest.raises(ValueError, match="a family of probes"):
-        train_any_probe_model(one_probe, tmp_path / "no", name="no")
+        train_model(TrainingData(), None, one_probe, tmp_path / "no", ModelInfo("no"))

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from bluesky_ptychonn.card import InputContract, ModelCard, ProbeReference
 from bluesky_ptychonn.optics.simulate import zone_plate_probe
 from bluesky_ptychonn.recon.models.checkpoint import WEIGHTS_FILE, choose_device, load_model, save_model
-from bluesky_ptychonn.recon.networks.networks import build_network
+from bluesky_ptychonn.recon.networks.families import build_network
 
 SIZE, PATCH = 32, 16
 LIFTED = {
@@ -42,7 +42,7 @@ def make_card(network: dict[str, Any], with_probe: bool, **changes: Any) -> Mode
             object_pixel_m=2e-8,
             counts_per_frame=(1e3, 1e5),
         ),
-        "probe": ProbeReference.of(PROBE, 2e-8, "simulated") if with_probe else None,
+        "probe": ProbeReference.from_probe(PROBE, 2e-8, "simulated") if with_probe else None,
         "weights_sha256": "0" * 64,
     }
     return ModelCard(**{**values, **changes})
@@ -172,7 +172,7 @@ def test_a_probe_other_than_the_cards_is_refused(tmp_path: Path) -> None:
 
 def test_a_probe_of_another_size_than_the_frames_is_refused(tmp_path: Path) -> None:
     small = zone_plate_probe((16, 16), 8)
-    card = make_card(LIFTED, True, probe=ProbeReference.of(small, 2e-8, "simulated"))
+    card = make_card(LIFTED, True, probe=ProbeReference.from_probe(small, 2e-8, "simulated"))
     save_model(tmp_path, build_network(LIFTED), card, small)
     with pytest.raises(ValueError, match=r"probe is \(16, 16\) px and its frames \(32, 32\) px"):
         load_model(tmp_path, "cpu")

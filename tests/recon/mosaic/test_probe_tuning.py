@@ -9,6 +9,7 @@ import torch
 from bluesky_ptychonn.optics.simulate import SimulatedExperiment, make_sample
 from bluesky_ptychonn.recon.mosaic.probe_tuning import ABERRATIONS, aberrated, pupil_aberrations, tune_probe
 from bluesky_ptychonn.recon.mosaic.stitch import Mosaic, MosaicImage
+from tests.support.scans import scan_of
 
 DEMO = SimulatedExperiment.demo(seed=3)
 BELIEVED = torch.as_tensor(DEMO.probe * np.float32(1e5**0.5))
@@ -42,7 +43,7 @@ def test_aberrations_are_orthonormal_over_the_light() -> None:
 def test_a_drift_is_found() -> None:
     truth = [0.4, -0.2, 0.0, 0.1, 0.0, 0.0, 0.0]
     counts, y, x, start = frames_of(truth)
-    tuned = tune_probe(start, counts, y, x, BELIEVED)
+    tuned = tune_probe(start, scan_of(counts, y, x, BELIEVED))
     assert list(tuned.aberrations_rad) == list(ABERRATIONS)
     np.testing.assert_allclose(list(tuned.aberrations_rad.values()), truth, atol=0.06)
     assert tuned.residual_after < 0.9 * tuned.residual_before
@@ -52,14 +53,14 @@ def test_a_drift_is_found() -> None:
 
 def test_a_probe_that_is_right_stays() -> None:
     counts, y, x, start = frames_of([0.0] * 7)
-    tuned = tune_probe(start, counts, y, x, BELIEVED)
+    tuned = tune_probe(start, scan_of(counts, y, x, BELIEVED))
     assert tuned.rms_rad < 0.06
     assert tuned.residual_after == pytest.approx(tuned.residual_before, rel=0.03)
 
 
 def test_what_does_not_go_together_is_said() -> None:
     counts, y, x, start = frames_of([0.0] * 7, side=2)
-    with pytest.raises(ValueError, match="and 3 positions do not go together"):
-        tune_probe(start, counts, y[:3], x[:3], BELIEVED)
-    with pytest.raises(ValueError, match=r"counts \(0, 64, 64\)"):
-        tune_probe(start, counts[:0], y[:0], x[:0], BELIEVED)
+    with pytest.raises(ValueError, match=r"and positions \(3, 2\) do not go together"):
+        tune_probe(start, scan_of(counts, y[:3], x[:3], BELIEVED))
+    with pytest.raises(ValueError, match="no frames to tune a probe to"):
+        tune_probe(start, scan_of(counts[:0], y[:0], x[:0], BELIEVED))

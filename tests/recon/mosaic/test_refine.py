@@ -9,11 +9,14 @@ import torch
 from bluesky_ptychonn.optics.simulate import SimulatedExperiment
 from bluesky_ptychonn.recon.evaluation.metrics import phase_correlation
 from bluesky_ptychonn.recon.evaluation.refine_rounds import best_rounds
+from bluesky_ptychonn.recon.evaluation.simulated_scans import ScanSeries
 from bluesky_ptychonn.recon.mosaic.probe_tuning import aberrated, pupil_aberrations
 from bluesky_ptychonn.recon.mosaic.refine import refine
 from bluesky_ptychonn.recon.mosaic.refine_config import Refinement, asked_for
 from bluesky_ptychonn.recon.mosaic.stitch import Mosaic, MosaicImage
-from bluesky_ptychonn.recon.networks.networks import LiftedConfig, LiftedNetwork, build_network
+from bluesky_ptychonn.recon.networks.families import build_network
+from bluesky_ptychonn.recon.networks.lifted import LiftedConfig, LiftedNetwork
+from tests.support.scans import scan_of
 
 EXPERIMENT = SimulatedExperiment.demo("etched", seed=5, photons=1e6)
 PIXEL = EXPERIMENT.pixel_m
@@ -49,7 +52,7 @@ def correlation(image: MosaicImage) -> float:
 def test_overlapping_frames_lead_to_the_truth() -> None:
     counts, y, x = scan(6.0)
     flat = mosaic_of(y, x)
-    refined, record = refine(flat, counts, y, x, PROBE, WEIGHT, Refinement(sweeps=40, rounds=1, pull=0))
+    refined, record = refine(flat, scan_of(counts, y, x, PROBE), WEIGHT, Refinement(sweeps=40, rounds=1, pull=0))
     assert correlation(refined) > 0.95
     assert record["sweeps"] == 40
     assert record["frames"] == len(counts)
@@ -72,15 +75,15 @@ def test_the_truth_stays_where_it_is() -> None:
         flat.origin_m,
         flat.pixel_m,
     )
-    refined, _ = refine(start, counts, y, x, PROBE, WEIGHT, Refinement(sweeps=5, rounds=1))
+    refined, _ = refine(start, scan_of(counts, y, x, PROBE), WEIGHT, Refinement(sweeps=5, rounds=1))
     assert correlation(refined) > 0.98  # noise and the unknown surroundings move it a little
 
 
 def test_a_strong_pull_keeps_the_start() -> None:
     counts, y, x = scan(6.0)
     flat = mosaic_of(y, x)
-    held, _ = refine(flat, counts, y, x, PROBE, WEIGHT, Refinement(sweeps=1, rounds=1, pull=10))
-    free, _ = refine(flat, counts, y, x, PROBE, WEIGHT, Refinement(sweeps=1, rounds=1, pull=0))
+    held, _ = refine(flat, scan_of(counts, y, x, PROBE), WEIGHT, Refinement(sweeps=1, rounds=1, pull=10))
+    free, _ = refine(flat, scan_of(counts, y, x, PROBE), WEIGHT, Refinement(sweeps=1, rounds=1, pull=0))
     seen = np.isfinite(flat.phase)
     assert np.abs(held.complex - flat.complex)[seen].mean() < np.abs(free.complex - flat.complex)[seen].mean() / 2
 
@@ -90,11 +93,11 @@ def test_the_network_looks_again_between_rounds() -> None:
     network = build_network(LiftedConfig(frame_size=N, patch_size=N // 2, width=8, stages=2)).eval()
     counts, y, x = scan(8.0, side=4)
     settings = Refinement(sweeps=2, rounds=3)
-    _, record = refine(mosaic_of(y, x), counts, y, x, PROBE, WEIGHT, settings, network=network)
+    _, record = refine(mosaic_of(y, x), scan_of(counts, y, x, PROBE), WEIGHT, settings, network=network)
     assert (record["sweeps"], record["looks"]) == (6, 2)
     # A network that corrects nothing repeats its lift, whose last stage begins from what it is told.
     known = torch.ones(1, N, N, dtype=torch.complex64) * 0.5
-    again = network.again(counts[:1], PROBE, known)
+    again = network.last_stage(counts[:1], PROBE, known)
     assert again.shape == (1, N // 2, N // 2)
     assert torch.isfinite(torch.view_as_real(again)).all()
 
@@ -102,7 +105,7 @@ def test_the_network_looks_again_between_rounds() -> None:
 class Forgetful(LiftedNetwork):
     """A network whose second look undoes what the sweeps did."""
 
-    def again(self, counts: torch.Tensor, probe: torch.Tensor, known: torch.Tensor) -> torch.Tensor:
+    def last_stage(self, counts: torch.Tensor, probe: torch.Tensor, known: torch.Tensor) -> torch.Tensor:
         return torch.ones_like(known[:, N // 4 : -N // 4, N // 4 : -N // 4])
 
 
@@ -112,7 +115,7 @@ class Keen(LiftedNetwork):
     def stages(self, counts: torch.Tensor, probe: torch.Tensor | None) -> list[torch.Tensor]:
         return [torch.ones(len(counts), N // 2, N // 2, dtype=torch.complex64)]
 
-    def again(self, counts: torch.Tensor, probe: torch.Tensor, known: torch.Tensor) -> torch.Tensor:
+    def last_stage(self, counts: torch.Tensor, probe: torch.Tensor, known: torch.Tensor) -> torch.Tensor:
         return known[:, N // 4 : -N // 4, N // 4 : -N // 4]
 
 
@@ -120,9 +123,8 @@ class Keen(LiftedNetwork):
 def test_a_second_look_is_taken_where_it_helps(kind: type[LiftedNetwork], expected: int) -> None:
     torch.manual_seed(0)
     network = kind(LiftedConfig(frame_size=N, patch_size=N // 2, width=4, stages=1)).eval()
-    weight = (WEIGHT / WEIGHT.max()).astype(np.float32)
-    some = {"samplings": (0.35,), "kinds": ("etched",), "field_diameters": 1.5, "most": 2}
-    assert best_rounds(network, PROBE.numpy(), EXPERIMENT.geometry, weight, **some) == expected
+    series = ScanSeries((0.35,), ("etched",), 1.5)
+    assert best_rounds(network, PROBE.numpy(), EXPERIMENT.geometry, series, most=2) == expected
 
 
 def test_a_drifted_probe_is_tuned_first() -> None:
@@ -130,29 +132,29 @@ def test_a_drifted_probe_is_tuned_first() -> None:
     drift = torch.tensor([0.6, 0, 0, 0, 0, 0, 0])
     believed = aberrated(PROBE, pupil_aberrations(PROBE), drift)
     start = mosaic_of(y, x)
-    wrong, record = refine(start, counts, y, x, believed, WEIGHT, Refinement(sweeps=20, pull=0))
+    wrong, record = refine(start, scan_of(counts, y, x, believed), WEIGHT, Refinement(sweeps=20, pull=0))
     assert "probe" not in record
     settings = Refinement(sweeps=20, pull=0, tune_probe=True)
-    mended, record = refine(start, counts, y, x, believed, WEIGHT, settings)
+    mended, record = refine(start, scan_of(counts, y, x, believed), WEIGHT, settings)
     assert record["probe"]["used"]
     assert record["probe"]["aberrations_rad"]["defocus"] == pytest.approx(-0.6, abs=0.06)
     assert correlation(mended) > correlation(wrong) + 0.02
-    _, record = refine(start, counts, y, x, PROBE, WEIGHT, settings)
+    _, record = refine(start, scan_of(counts, y, x, PROBE), WEIGHT, settings)
     assert not record["probe"]["used"]
-    _, record = refine(start, counts, y, x, believed, WEIGHT, settings, within_s=0.5)
+    _, record = refine(start, scan_of(counts, y, x, believed), WEIGHT, settings, within_s=0.5)
     assert "probe" not in record  # a running scan's mosaics do not wait for it
 
 
 def test_time_that_is_up_ends_it() -> None:
     counts, y, x = scan(8.0, side=3)
-    _, record = refine(mosaic_of(y, x), counts, y, x, PROBE, WEIGHT, Refinement(sweeps=1000), within_s=0.05)
+    _, record = refine(mosaic_of(y, x), scan_of(counts, y, x, PROBE), WEIGHT, Refinement(sweeps=1000), within_s=0.05)
     assert record["sweeps"] < 1000
 
 
 def test_what_does_not_go_together_is_said() -> None:
     counts, y, x = scan(8.0, side=3)
-    with pytest.raises(ValueError, match=r"counts \(9, 64, 64\), probe \(32, 32\) and 9 positions"):
-        refine(mosaic_of(y, x), counts, y, x, PROBE[:32, :32], WEIGHT)
+    with pytest.raises(ValueError, match=r"counts \(9, 64, 64\), probe \(32, 32\) and positions \(9, 2\)"):
+        refine(mosaic_of(y, x), scan_of(counts, y, x, PROBE[:32, :32]), WEIGHT)
     assert asked_for(False) is None
     assert asked_for(True) == Refinement()
     assert asked_for(Refinement(sweeps=3)).sweeps == 3

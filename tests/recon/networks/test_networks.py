@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import pytest
 import torch
 
 from bluesky_ptychonn.optics.forward import intensity, to_fft_order
 from bluesky_ptychonn.optics.simulate import SimulatedExperiment, crop
+from bluesky_ptychonn.recon.networks.base import FamilyConfig, ObjectNetwork, fix_gauge
+from bluesky_ptychonn.recon.networks.direct import DirectConfig
+from bluesky_ptychonn.recon.networks.families import FAMILIES, build_network, network_config
 from bluesky_ptychonn.recon.networks.lift import lift
-from bluesky_ptychonn.recon.networks.networks import (
-    DirectConfig,
-    LiftedConfig,
-    build_network,
-    fix_gauge,
-    parameter_counts,
-)
+from bluesky_ptychonn.recon.networks.lifted import LiftedConfig
+from bluesky_ptychonn.recon.training.config import TrainingConfig
+from bluesky_ptychonn.recon.training.fit import fit
 
 # Layout and size of the published two-head network, from shared/data/README.md.
 PUBLISHED_LAYERS = {
@@ -26,7 +27,7 @@ PUBLISHED_LAYERS = {
 
 def test_the_default_is_the_published_network() -> None:
     network = build_network(DirectConfig())
-    assert parameter_counts(network)["total"] == 1_247_074
+    assert sum(p.numel() for p in network.parameters()) == 1_247_074
     layers = [f"{part}.{i}" for part, numbers in PUBLISHED_LAYERS.items() for i in numbers]
     keys = {f"{layer}.{kind}" for layer in layers for kind in ("weight", "bias")}
     assert set(network.state_dict()) == keys
@@ -40,7 +41,7 @@ def test_the_small_phase_network_has_its_published_size() -> None:
         decoder_channels=(128, 64, 32, 16),
         heads=("phase",),
     )
-    assert parameter_counts(build_network(config))["total"] == 733_921
+    assert sum(p.numel() for p in build_network(config).parameters()) == 733_921
 
 
 @pytest.mark.parametrize("size", [64, 128, 256])
@@ -124,3 +125,33 @@ def test_a_lifted_network_without_probe_says_so() -> None:
 def test_a_wrong_configuration_is_named(config: dict[str, object], words: str) -> None:
     with pytest.raises(ValueError, match=words):
         build_network(config)
+
+
+class MeanConfig(FamilyConfig):
+    family: Literal["mean"] = "mean"
+    frame_size: int = 32
+    patch_size: int = 16
+    gain: float = 1.0
+
+
+class MeanNetwork(ObjectNetwork):
+    config_class = MeanConfig
+
+    def __init__(self, config: MeanConfig) -> None:
+        super().__init__()
+        self.config, self.scale = config, torch.nn.Parameter(torch.ones(1))
+
+    def stages(self, counts: torch.Tensor, probe: torch.Tensor | None) -> list[torch.Tensor]:
+        side = self.config.patch_size
+        return [torch.polar(self.scale, torch.zeros(1)).expand(len(counts), side, side)]
+
+
+def test_a_further_family_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ValueError, match="family: got 'mean'; allowed are direct, lifted"):
+        network_config({"family": "mean"})
+    monkeypatch.setitem(FAMILIES, "mean", MeanNetwork)
+    config = TrainingConfig(network=MeanConfig(gain=0.5), frames=16, batch_size=8)
+    assert TrainingConfig.model_validate_json(config.model_dump_json()) == config
+    network, _ = fit(SimulatedExperiment.demo().probe[16:48, 16:48], config)
+    assert isinstance(network, MeanNetwork)
+    assert isinstance(build_network(config.network.resized(64).model_dump()), MeanNetwork)

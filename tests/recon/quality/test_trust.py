@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from scipy import ndimage, stats
 
 from bluesky_ptychonn.optics.simulate import SimulatedExperiment, crop, zone_plate_probe
-from bluesky_ptychonn.recon.networks.networks import build_network
+from bluesky_ptychonn.recon.networks.families import build_network
 from bluesky_ptychonn.recon.quality.trust import (
     HALF_TRUST_UNEXPLAINED,
     frame_trust,

@@ -23,7 +23,7 @@ from bluesky_ptychonn.recon.models.checkpoint import load_model
 from bluesky_ptychonn.recon.quality.registration import register
 from bluesky_ptychonn.recon.quality.run_statistics import RunFigures, RunStatistics
 from bluesky_ptychonn.recon.quality.trust import movement
-from bluesky_ptychonn.recon.quality.verdict import DISAGREE, ENERGY, PROBE, SAMPLE, Verdict, judge
+from bluesky_ptychonn.recon.quality.verdict import Reason, ReasonKind, Verdict, judge
 
 GEOMETRY = SimulatedExperiment.demo().geometry
 CARD = load_card("simulated-zp64")
@@ -85,15 +85,15 @@ def test_what_goes_wrong_is_named(
     for seed in (SEED, SEED + 1):
         made, verdict, _ = run_of(engine, CORRUPTIONS[name], seed)
         assert verdict.level != "ok"
-        assert any(reason.startswith(CORRUPTIONS[name].reason) for reason in verdict.reasons), verdict.reasons
-        assert any(letter.isdigit() for letter in verdict.reasons[0])
+        assert any(str(reason).startswith(CORRUPTIONS[name].reason) for reason in verdict.reasons), verdict.reasons
+        assert any(letter.isdigit() for letter in str(verdict.reasons[0]))
         assert made.trust.mean() < clean[seed][0].trust.mean()
 
 
 def test_another_probe_is_named_where_it_matters(engine: Reconstructor) -> None:
     runs = [run_of(engine, CORRUPTIONS["probe"], seed)[1] for seed in range(SEED, SEED + 8)]
     assert sum(verdict.level != "ok" for verdict in runs) >= 4
-    assert sum(any(reason.startswith(PROBE) for reason in verdict.reasons) for verdict in runs) >= 3
+    assert sum(any(reason.kind == ReasonKind.PROBE for reason in verdict.reasons) for verdict in runs) >= 3
 
 
 def test_the_energy_that_the_run_tells_is_compared_with_the_card() -> None:
@@ -101,8 +101,11 @@ def test_the_energy_that_the_run_tells_is_compared_with_the_card() -> None:
     verdict = judge(GOOD, CARD, other)
     assert verdict is not None
     assert verdict.level == "doubtful"
-    assert verdict.reasons[0].startswith(f"{ENERGY}: this run says 9.9 keV, the model's 10 keV; its object pixel is")
-    assert "+1.0%" in verdict.reasons[0]
+    (reason,) = verdict.reasons
+    assert reason.kind == ReasonKind.ENERGY
+    assert str(reason).startswith("energy changed: this run says 9.9 keV, the model's 10 keV; its object pixel is")
+    assert "+1.0%" in reason.message
+    assert Reason.from_text(str(reason)) == reason
     found = judge(GOOD, CARD, GEOMETRY)
     assert found is not None
     assert (found.level, found.reasons) == ("ok", ())
@@ -121,17 +124,17 @@ def test_the_energy_that_the_run_tells_is_compared_with_the_card() -> None:
         ({"scale": -0.04}, "doubtful", "energy changed: the mean pattern is 4.0% smaller"),
         ({"scale": 0.2}, "wrong", "energy changed: the mean pattern is 20.0% larger"),
         ({"width": 1.5}, "wrong", "sample unlike training: it scatters 1.50 times as wide"),
-        ({"overlap_rad": 0.15}, "doubtful", DISAGREE),
+        ({"overlap_rad": 0.15}, "doubtful", "patches disagree: "),
         ({"overlap_rad": 0.3}, "wrong", "probe changed: neighbouring patches differ by 0.30 rad"),
-        ({"mean_trust": 0.3}, "doubtful", f"{SAMPLE}, or the probe is another: mean trust 0.30"),
-        ({"mean_trust": 0.05}, "wrong", f"{SAMPLE}, or the probe is another: mean trust 0.05"),
+        ({"mean_trust": 0.3}, "doubtful", "sample unlike training, or the probe is another: mean trust 0.30"),
+        ({"mean_trust": 0.05}, "wrong", "sample unlike training, or the probe is another: mean trust 0.05"),
     ],
 )
 def test_each_figure_has_its_limits(changes: dict, level: str, begins: str) -> None:
     verdict = judge(replace(GOOD, **changes), CARD, GEOMETRY)
     assert verdict is not None
     assert verdict.level == level
-    assert verdict.reasons[0].startswith(begins), verdict.reasons
+    assert str(verdict.reasons[0]).startswith(begins), verdict.reasons
 
 
 def test_a_card_without_a_table_judges_by_what_it_knows() -> None:
@@ -186,12 +189,12 @@ def test_patches_are_compared_where_they_overlap_whatever_their_global_phase() -
     for error, low, high in ((0.0, 0.0, 1e-5), (0.2, 0.2, 0.25)):
         watch = RunStatistics(None, weight, pixel_m=1e-8)
         wrong = patches * np.exp(1j * error * rng.normal(size=patches.shape))
-        watch.placed(wrong.astype(np.complex64), rows * 1e-8, columns * 1e-8)
+        watch.add_patches(wrong.astype(np.complex64), rows * 1e-8, columns * 1e-8)
         apart = watch.figures().overlap_rad
         assert apart is not None
         assert low <= apart <= high  # mean |difference| of two normal errors of 0.2: 0.2 * 2 / sqrt(pi)
     apart_by = RunStatistics(None, weight, pixel_m=1e-8)
-    apart_by.placed(patches.astype(np.complex64), rows * 1e-6, columns * 1e-6)
+    apart_by.add_patches(patches.astype(np.complex64), rows * 1e-6, columns * 1e-6)
     assert apart_by.figures().overlap_rad is None  # nowhere do they overlap
 
 
@@ -203,7 +206,7 @@ def test_positions_between_pixels_are_met_half_way() -> None:
 
     steps = np.arange(8) * 3.4
     watch = RunStatistics(zone_plate_probe((32, 32), 14), np.ones((32, 32), np.float32), pixel_m=1.0)
-    watch.placed(np.stack([patch(0.7 * s, s) for s in steps]), 0.7 * steps, steps)
+    watch.add_patches(np.stack([patch(0.7 * s, s) for s in steps]), 0.7 * steps, steps)
     apart = watch.figures().overlap_rad
     assert apart is not None
     assert apart < 0.01

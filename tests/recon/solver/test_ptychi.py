@@ -19,6 +19,7 @@ from bluesky_ptychonn.recon.solver.ptychi import (
     PYTHON_VARIABLE,
     SolverError,
     SolverMissingError,
+    SolverSettings,
     reconstruct_with_probe,
     settled_epochs,
     solver_version,
@@ -139,7 +140,7 @@ def test_what_cannot_be_asked_is_refused_at_once(scan: MeasuredScan) -> None:
     with pytest.raises(ValueError, match="epochs: got 0"):
         reconstruct_with_probe(scan.counts, places, scan.probe, (120, 120), epochs=0)
     with pytest.raises(ValueError, match="device: got 'tpu'"):
-        reconstruct_with_probe(scan.counts, places, scan.probe, (120, 120), device="tpu")
+        SolverSettings(device="tpu")
     assert settled_epochs(516) == 15
     assert settled_epochs(33) == 236
     assert iterative._WORKER.is_file()

@@ -14,7 +14,8 @@ import pytest
 import torch
 
 from bluesky_ptychonn.recon.data.simulated import SimulatedFrames, SyntheticConfig
-from bluesky_ptychonn.recon.networks.networks import DirectConfig, build_network
+from bluesky_ptychonn.recon.networks.direct import DirectConfig
+from bluesky_ptychonn.recon.networks.families import build_network
 from bluesky_ptychonn.recon.training.distributed import process_group
 from bluesky_ptychonn.recon.training.fit import TrainingConfig, fit
 from bluesky_ptychonn.recon.training.losses import amplitude_phase_loss, probe_weight
@@ -34,12 +35,12 @@ CONFIG = TrainingConfig(
 OTHER = """
 import sys, numpy as np, torch
 from pathlib import Path
-from bluesky_ptychonn.recon.training.distributed import team
+from bluesky_ptychonn.recon.training.distributed import process_group
 from bluesky_ptychonn.recon.training.fit import TrainingConfig, fit
 Path(sys.argv[3] + ".ready").touch()
 told = []
 config = TrainingConfig.model_validate_json(sys.argv[1])
-with team("cpu"):
+with process_group("cpu"):
     for batch_norm in (False, True):
         network = config.network.model_copy(update={"batch_norm": batch_norm})
         trained, record = fit(np.load(sys.argv[2]), config.model_copy(update={"network": network}),

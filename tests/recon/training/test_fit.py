@@ -14,9 +14,11 @@ from bluesky_ptychonn.optics.geometry import Geometry
 from bluesky_ptychonn.optics.probe_family import ProbeFamily
 from bluesky_ptychonn.optics.simulate import zone_plate_probe
 from bluesky_ptychonn.recon.data.batches import Batch, Mix
+from bluesky_ptychonn.recon.data.probes import with_photons
 from bluesky_ptychonn.recon.data.scans import LabelledScan, MeasuredScan
 from bluesky_ptychonn.recon.data.simulated import SimulatedFrames, SyntheticConfig
 from bluesky_ptychonn.recon.evaluation.simulated_scans import (
+    ScanSeries,
     measure_sampling,
     patch_error,
     phase_error,
@@ -24,7 +26,10 @@ from bluesky_ptychonn.recon.evaluation.simulated_scans import (
     stitching_weight,
 )
 from bluesky_ptychonn.recon.models.checkpoint import Model
-from bluesky_ptychonn.recon.networks.networks import DirectConfig, LiftedConfig, ObjectNetwork, build_network, fix_gauge
+from bluesky_ptychonn.recon.networks.base import ObjectNetwork, fix_gauge
+from bluesky_ptychonn.recon.networks.direct import DirectConfig
+from bluesky_ptychonn.recon.networks.families import build_network
+from bluesky_ptychonn.recon.networks.lifted import LiftedConfig
 from bluesky_ptychonn.recon.quality.trust import patch_weight
 from bluesky_ptychonn.recon.training.early_stopping import EarlyStopping
 from bluesky_ptychonn.recon.training.fit import TrainingConfig, fine_tune, fit
@@ -142,7 +147,7 @@ def test_held_out_measurement_worsens_with_the_step(trained: tuple[ObjectNetwork
     assert 0 < patch_error(network, PROBE, SMALL.synthetic, frames=64) < 0.2
     geometry = Geometry(energy_ev=9000, distance_m=1, pixel_pitch_m=75e-6, frame_shape=(32, 32))
     rows = measure_sampling(
-        network, PROBE, geometry, weight, photons=3e4, samplings=(0.2, 1.0), kinds=("etched",), field_diameters=4
+        network, with_photons(PROBE, 3e4), geometry, ScanSeries((0.2, 1.0), ("etched",), field_diameters=4)
     )
     assert rows[0][1].phase_correlation > rows[1][1].phase_correlation
     assert rows[0][1].frames > 10 * rows[1][1].frames
@@ -213,7 +218,7 @@ def test_fine_tuning_with_labels_and_simulation_beats_the_model(half_trained: Ob
             object_pixel_m=scan.geometry.object_pixel_m,
             counts_per_frame=(1.0, 1e9),
         ),
-        probe=ProbeReference.of(scan.probe, scan.geometry.object_pixel_m, "simulated"),
+        probe=ProbeReference.from_probe(scan.probe, scan.geometry.object_pixel_m, "simulated"),
         weights_sha256="0" * 64,
     )
     before = {name: value.clone() for name, value in half_trained.state_dict().items()}
@@ -280,7 +285,7 @@ def test_patience_ends_a_training_and_gives_the_best_weights() -> None:
     for wrong in (1.0, 0.2, 0.5, 0.4):
         with torch.no_grad():
             network.wrong.fill_(wrong)
-        seen.append((judge.look(network)["simulated"], judge.over))  # type: ignore[arg-type]
+        seen.append((judge.evaluate(network)["simulated"], judge.should_stop))  # type: ignore[arg-type]
     assert [over for _, over in seen] == [False, False, False, True]
     assert seen[0][0] == pytest.approx(5 * seen[1][0], rel=1e-3)
     judge.restore(network)  # type: ignore[arg-type]

@@ -10,7 +10,8 @@ from scipy import stats
 from bluesky_ptychonn.optics.forward import intensity
 from bluesky_ptychonn.recon.data.batches import Batch, LabelFree
 from bluesky_ptychonn.recon.data.simulated import SyntheticConfig
-from bluesky_ptychonn.recon.networks.networks import LiftedConfig, build_network
+from bluesky_ptychonn.recon.networks.families import build_network
+from bluesky_ptychonn.recon.networks.lifted import LiftedConfig
 from bluesky_ptychonn.recon.training import losses
 from bluesky_ptychonn.recon.training.losses import (
     batch_loss,
@@ -30,8 +31,8 @@ def neighbours() -> tuple[Batch, torch.Tensor]:
     """A label-free batch and what its patches should be."""
     scan = labelled_scan(seed=5)
     batch = LabelFree([scan], SIZE, 16, SyntheticConfig(scale_jitter=0), seed=1).batch(2)
-    assert batch.judged is not None
-    return batch, torch.as_tensor(scan.truth(matching(scan, batch.counts + batch.judged), SIZE))
+    assert batch.held_counts is not None
+    return batch, torch.as_tensor(scan.truth(matching(scan, batch.counts + batch.held_counts), SIZE))
 
 
 def test_deviance_is_the_likelihood_less_the_best_there_is(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,7 +16,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from bluesky_ptychonn.beamline.ioc_process import IocProcess
+from bluesky_ptychonn.beamline.ioc import IocProcess
 from bluesky_ptychonn.catalog.connection.connect import connect
 from bluesky_ptychonn.catalog.connection.server import CatalogServer, serve_catalog
 from bluesky_ptychonn.live.session import WorkerStatus

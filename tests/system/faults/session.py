@@ -143,8 +143,8 @@ def main(settings: Mapping[str, Any]) -> None:
     catalog = connect(settings["uri"], sys.stdin.readline().strip())
     camera, stage = devices(settings)
     RE = RunEngine({}, context_managers=[])
-    live = LiveReconstruction(settings["model"], catalog, journal_dir=settings["journals"])
     writer = raw_writer(catalog, settings["backup"])
+    live = LiveReconstruction(settings["model"], catalog, journal_dir=settings["journals"], raw_writer=writer)
     watches = [Watch(writer), Watch(live)]
     report = Report()
     for callback in (*watches, report):

@@ -9,13 +9,15 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from bluesky_ptychonn.card import InputContract, ModelCard
+from bluesky_ptychonn.card import ModelCard
 from bluesky_ptychonn.optics.framing import PreprocessConfig
 from bluesky_ptychonn.recon.models.checkpoint import save_model
+from bluesky_ptychonn.recon.models.new_card import new_card
 from bluesky_ptychonn.recon.models.upstream.layers import CheckpointLayout, tensors_for
 from bluesky_ptychonn.recon.models.upstream.layout import recognise
 from bluesky_ptychonn.recon.models.upstream.state_dict import read_state_dict
-from bluesky_ptychonn.recon.networks.networks import DirectConfig, build_network
+from bluesky_ptychonn.recon.networks.direct import DirectConfig
+from bluesky_ptychonn.recon.networks.families import build_network
 
 #: What the authors of the two-head network did to 256×256 frames.
 PUBLISHED_PREPROCESSING = PreprocessConfig(crop=192, resize=64, count_threshold=3)
@@ -75,34 +77,25 @@ def import_upstream(
     path = Path(checkpoint)
     layout = _recognised(path)
     side = frame_size or (64 if len(layout.encoder.channels) == 3 else 128)
-    upsampled = next(iter(layout.decoders.values())).upsampled
+    decoder = next(iter(layout.decoders.values()))
     try:
         config = DirectConfig(
             frame_size=side,
-            patch_size=side if upsampled else side // 2,
+            patch_size=side if decoder.upsampled else side // 2,
             encoder_channels=layout.encoder.channels,
-            decoder_channels=next(iter(layout.decoders.values())).channels,
+            decoder_channels=decoder.channels,
             batch_norm=layout.encoder.normalised,
             heads=tuple(sorted(layout.decoders)),  # type: ignore[arg-type]
             input_root=input_root,
             input_scale=input_scale,
         )
-        card = ModelCard(
-            name=name,
-            version=version,
-            family="direct",
-            network=config.model_dump(mode="json"),
-            input=InputContract(
-                frame_shape=(side, side),
-                patch_shape=(config.patch_size, config.patch_size),
-                object_pixel_m=object_pixel_m,
-                counts_per_frame=counts_per_frame or _ANY_COUNTS,
-                preprocess=preprocess or PreprocessConfig(),
-            ),
-            probe=None,
-            training=_provenance(path, layout, frame_size is None, preprocess, counts_per_frame, command),
-            weights_sha256="0" * 64,
-        )
+        contract = {
+            "object_pixel_m": object_pixel_m,
+            "counts_per_frame": counts_per_frame or _ANY_COUNTS,
+            "preprocess": preprocess or PreprocessConfig(),
+        }
+        training = _provenance(path, layout, frame_size is None, preprocess, counts_per_frame, command)
+        card = new_card(config, name, version, contract, training=training)
     except ValidationError as error:
         wrong = "; ".join(f"{'.'.join(map(str, e['loc'])) or 'values'}: {e['msg']}" for e in error.errors())
         raise ValueError(f"import of {path}: {wrong}") from None
@@ -150,7 +143,7 @@ def _provenance(
         "imported": {
             "file": path.name,
             "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
-            "layout": layout.words,
+            "layout": layout.description,
         },
         "unknown": unknown,
         "assumed": assumed,

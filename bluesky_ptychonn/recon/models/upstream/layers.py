@@ -66,13 +66,13 @@ class CheckpointLayout:
     encoder : Stack
     decoders : dict of str to Stack
         ``amplitude``, ``phase``.
-    words : str
+    description : str
         What was recognised.
     """
 
     encoder: Stack
     decoders: dict[str, Stack]
-    words: str
+    description: str
 
 
 def tensors_for(layout: CheckpointLayout) -> dict[str, Tensor]:

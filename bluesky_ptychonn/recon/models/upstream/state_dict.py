@@ -45,7 +45,7 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
     ValueError
         In words, when the file is missing, cut short, too large, holds other than tensors, or no state dict.
     """
-    _look_before_reading(path)
+    _check_file(path)
     if path.suffix == ".safetensors":
         try:
             loaded: Any = read_tensors(path.read_bytes())
@@ -61,7 +61,7 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
     return {name: _number_tensor(path, name, value) for name, value in state.items()}
 
 
-def _look_before_reading(path: Path) -> None:
+def _check_file(path: Path) -> None:
     try:
         size = path.stat().st_size
         with path.open("rb") as file:

@@ -25,7 +25,8 @@ from bluesky_ptychonn.recon.models.upstream.importer import PUBLISHED_PREPROCESS
 from bluesky_ptychonn.recon.models.upstream.layers import tensors_for
 from bluesky_ptychonn.recon.models.upstream.layout import recognise
 from bluesky_ptychonn.recon.models.upstream.state_dict import MOST_BYTES, read_state_dict
-from bluesky_ptychonn.recon.networks.networks import DirectConfig, build_network
+from bluesky_ptychonn.recon.networks.direct import DirectConfig
+from bluesky_ptychonn.recon.networks.families import build_network
 from tests.support.upstream_networks import Grouped, Published, lived, small_phase, two_head
 
 NETWORKS: dict[str, Any] = {
@@ -348,7 +349,7 @@ def test_any_change_of_names_and_shapes_is_built_or_refused_in_words(
     except ValueError as error:
         words = str(error)
     else:
-        words = layout.words
+        words = layout.description
         config = DirectConfig(
             encoder_channels=layout.encoder.channels,
             decoder_channels=next(iter(layout.decoders.values())).channels,

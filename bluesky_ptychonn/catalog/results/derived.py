@@ -1,0 +1,67 @@
+"""What reconstructions and labels have in common: arrays and a table, found by the run they are of."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+from tiled.client.container import Container
+
+from bluesky_ptychonn.catalog.connection.connect import PROCESSED, connect
+from bluesky_ptychonn.catalog.connection.http import TiledNode
+
+
+class DerivedData(Container):  # type: ignore[misc]  # Tiled is not typed
+    """Something made from a run, in the catalog."""
+
+    @property
+    def _uid(self) -> str:
+        return str(self.path_parts[-1])
+
+    @property
+    def _node(self) -> TiledNode:
+        """For requests of our own: Tiled's table client would import dask."""
+        return TiledNode(self)
+
+
+def find_derived(catalog: Any, spec: str, raw: Any, limit: int, **conditions: Any) -> list[Any]:
+    """Find what was derived from runs, newest first.
+
+    Parameters
+    ----------
+    catalog : anything `connect` takes
+        The catalog.
+    spec : str
+        What to find.
+    raw : str, int, run or None
+        The run it was made from: its uid, its scan id, or the run itself.
+    limit : int
+        Most to return.
+    **conditions
+        What the metadata say; None says nothing.
+
+    Raises
+    ------
+    ValueError
+        When the catalog has no ``processed/``.
+    """
+    from tiled.queries import Key, SpecsQuery
+
+    if isinstance(raw, int):
+        conditions["raw.scan_id"] = raw
+    elif raw is not None:
+        conditions["raw.uid"] = raw if isinstance(raw, str) else raw.metadata["start"]["uid"]
+    found = _processed(connect(catalog)).search(SpecsQuery(include=[spec], exclude=[]))
+    for key, value in conditions.items():
+        if value is not None:
+            found = found.search(Key(key) == value)
+    return list(itertools.islice(found.sort(("time_created", -1)).values(), limit))
+
+
+def _processed(client: Any) -> Any:
+    if client.path_parts and client.path_parts[-1] == PROCESSED:
+        return client
+    for root in (client, client.parent if client.path_parts else client):
+        if PROCESSED in root:
+            return root[PROCESSED]
+    raise ValueError(f"no {PROCESSED}/ in {client.uri}; serve_catalog makes one")
