@@ -153,7 +153,7 @@ def frames(side: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 def session(root: Path) -> None:
     """Two scans, reconstructed live; in the second the worker stops and this process is killed after the last point."""
     server = connect(root / "catalog")
-    beamline = SimulatedBeamline.of(EXPERIMENT, root / "frames")
+    beamline = SimulatedBeamline.from_experiment(EXPERIMENT, root / "frames")
     stage, reach = beamline.stage, (SIDE - 1) / 2 * 0.3 * EXPERIMENT.probe_diameter_m * 1e3
     md = {"ptychography": {"geometry": GEOMETRY.model_dump(mode="json")}, "sample": "etched"}
     plan = [beamline.camera], stage.y, -reach, reach, SIDE, stage.x, -reach, reach, SIDE, False
