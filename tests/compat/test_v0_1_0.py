@@ -9,6 +9,7 @@ import gzip
 import json
 import shutil
 import sqlite3
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,12 +19,14 @@ import numpy as np
 import pytest
 import torch
 
-from bluesky_ptychonn import LiveReconstruction, load_model, reconstructions, serve_catalog
+from bluesky_ptychonn import load_model, reconstructions, serve_catalog
 from bluesky_ptychonn.catalog.connection.server import CatalogServer
 from bluesky_ptychonn.catalog.raw.writer import raw_writer, recover
 from bluesky_ptychonn.catalog.registry.registry import Registry
 from bluesky_ptychonn.catalog.results.label_client import labels
 from bluesky_ptychonn.live.batch.label import read_label
+from bluesky_ptychonn.live.session import left_behind
+from bluesky_ptychonn.live.supervisor import resume
 from bluesky_ptychonn.optics.geometry import Geometry
 from bluesky_ptychonn.optics.simulate import zone_plate_probe
 from bluesky_ptychonn.recon.data.scans import MeasuredScan
@@ -81,15 +84,17 @@ def session(place: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def live(server: CatalogServer, place: Path, session: Path) -> Iterator[LiveReconstruction]:
-    """The next session beside the one that was killed; it needs some seconds, in which other tests run."""
+def taking_up(server: CatalogServer, place: Path, session: Path) -> Iterator[threading.Thread]:
+    """What the next session has done with the one that was killed; it takes some seconds, in which other tests run."""
     (result,) = reconstructions(server, raw=UNFINISHED)
     assert (result.status, len(result.frames)) == ("live", 4)
     assert len(list(session.glob("spool/*/*.npz"))) == 1
+    assert left_behind(place / "journal", server.uri) == [session]
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PTYCHONN_MODELS", str(place / "models"))
-        with LiveReconstruction(NAME, server.client, journal_dir=place / "journal") as live:
-            yield live
+        thread = resume([session], server.api_key)
+        yield thread
+        thread.join(WAIT_S)
 
 
 def same_result(result: Any, name: str, arrays: dict[str, Any], *, made_anew: bool) -> None:
@@ -114,7 +119,7 @@ def same_result(result: Any, name: str, arrays: dict[str, Any], *, made_anew: bo
     np.testing.assert_allclose(result.patches(), arrays[f"{name}/patches"], rtol=0, atol=tolerance)
 
 
-def test_a_reconstruction_is_found_and_read(live: Any, server: CatalogServer, arrays: dict[str, Any]) -> None:
+def test_a_reconstruction_is_found_and_read(taking_up: Any, server: CatalogServer, arrays: dict[str, Any]) -> None:
     (result,) = reconstructions(server, raw=FINISHED, model=NAME, version="1", status="complete", sample="etched")
     same_result(result, "finished", arrays, made_anew=False)
     assert result.verdict == EXPECTED["finished"]["verdict"]
@@ -125,7 +130,7 @@ def test_a_reconstruction_is_found_and_read(live: Any, server: CatalogServer, ar
     assert result.mosaic().phase.shape == arrays["finished/phase"].shape
 
 
-def test_the_champion_is_found_and_loaded(live: Any, server: CatalogServer, tmp_path: Path) -> None:
+def test_the_champion_is_found_and_loaded(taking_up: Any, server: CatalogServer, tmp_path: Path) -> None:
     registry = Registry(server)
     (published,) = registry.list()
     assert (published.name, published.version, published.state, published.champion) == (NAME, "1", "complete", True)
@@ -138,7 +143,9 @@ def test_the_champion_is_found_and_loaded(live: Any, server: CatalogServer, tmp_
     assert model.card.weights_sha256 == EXPECTED["lifted"]["weights_sha256"]
 
 
-def test_a_label_is_found_and_joined_with_its_frames(live: Any, server: CatalogServer, arrays: dict[str, Any]) -> None:
+def test_a_label_is_found_and_joined_with_its_frames(
+    taking_up: Any, server: CatalogServer, arrays: dict[str, Any]
+) -> None:
     (label,) = labels(server, raw=FINISHED)
     np.testing.assert_array_equal(label.amplitude, arrays["label/amplitude"])
     np.testing.assert_array_equal(label.phase, arrays["label/phase"])
@@ -168,7 +175,7 @@ def same_events(server: CatalogServer, uid: str, points: int) -> Any:
     return run
 
 
-def test_a_raw_run_that_waited_is_delivered(live: Any, server: CatalogServer, place: Path, tmp_path: Path) -> None:
+def test_a_raw_run_that_waited_is_delivered(taking_up: Any, server: CatalogServer, place: Path, tmp_path: Path) -> None:
     uid = EXPECTED["backup"]["whole"]
     shutil.copy(place / "backup" / f"{uid}.jsonl", tmp_path)
     writer = raw_writer(server, tmp_path)
@@ -179,7 +186,9 @@ def test_a_raw_run_that_waited_is_delivered(live: Any, server: CatalogServer, pl
     assert not list(tmp_path.iterdir())
 
 
-def test_a_raw_run_that_was_cut_off_is_recovered(live: Any, server: CatalogServer, place: Path, tmp_path: Path) -> None:
+def test_a_raw_run_that_was_cut_off_is_recovered(
+    taking_up: Any, server: CatalogServer, place: Path, tmp_path: Path
+) -> None:
     uid = EXPECTED["backup"]["cut"]
     shutil.copy(place / "backup" / f"{uid}.jsonl", tmp_path)
     (one,) = recover(server, tmp_path)
@@ -215,7 +224,7 @@ def test_a_killed_learner_goes_on(place: Path) -> None:
     known = learner.consider(nothing, trust=[])  # answered from memory
     assert (known.taken, known.reason, known.frames, known.held_out) == (
         True,
-        told["reason"],
+        told["reason"].removeprefix("taken: "),  # which is what `taken` says
         told["frames"],
         told["held_out"],
     )
@@ -228,12 +237,12 @@ def test_a_killed_learner_goes_on(place: Path) -> None:
 
 
 def test_the_unfinished_run_of_a_killed_session_ends_in_the_catalog(
-    live: Any, server: CatalogServer, session: Path, arrays: dict[str, Any]
+    taking_up: Any, server: CatalogServer, session: Path, arrays: dict[str, Any]
 ) -> None:
     done = session / f"{UNFINISHED}.done"
     end = time.monotonic() + WAIT_S
     while not done.exists():
-        assert time.monotonic() < end, live
+        assert time.monotonic() < end, taking_up
         time.sleep(0.1)
     ended = json.loads(done.read_text())
     assert (ended["state"], ended["key"], ended["model"]) == ("complete", EXPECTED["session"]["key"], f"{NAME}/1")
