@@ -4,12 +4,13 @@ VENV := .venv
 BIN := $(VENV)/bin
 DEMO_OUTPUT ?= demo-output
 SESSION := build/session
+PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 # Where it is set, each of the many processes that demo and tests start compiles what it imports anew: 8 s instead of 3.
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check static audit docs bench session clean
+.PHONY: help demo test test-slow check static audit docs bench session clean
 
 help: ## print this help
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -17,8 +18,11 @@ help: ## print this help
 demo: $(VENV)/.ready ## scan a simulated sample sparsely, reconstruct it live, query it, draw it (demo-output/)
 	$(BIN)/ptychonn demo --out $(DEMO_OUTPUT)
 
-test: static ## lint, types, layers, then the tests
-	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+test: static ## lint, types, layers, then the tests but for the slow ones
+	$(PYTEST) -m 'not slow'
+
+test-slow: $(VENV)/.ready ## the slow tests: faults, kills and users in whole processes
+	$(PYTEST) -m slow tests
 
 check: static audit ## lint, formatting, types, layer contracts, and known vulnerabilities of what is installed
 

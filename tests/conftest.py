@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import os
 import tempfile
@@ -9,11 +10,13 @@ import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 import pytest
 
 if TYPE_CHECKING:
     from bluesky_ptychonn.catalog.connection.server import CatalogServer
+    from tests.system.faults.proxy import Proxy
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -33,6 +36,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Files with tests of whole processes first: they take longest, and none is to be left alone at the end."""
     first = {item.path for item in items if item.get_closest_marker("system")}
     items.sort(key=lambda item: item.path not in first)
+
+
+def pytest_collection_finish() -> None:
+    """Modules stay: the garbage collector need not go through them again and again."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")
@@ -63,6 +72,16 @@ def catalog_server(tmp_path_factory: pytest.TempPathFactory, detector_folder: Pa
 
     with serve_catalog(tmp_path_factory.mktemp("catalog"), readable=[detector_folder]) as server:
         yield server
+
+
+@pytest.fixture
+def proxy(catalog_server: CatalogServer) -> Iterator[Proxy]:
+    """The way to the catalog, which can be cut and mended."""
+    from tests.system.faults.proxy import Proxy
+
+    between = Proxy(urlsplit(catalog_server.uri).port or 0)
+    yield between
+    between.close()
 
 
 @pytest.fixture

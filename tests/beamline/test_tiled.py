@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,20 +17,13 @@ pytestmark = pytest.mark.system
 
 
 @pytest.fixture(scope="module")
-def frames_folder(tmp_path_factory) -> Path:
-    return tmp_path_factory.mktemp("frames")
+def frames_folder(detector_folder) -> Path:
+    return detector_folder / "camera"
 
 
 @pytest.fixture(scope="module")
-def client(tmp_path_factory, frames_folder) -> Iterator[Any]:
-    from tiled.client import from_uri
-    from tiled.server import SimpleTiledServer
-
-    server = SimpleTiledServer(tmp_path_factory.mktemp("catalog"), readable_storage=[frames_folder])
-    client = from_uri(server.uri)
-    yield client
-    client.context.close()
-    server.close()
+def client(catalog_server) -> Any:
+    return catalog_server.raw
 
 
 @pytest.mark.parametrize(("kind", "shape"), [("stream", (3, 64, 64)), ("classic", (3, 1, 64, 64))])

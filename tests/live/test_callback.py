@@ -247,15 +247,15 @@ def test_worker_process_survives_its_own_death(
         nowhere(catalog_server.api_key, [live, live.settings, live.status], tmp_path, supervisor.pid)
         RE.subscribe(live)
         RE.subscribe(kill_once, "event")
-        (one,) = RE(scan(beamline, 16))
+        (one,) = RE(scan(beamline, 9))
         (two,) = RE(scan(beamline, 3))
         assert killed[0] >= 2
         ended = live.wait(timeout=WAIT_S)
-        assert [(run.uid, run.state, run.done) for run in ended] == [(one, "complete", 16), (two, "complete", 3)]
+        assert [(run.uid, run.state, run.done) for run in ended] == [(one, "complete", 9), (two, "complete", 3)]
         assert live.status.restarts == 1
         assert supervisor.pid != first
         result = live.result(one)
-        assert result.frames.seq_num.tolist() == list(range(1, 17))
+        assert result.frames.seq_num.tolist() == list(range(1, 10))
         found = [r for r in catalog_server.processed.values() if r.metadata["raw"]["uid"] == one]
         assert len(found) == 1
         assert len(live.results) == 2

@@ -83,19 +83,7 @@ def test_demo_leaves_a_picture(folder, said) -> None:
 
 
 @pytest.fixture(scope="module")
-def again(folder: Path, report: dict[str, Any]) -> str:
-    """Reconstruct the run again and refine it, from a catalog that nobody serves."""
-    catalog = folder / "demo-output/catalog"
-    return ptychonn("reconstruct", "2", "--model", "simulated-zp64", "--refine", "--catalog", catalog, folder=folder)
-
-
-def test_a_run_in_the_catalog_can_be_reconstructed_again(again, report) -> None:
-    assert f"complete, refined, {report['frames']}/{report['frames']} frames" in again
-    assert f"processed/{report['reconstruction_uid']}" not in again  # a reconstruction of its own
-
-
-@pytest.fixture(scope="module")
-def catalog(folder: Path, again: str) -> Iterator[Path]:
+def catalog(folder: Path, said: str) -> Iterator[Path]:
     """The demo's catalog, served, as at a beamline."""
     from bluesky_ptychonn import serve_catalog
 
@@ -116,6 +104,13 @@ def run(monkeypatch, capsys, folder) -> Callable[..., tuple[int, str, str]]:
         return int(end.value.code or 0), *capsys.readouterr()
 
     return run
+
+
+def test_a_run_in_the_catalog_can_be_reconstructed_again(run, report, catalog) -> None:
+    code, again, _ = run("reconstruct", "2", "--model", "simulated-zp64", "--refine", "--catalog", catalog)
+    assert code == 0
+    assert f"complete, refined, {report['frames']}/{report['frames']} frames" in again
+    assert f"processed/{report['reconstruction_uid']}" not in again  # a reconstruction of its own
 
 
 def test_what_the_demo_left_can_be_drawn(run, folder, report, catalog) -> None:
@@ -174,6 +169,7 @@ def recording(folder: Path) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_replay_takes_a_measured_scan_down_the_same_road(run, folder, recording) -> None:
     code, said, _ = run("replay", recording, "--model", "simulated-zp64", "--every", 2, "--out", "replayed")
     assert code == 0
@@ -182,3 +178,10 @@ def test_replay_takes_a_measured_scan_down_the_same_road(run, folder, recording)
     assert report["frames"] == 18
     assert report["status"] == "complete"
     assert (folder / "replayed/cells-every-2.png").is_file()
+    # And once more and refined, by a process of its own, from a catalog that nobody serves.
+    catalog = folder / "replayed/catalog"
+    again = ptychonn(
+        "reconstruct", "latest", "--model", "simulated-zp64", "--refine", "--catalog", catalog, folder=folder
+    )
+    assert "complete, refined, 18/18 frames" in again
+    assert f"processed/{report['reconstruction_uid']}" not in again

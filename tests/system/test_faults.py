@@ -34,6 +34,7 @@ def scene(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scene]:
         yield made
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fault", TRIED)
 def test_a_fault_harms_no_scan_and_costs_no_frame(scene: Scene, fault: str) -> None:
     if KINDS[fault].small_disks and scene.session_disk is None:
@@ -45,6 +46,7 @@ def test_a_fault_harms_no_scan_and_costs_no_frame(scene: Scene, fault: str) -> N
     assert trial.callback_ms < 2000  # it waited for nothing but a disk
 
 
+@pytest.mark.slow
 def test_a_killed_session_costs_no_frame(scene: Scene) -> None:
     """The next session takes up what the killed one left: raw run, journal, reconstruction."""
     trial = run_trial(scene, "session: kill -9", "test/2", points=25)
@@ -55,6 +57,7 @@ def test_a_killed_session_costs_no_frame(scene: Scene) -> None:
     assert "all runs delivered" in said["raw"]
 
 
+@pytest.mark.slow
 def test_what_the_oracle_would_see(scene: Scene) -> None:
     """It finds a lost frame, one nobody took, another frame's image and a raw event that is missing."""
     trial = run_trial(scene, "none", "test/oracle", points=9)

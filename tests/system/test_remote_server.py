@@ -32,7 +32,7 @@ from bluesky_ptychonn.live.pipeline.testing import RunMaker
 from bluesky_ptychonn.optics.simulate import SimulatedExperiment
 from tests.support.results import block_of, counts_of, make_sink, picture, start_document
 
-pytestmark = pytest.mark.system
+pytestmark = [pytest.mark.system, pytest.mark.slow]
 
 MODEL = "simulated-zp64"
 READ = ("read:metadata", "read:data")

@@ -220,6 +220,23 @@ def test_it_ends_with_its_owner(tmp_path: Path) -> None:
     assert not server.exists()
 
 
+@pytest.mark.slow
+def test_a_server_that_was_killed_is_served_again_where_it_was(tmp_path: Path) -> None:
+    """Where workers still look for it, with the key they have, that key private again, and with all that it took."""
+    before = serve_catalog(tmp_path / "catalog")
+    before.processed.create_container("kept", metadata={"status": "live"})
+    before._process.kill()
+    before._process.wait()
+    assert "stopped" in repr(before)
+    before.close()
+    before.close()
+    (tmp_path / "catalog" / "api_key").chmod(0o644)
+    with serve_catalog(tmp_path / "catalog") as again:
+        assert (again.uri, again.api_key) == (before.uri, before.api_key)
+        assert mode(tmp_path / "catalog" / "api_key") == 0o600
+        assert again.processed["kept"].metadata["status"] == "live"
+
+
 def test_what_cannot_be_served_is_said(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="port 70000 is not a TCP port"):
         serve_catalog(tmp_path, port=70000)

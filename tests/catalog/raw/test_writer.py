@@ -30,6 +30,7 @@ from bluesky_ptychonn.journal import append_file as run_file
 from bluesky_ptychonn.journal.reader import JournalReader
 from bluesky_ptychonn.journal.router import Journal
 from bluesky_ptychonn.live.pipeline.testing import GEOMETRY, RunMaker, frame_of
+from tests.system.faults.proxy import Proxy
 
 pytestmark = [pytest.mark.system, pytest.mark.timeout(240)]
 
@@ -110,6 +111,29 @@ def free_ports(count: int) -> list[int]:
         return [one.getsockname()[1] for one in sockets]
 
 
+def test_a_catalog_that_goes_away_in_the_midst_of_a_run_gets_each_event_once(
+    catalog_server: CatalogServer, proxy: Proxy, make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The way to it is cut; a server that dies is in the next test."""
+    from tiled.client import utils
+
+    monkeypatch.setattr(utils, "TILED_RETRY_ATTEMPTS", 1)
+    writer, run = make(f"http://127.0.0.1:{proxy.port}?api_key={catalog_server.api_key}"), RunMaker("event")
+    documents = whole(run, 6)
+    feed(writer, documents[:4])
+    until(lambda: run.uid in catalog_server.raw and "primary" in catalog_server.raw[run.uid], writer)
+    proxy.refuse()
+    assert feed(writer, documents[4:]) < 0.5
+    until(lambda: "the catalog is away" in writer.problem, writer)
+    assert writer.pending == [run.uid]
+    proxy.mend()
+    until(lambda: not writer.pending, writer)
+    assert "all runs delivered" in repr(writer)
+    assert events(catalog_server, run.uid) == [1, 2, 3, 4, 5, 6]
+    assert catalog_server.raw[run.uid].stop["exit_status"] == "success"
+
+
+@pytest.mark.slow
 def test_a_catalog_that_is_late_dies_comes_back_elsewhere_and_hangs(
     serve: Callable[[int], CatalogServer], make: Make, RE: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -248,7 +272,7 @@ def test_what_a_killed_session_left_is_taken_in(
 def test_two_processes_on_one_folder_deliver_each_run_once(
     catalog_server: CatalogServer, make: Make, tmp_path: Path
 ) -> None:
-    folder, runs = Journal(tmp_path / "backup"), [RunMaker("event") for _ in range(8)]
+    folder, runs = Journal(tmp_path / "backup"), [RunMaker("event") for _ in range(5)]
     feed(folder.append, (document for run in runs for document in whole(run)))
     for _, file in folder.take_over():
         file.release()
@@ -457,7 +481,7 @@ def test_many_runs_leave_no_file_and_no_descriptor_open(catalog_server: CatalogS
     feed(writer, whole(RunMaker("event"), 1))
     until(lambda: not writer.pending, writer)
     before, threads = open_files(), threading.active_count()
-    for _ in range(10):
+    for _ in range(5):
         feed(writer, whole(RunMaker("event"), 1))
     until(lambda: not writer.pending, writer)
     assert open_files() <= before + 1

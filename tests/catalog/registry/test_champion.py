@@ -66,7 +66,8 @@ def test_a_session_follows_the_champion_from_run_to_run(
             midway.pop()()
 
     pace = Timing(flush_s=0.05, patience_s=2.0)
-    with LiveReconstruction(name, catalog_server, journal_dir=tmp_path / "j", pace=pace, threads=1) as live:
+    options: Any = {"worker": "thread", "threads": 1, "pace": pace}
+    with LiveReconstruction(name, catalog_server, journal_dir=tmp_path / "j", **options) as live:
         live.wait_ready(WAIT_S)
         assert live.status.model == f"{name}/1"  # though nobody has it on this machine
         assert f"model {name}/1" in repr(live)

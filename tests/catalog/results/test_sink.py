@@ -12,7 +12,7 @@ import pytest
 
 from bluesky_ptychonn.catalog.connection.errors import CatalogRefusedError, CatalogUnavailableError
 from bluesky_ptychonn.catalog.connection.http import TiledNode
-from bluesky_ptychonn.catalog.connection.server import CatalogServer, serve_catalog
+from bluesky_ptychonn.catalog.connection.server import CatalogServer
 from bluesky_ptychonn.catalog.results.block import Block
 from bluesky_ptychonn.catalog.results.canvas import PICTURES, Canvas
 from bluesky_ptychonn.catalog.results.client import PtychoReconstruction
@@ -20,6 +20,7 @@ from bluesky_ptychonn.catalog.results.sink import ResultSink, warm_up
 from bluesky_ptychonn.catalog.results.spool import Spool
 from bluesky_ptychonn.catalog.results.verification import ReadBack, decide_status
 from tests.support.results import PIXEL_M, SHAPE, block_of, counts_of, make_sink, patches_of, picture, start_document
+from tests.system.faults.proxy import Proxy
 
 
 def result_of(server: CatalogServer, sink: ResultSink) -> PtychoReconstruction:
@@ -227,7 +228,7 @@ def test_a_mosaic_grows_while_others_read_it(catalog_server: CatalogServer) -> N
 
     def read() -> None:
         reader = result_of(catalog_server, sink)
-        while not over.is_set():
+        while not over.wait(0.05):
             image = reader.mosaic()
             values = [np.unique(array[np.isfinite(array)]) for array in (image.amplitude, image.phase, image.trust)]
             flat = [value.tolist() for value in values]
@@ -313,19 +314,16 @@ def test_a_mosaic_that_nobody_draws_again_still_gets_its_name(catalog_server: Ca
     assert found.mosaic().origin_m == pytest.approx((-5 * PIXEL_M, -5 * PIXEL_M))
 
 
-def test_blocks_wait_in_the_spool_while_the_server_is_away(tmp_path: Path) -> None:
+def test_blocks_wait_in_the_spool_while_the_server_is_away(
+    catalog_server: CatalogServer, proxy: Proxy, tmp_path: Path
+) -> None:
     from tiled.client import from_uri
 
-    server = serve_catalog(tmp_path / "catalog")
-    client = from_uri(server.uri, api_key=server.api_key)
+    client = from_uri(f"http://127.0.0.1:{proxy.port}/api/v1", api_key=catalog_server.api_key)
     try:
-        sink = make_sink(server, root=client, spool=tmp_path / "spool", patience_s=1.0)
+        sink = make_sink(catalog_server, root=client, spool=tmp_path / "spool", patience_s=1.0)
         sink.write_block(block_of(range(1, 11)))
-        server._process.kill()
-        server._process.wait()
-        assert "stopped" in repr(server)
-        server.close()
-        server.close()
+        proxy.refuse()
         began = time.monotonic()
         sink.write_block(block_of(range(11, 21)))
         sink.write_block(block_of(range(15, 31), take=1))
@@ -342,26 +340,21 @@ def test_blocks_wait_in_the_spool_while_the_server_is_away(tmp_path: Path) -> No
         with pytest.raises(CatalogUnavailableError, match="does not answer"):
             sink.finish("success", counts_of(30))
         assert sink.pending == 26
-        key, before = sink.key, server
-        (tmp_path / "catalog" / "api_key").chmod(0o644)
-        server = serve_catalog(tmp_path / "catalog")
-        # Where the worker still looks for it, with the key it has, and that key private again.
-        assert (server.uri, server.api_key) == (before.uri, before.api_key)
-        assert (tmp_path / "catalog" / "api_key").stat().st_mode & 0o777 == 0o600
+        key = sink.key
+        proxy.mend()
         # Both the sink that lived through it and one that finds the spool of a process that did not.
-        after = make_sink(server, {"uid": "x"}, root=client, spool=tmp_path / "spool", key=key)
+        after = make_sink(catalog_server, {"uid": "x"}, root=client, spool=tmp_path / "spool", key=key)
         assert after.pending == 26
         assert sink.finish("success", counts_of(30)) == "complete"
         assert (sink.pending, sink.spool_bytes, sink.behind, sink.problem) == (0, 0, False, "")
         assert not list((tmp_path / "spool").glob("*/*"))
-        found = result_of(server, sink)
+        found = result_of(catalog_server, sink)
         assert found.frames["seq_num"].tolist() == list(range(1, 31))
         assert found.frames["trust"].tolist() == [0.25] * 14 + [0.5] * 16
         assert same_pictures(found, picture(9, 9, value=2))
         assert found.metadata["note"] == "kept"
     finally:
         client.context.close()
-        server.close()
 
 
 def test_without_a_spool_an_outage_is_the_callers(

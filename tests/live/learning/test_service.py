@@ -321,6 +321,7 @@ def test_runs_are_listed_a_page_a_request(catalog_server: CatalogServer, scan: A
     assert [open_run.under_way(now, 10.0) for now in (105.0, 115.0)] == [True, False]
 
 
+@pytest.mark.slow
 @pytest.mark.system
 def test_killed_in_the_midst_of_training_it_goes_on(
     catalog_server: CatalogServer,

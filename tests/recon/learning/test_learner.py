@@ -40,9 +40,9 @@ CONFIG = LearningConfig(
     learning_rate=3e-3,
     simulated_frames=16,
     fewest_frames=16,
-    save_every_s=1e-6,
     margin_rad=0.02,
 )
+SAVING = CONFIG.model_copy(update={"save_every_s": 1e-6})  # after every step
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -228,7 +228,7 @@ def test_a_killed_or_stopped_round_ends_as_it_would_have(taught: Path, tmp_path:
         return asked == 7
 
     def learner(name: str) -> Learner:
-        return Learner(tmp_path / name, champion, CONFIG)
+        return Learner(tmp_path / name, champion, SAVING)
 
     learner("stopped").consider(GOOD, trust=ALL)
     whole = learner("taught").propose()
