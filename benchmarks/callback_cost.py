@@ -140,7 +140,7 @@ def slowdown(
                     live.wait(uid)  # what is left to do must not slow the next scan down
                     frames = live.result(uid).frames
                     lags += (frames.time_done - frames.time_raw).tolist()
-        threads, nice = live.order.threads, live.order.nice
+        threads, nice = live.settings.threads, live.settings.nice
     ratios = [a / b for a, b in zip(times["with"], times["without"], strict=True)]
     return {
         "slowdown": round(statistics.median(ratios), 3),

@@ -24,7 +24,7 @@ def _work(folder: Path, factory: Any) -> bool:
     settings = ReconstructionSettings(model="fake", catalog="http://nowhere", pace=pace)
     closing = threading.Event()
     closing.set()
-    worker = Worker(folder, settings, lambda settings: factory, silence_s=0)
+    worker = Worker(folder, settings, lambda: factory, silence_s=0)
     worker.run(closing)
     for uid, run in worker.status.runs.items():
         if run.state not in FINISHED:

@@ -1,31 +1,38 @@
 """One configuration file for a session or a beamline: which catalog, which model, how to reconstruct.
 
-It composes what the pieces are configured by anyway (`Geometry`, `DataKeys`, `Timing`); a key nobody knows is an error.
+It composes what the pieces are configured by anyway (`LiveOptions`, `LearnerConfig`); a key nobody knows is an error.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import tomllib
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 from bluesky_ptychonn.catalog.connection.server import connect, serve_catalog
 from bluesky_ptychonn.catalog.raw.writer import RawWriter, raw_writer
-from bluesky_ptychonn.catalog.runs.data_keys import DataKeys
 from bluesky_ptychonn.live.callback import LiveReconstruction
 from bluesky_ptychonn.live.learning.config import LearnerConfig
-from bluesky_ptychonn.live.pipeline.progress import Timing
-from bluesky_ptychonn.optics.geometry import Geometry
+from bluesky_ptychonn.live.pipeline.settings import LiveOptions, explain
 from bluesky_ptychonn.paths import raw_backup, users_config
-from bluesky_ptychonn.recon.mosaic.refine_config import Refinement
 
 #: Names the configuration file when no path is given.
 CONFIG_VARIABLE = "PTYCHONN_CONFIG"
+
+
+def _beside_the_file(*names: str) -> Any:
+    """Make relative paths mean those beside the configuration file."""
+
+    def resolve(value: Any, info: ValidationInfo) -> Any:
+        base = Path((info.context or {}).get("base", "."))
+        if isinstance(value, tuple):
+            return tuple(base / path.expanduser() for path in value)
+        return None if value is None else base / value.expanduser()
+
+    return field_validator(*names)(resolve)
 
 
 class _Section(BaseModel):
@@ -62,13 +69,7 @@ class CatalogConfig(_Section):
     subscriptions: bool = False
     backup: Path | None = None
 
-    @field_validator("folder", "readable", "backup")
-    @classmethod
-    def _from_file(cls, value: Any, info: ValidationInfo) -> Any:
-        base = Path((info.context or {}).get("base", "."))
-        if isinstance(value, tuple):
-            return tuple(base / path.expanduser() for path in value)
-        return None if value is None else base / value.expanduser()
+    _from_file = _beside_the_file("folder", "readable", "backup")
 
     @model_validator(mode="after")
     def _one_of_two(self) -> Self:
@@ -119,84 +120,24 @@ class CatalogConfig(_Section):
         )
 
 
-class ReconstructionConfig(_Section):
-    """How to reconstruct; see `LiveReconstruction` for what each means.
+class ReconstructionConfig(LiveOptions):
+    """How to reconstruct; `LiveReconstruction` explains all that it takes.
 
     Parameters
     ----------
     model : str
         Name or folder of the model.
-    device : str
-        ``auto``, ``cpu``, ``cuda``.
-    worker : {"process", "thread"}
-    batch_size : int
-    threads : int, optional
     journal_dir : Path, optional
         Relative to the configuration file.
-    geometry : Geometry, optional
-        Overrides the start documents'.
-    keys : DataKeys
-        Which data are frames and positions.
-    pace : Timing
-        How often things happen.
-    refine : bool or Refinement
-        Whether, or how, mosaics are refined by sweeps of the physics.
-    spool_mib : int
-        Most that results may take on disk while the catalog does not answer, MiB.
     """
 
     model: str
-    device: str = "auto"
-    worker: Literal["process", "thread"] = "process"
-    batch_size: int = Field(default=16, ge=1)
-    threads: int | None = Field(default=None, ge=1)
-    journal_dir: Path | None = None
-    geometry: Geometry | None = None
-    keys: DataKeys = DataKeys()
-    pace: Timing = Timing()
-    refine: bool | Refinement = False
-    spool_mib: int = Field(default=1024, ge=1)
 
-    @field_validator("keys", "pace", mode="before")
-    @classmethod
-    def _known(cls, value: Any, info: ValidationInfo) -> Any:
-        """Refuse keys the dataclass does not have; pydantic drops them in silence."""
-        kind = {"keys": DataKeys, "pace": Timing}[str(info.field_name)]
-        if isinstance(value, Mapping):
-            allowed = [item.name for item in dataclasses.fields(kind)]
-            if unknown := sorted(set(value) - set(allowed)):
-                raise ValueError(f"{', '.join(unknown)}: unknown; allowed: {', '.join(allowed)}")
-        return value
-
-    @field_validator("journal_dir")
-    @classmethod
-    def _from_file(cls, value: Path | None, info: ValidationInfo) -> Path | None:
-        return None if value is None else Path((info.context or {}).get("base", ".")) / value.expanduser()
+    _from_file = _beside_the_file("journal_dir")
 
     def live(self, catalog: Any, raw_writer: RawWriter | None = None) -> LiveReconstruction:
         """Start live reconstruction into a catalog; subscribe what this returns to a RunEngine, after `raw_writer`."""
-        keys = self.keys
-        return LiveReconstruction(
-            self.model,
-            catalog,
-            geometry=self.geometry,
-            frame_key=keys.frame,
-            x_key=keys.x,
-            y_key=keys.y,
-            x_sign=keys.x_sign,
-            y_sign=keys.y_sign,
-            position_unit=keys.position_unit,
-            stream=keys.stream,
-            worker=self.worker,
-            journal_dir=self.journal_dir,
-            device=self.device,
-            batch_size=self.batch_size,
-            pace=self.pace,
-            threads=self.threads,
-            refine=self.refine,
-            spool_mib=self.spool_mib,
-            raw_writer=raw_writer,
-        )
+        return LiveReconstruction(self.model, catalog, self, raw_writer=raw_writer)
 
 
 class LearningSection(LearnerConfig):
@@ -210,10 +151,7 @@ class LearningSection(LearnerConfig):
 
     folder: Path | None = None
 
-    @field_validator("folder")
-    @classmethod
-    def _from_file(cls, value: Path | None, info: ValidationInfo) -> Path | None:
-        return None if value is None else Path((info.context or {}).get("base", ".")) / value.expanduser()
+    _from_file = _beside_the_file("folder")
 
 
 class Config(_Section):
@@ -259,18 +197,4 @@ class Config(_Section):
         try:
             return cls.model_validate(values, context={"base": source.absolute().parent})
         except ValidationError as error:
-            wrong = "; ".join(_words(cls, item) for item in error.errors())
-            raise ValueError(f"configuration {source}: {wrong}") from None
-
-
-def _words(root: type[BaseModel], error: Any) -> str:
-    """Say where and what is wrong; for an unknown key also what is allowed there."""
-    place = [str(part) for part in error["loc"]]
-    if error["type"] != "extra_forbidden":
-        got = "" if error["type"] in ("missing", "value_error") else f", got {error['input']!r}"
-        return f"{'.'.join(place) or 'file'}: {error['msg'].removeprefix('Value error, ')}{got}"
-    section: Any = root
-    for part in place[:-1]:
-        fields = getattr(section, "model_fields", {})
-        section = fields[part].annotation if part in fields else None
-    return f"{'.'.join(place)}: unknown; allowed: {', '.join(getattr(section, 'model_fields', {}))}"
+            raise ValueError(f"configuration {source}: {explain(error, cls)}") from None

@@ -2,7 +2,7 @@
 
 from bluesky import RunEngine
 
-from bluesky_ptychonn.config import Config
+from bluesky_ptychonn import Config
 
 config = Config.load()
 catalog = config.catalog.open()

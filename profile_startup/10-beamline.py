@@ -1,6 +1,6 @@
-"""Devices. At a beamline: PtychoCamera and ScanStage of bluesky_ptychonn.beamline.devices, or its own."""
+"""Devices. At a beamline: PtychoCamera and ScanStage of this package, or its own."""
 
-from bluesky_ptychonn.beamline.sim import SimulatedBeamline
+from bluesky_ptychonn import SimulatedBeamline
 
 beamline = SimulatedBeamline.demo(config.catalog.frames)
 camera, stage = beamline.camera, beamline.stage

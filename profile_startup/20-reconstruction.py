@@ -3,8 +3,7 @@
 Subscribed after the raw writer, whose files it follows: each document is written to disk once.
 """
 
-from bluesky_ptychonn import reconstructions
-from bluesky_ptychonn.viewer import LiveView
+from bluesky_ptychonn import LiveView, reconstructions
 
 live = config.reconstruction.live(catalog, writer)
 RE.subscribe(live)

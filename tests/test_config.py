@@ -8,6 +8,7 @@ import pytest
 
 from bluesky_ptychonn.catalog.runs.data_keys import DataKeys
 from bluesky_ptychonn.config import CONFIG_VARIABLE, Config
+from bluesky_ptychonn.live.pipeline.keywords import LiveKeywords, with_keywords
 from bluesky_ptychonn.live.pipeline.progress import Timing
 
 FULL = """
@@ -66,6 +67,17 @@ def test_every_section_arrives_as_the_pieces_own_configuration(write, tmp_path) 
     assert config.reconstruction.geometry.object_pixel_m == pytest.approx(28.2e-9, rel=1e-2)
 
 
+def test_live_reconstruction_is_given_the_whole_section(write, tmp_path, monkeypatch) -> None:
+    given = []
+    monkeypatch.setattr("bluesky_ptychonn.config.LiveReconstruction", lambda *all_, **more: given.append((all_, more)))
+    section = Config.load(write(FULL)).reconstruction
+    section.live("catalog", raw_writer="writer")
+    assert given == [(("simulated-zp64", "catalog", section), {"raw_writer": "writer"})]
+    options = with_keywords(section, {}, LiveKeywords)
+    assert options == section  # paths are those beside the file, not taken for relative ones once more
+    assert options.journal_dir == tmp_path / "journal"
+
+
 @pytest.mark.parametrize("name", ["profile_startup/ptychonn.toml", "docs/how-to/ptychonn.toml"])
 def test_shipped_examples_can_be_read(repository, name) -> None:
     config = Config.load(repository / name)
@@ -87,20 +99,22 @@ def test_no_file_is_said_with_how_to_name_one(tmp_path, monkeypatch) -> None:
     ("change", "words"),
     [
         (("port = 8123", "prot = 8123"), r"catalog\.prot: unknown; allowed: address, folder, port"),
-        (("block = 32", "blocks = 32"), r"reconstruction\.pace: blocks: unknown; allowed: block, flush_s"),
+        (("block = 32", "blocks = 32"), r"reconstruction\.pace\.blocks: unknown; allowed: block, flush_s"),
         (("block = 32", "block = 0"), r"pace: block 0 must be at least 1 frame"),
-        (('frame = "eiger_image"', 'image = "eiger"'), r"reconstruction\.keys: image: unknown; allowed: frame, x, y"),
+        (('frame = "eiger_image"', 'image = "eiger"'), r"reconstruction\.keys\.image: unknown; allowed: frame, x, y"),
         (('folder = "catalog"', 'folder = "c"\naddress = "b"'), "give either address .* or folder"),
         (("port = 8123", "port = 81230"), r"catalog\.port: .*less than or equal to 65535, got 81230"),
         (('position_unit = "um"', 'position_unit = "inch"'), "unit 'inch' is not a length; allowed: m, mm"),
         (("energy_ev = 8800", "energy_ev = -1"), r"reconstruction\.geometry\.energy_ev: .*greater than 50, got -1"),
+        (("batch_size = 8", 'precision = "fp8"'), r"reconstruction\.precision: .*'bf16' or 'fp16', got 'fp8'"),
+        (("batch_size = 8", "batch_sise = 8"), r"reconstruction\.batch_sise: unknown; allowed: geometry, keys, pace"),
         (('worker = "thread"', 'worker = "fiber"'), r"reconstruction\.worker: .*'process' or 'thread'.*got 'fiber'"),
         (("[catalog]", "[catalog"), "not TOML"),
         (("port = 8123", "port = " + "[" * 9_000), "not TOML: maximum recursion"),
         (("port = 8123", "port = " + "9" * 9_000), "not TOML: Exceeds the limit"),
         (
             ("block = 32", "block = 32\n[reconstruction.refine]\nround = 1"),
-            r"refine\.Refinement\.round: unknown",
+            r"reconstruction\.refine\.round: unknown; allowed: sweeps, rounds",
         ),
         (("[reconstruction]\nmodel", "[reconstruction]\nmodle"), r"reconstruction\.model: Field required"),
     ],

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import ast
 import re
 import shutil
 import subprocess
 import sys
 import tomllib
 import zipfile
+from importlib import import_module
 from importlib.metadata import entry_points
 from pathlib import Path
 
@@ -34,6 +36,38 @@ def test_every_name_the_package_offers_is_there() -> None:
     for name in bluesky_ptychonn.__all__:
         assert getattr(bluesky_ptychonn, name) is not None
     assert set(bluesky_ptychonn.__all__) == set(dir(bluesky_ptychonn))
+
+
+def test_type_checkers_are_told_the_same_names(repository) -> None:
+    tree = ast.parse((repository / "bluesky_ptychonn/__init__.py").read_text())
+    (checked,) = (node for node in tree.body if isinstance(node, ast.If))
+    told = {alias.asname: node.module for node in checked.body for alias in node.names}
+    homes = {name: f"bluesky_ptychonn.{home}" for name, home in bluesky_ptychonn._HOME_OF.items()}
+    assert told == homes
+    assert all(getattr(bluesky_ptychonn, name) is getattr(import_module(home), name) for name, home in homes.items())
+
+
+def test_pages_and_start_up_files_name_nothing_deeper_than_the_package(repository) -> None:
+    docs = [page for page in (repository / "docs").rglob("*") if not {"reference", "_build"} & {*page.parts}]
+    pages = [repository / "README.md", *docs, *(repository / "profile_startup").iterdir()]
+    readers = [page for page in pages if page.suffix in {".md", ".py", ".toml"} and page.name != "conf.py"]
+    assert len(readers) > 25
+    deep = {
+        f"{page.name}: {found}"
+        for page in readers
+        for found in re.findall(r"bluesky_ptychonn\.\w[\w.]*", page.read_text())
+        if not page.is_relative_to(repository / "docs/decisions")
+    }
+    assert deep == set()
+
+
+def test_every_name_a_page_imports_is_there(repository) -> None:
+    pages = [repository / "README.md", *repository.glob("docs/**/*.md"), *repository.glob("profile_startup/*.py")]
+    imports = re.compile(r"from bluesky_ptychonn import ([\w, ]+)")
+    lines = [line for page in pages for line in imports.findall(page.read_text())]
+    names = {name for line in lines for name in line.replace(",", " ").split()}
+    assert len(names) > 15
+    assert names - set(bluesky_ptychonn.__all__) == set()
 
 
 def test_an_unknown_name_says_what_there_is() -> None:

@@ -8,8 +8,6 @@ from typing import Annotated
 
 import typer
 
-_SILENT_S = 30.0  # a worker says something five times a second
-
 
 def status(
     journal: Annotated[
@@ -27,7 +25,7 @@ def status(
     And which raw runs are not whole in the catalog yet.
     """
     from bluesky_ptychonn.live.pipeline.progress import Status
-    from bluesky_ptychonn.live.session import find_sessions
+    from bluesky_ptychonn.live.session import SILENT_S, find_sessions
     from bluesky_ptychonn.paths import journal_root
 
     root = (journal or journal_root()).expanduser()
@@ -38,7 +36,7 @@ def status(
         typer.echo(f"{session.folder.name}, {session.catalog}")
         worker = session.worker
         alive = f"worker {worker.state}, process {worker.pid}" if session.alive else "no worker"
-        if session.alive and session.silent_s > _SILENT_S:
+        if session.alive and session.silent_s > SILENT_S:
             alive += f", says nothing for {session.silent_s:.0f} s"
         typer.echo(f"  {alive}" + (f", on {worker.device}" if worker.device and session.alive else ""))
         if session.unfinished:

@@ -53,6 +53,10 @@ class AppendFile:
 
     Attributes
     ----------
+    descriptor : int or None
+        Of the open file, to read from.
+    size : int
+        Bytes on disk, while the file is open.
     held_bytes : int
         Of the lines that are in memory only.
     locked : bool
@@ -71,10 +75,10 @@ class AppendFile:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self.descriptor: int | None = None
+        self.size = 0
         self.held_bytes = 0
         self.locked = False
-        self._fd: int | None = None
-        self._end = 0
         self._torn = False
         self._held: deque[bytes] = deque()
         self._mutex = threading.Lock()
@@ -101,7 +105,7 @@ class AppendFile:
             self._open(os.O_RDWR)
 
     def _open(self, flags: int) -> int:
-        while self._fd is None:
+        while self.descriptor is None:
             fd = os.open(self.path, flags | os.O_APPEND | os.O_CLOEXEC, 0o600)
             try:
                 self._lock(fd)
@@ -109,14 +113,14 @@ class AppendFile:
                     if flags & os.O_CREAT:
                         continue
                     raise FileNotFoundError(f"{self.path}: taken over and done with by another session")
-                self._end = os.fstat(fd).st_size
+                self.size = os.fstat(fd).st_size
                 # Torn when its writer was killed: the next line must not become a part of it.
-                self._torn = bool(self._end) and os.pread(fd, 1, self._end - 1) != b"\n"
-                self._fd, fd = fd, -1
+                self._torn = bool(self.size) and os.pread(fd, 1, self.size - 1) != b"\n"
+                self.descriptor, fd = fd, -1
             finally:
                 if fd >= 0:
                     os.close(fd)
-        return self._fd
+        return self.descriptor
 
     def _lock(self, fd: int) -> None:
         try:
@@ -134,7 +138,7 @@ class AppendFile:
         except FileNotFoundError:
             return False
 
-    def append(self, line: bytes, room: Callable[[], float] = lambda: HELD_BYTES) -> None:
+    def append(self, line: bytes, room: Callable[[AppendFile], float] = lambda _: HELD_BYTES) -> None:
         """Append one line; while the disk takes none it is held, to be written before the next one.
 
         Parameters
@@ -142,7 +146,7 @@ class AppendFile:
         line : bytes
             From `encode`.
         room : callable
-            Bytes that may be held, this line with them; asked only when the disk takes nothing.
+            How many bytes this file may hold, this line with them; asked only when the disk takes nothing.
 
         Raises
         ------
@@ -157,7 +161,7 @@ class AppendFile:
             try:
                 self._write()
             except OSError as error:
-                if self.held_bytes <= room():
+                if self.held_bytes <= room(self):
                     raise
                 self.held_bytes -= len(self._held.pop())
                 raise MemoryError(f"{error}; and too many documents wait already, this one is lost") from error
@@ -186,15 +190,15 @@ class AppendFile:
                 self._take_back(fd)
                 raise
             self._torn = False
-            self._end = os.lseek(fd, 0, os.SEEK_END)
+            self.size = os.lseek(fd, 0, os.SEEK_END)
             self.held_bytes -= len(self._held.popleft())
 
     def _take_back(self, fd: int) -> None:
         """Remove half a line: no reader has taken it, and it comes again."""
         try:
-            os.ftruncate(fd, self._end)
+            os.ftruncate(fd, self.size)
         except OSError:
-            self._end = os.lseek(fd, 0, os.SEEK_END)
+            self.size = os.lseek(fd, 0, os.SEEK_END)
             self._torn = True
 
     @property
@@ -202,29 +206,19 @@ class AppendFile:
         """Documents that are in memory only."""
         return len(self._held)
 
-    @property
-    def size(self) -> int:
-        """Bytes on disk, while the file is open."""
-        return self._end
-
-    @property
-    def descriptor(self) -> int | None:
-        """Of the open file, to read from."""
-        return self._fd
-
     def sync(self) -> None:
         """Have the disk keep what was written, at most once a second."""
-        if self._fd is not None:
-            self._syncer.sync(self._fd, self._end)
+        if self.descriptor is not None:
+            self._syncer.sync(self.descriptor, self.size)
 
     def release(self, *, sync: bool = True) -> None:
         """Close the file and leave it for whoever claims it."""
         with self._mutex:
-            if self._fd is not None:
+            if self.descriptor is not None:
                 if sync:
-                    self._syncer.sync(self._fd, self._end, now=True)
-                os.close(self._fd)
-                self._fd, self.locked = None, False
+                    self._syncer.sync(self.descriptor, self.size, now=True)
+                os.close(self.descriptor)
+                self.descriptor, self.locked = None, False
 
     def remove(self) -> None:
         """Delete the file: its run is in the catalog. What is deleted need not reach the disk."""

@@ -25,6 +25,7 @@ _NULLS = (b":null", b"[null", b",null")  # and not the letters inside of an arra
 _DESCRIPTOR_KEYS = ("uid", "run_start", "name", "time", "data_keys", "hints")
 _EVENT_KEYS = ("uid", "descriptor", "seq_num", "time", "filled")
 _WHOLE = ("start", "stop", "resource", "datum", "datum_page", "stream_resource", "stream_datum")
+_PLAIN = (int, float, str, bool, list)
 _SCALARS = (int, float, str, bool, type(None))
 
 
@@ -78,7 +79,7 @@ def _plain(value: Any) -> Any:
         return value.tolist()
     if hasattr(value, "tolist"):
         plain = value.tolist()
-        return plain if isinstance(plain, int | float | str | bool | list) else str(plain)
+        return plain if isinstance(plain, _PLAIN) else str(plain)
     if isinstance(value, Mapping):
         return dict(value)
     if isinstance(value, float):

@@ -27,6 +27,8 @@ class JournalReader:
 
     Attributes
     ----------
+    path : Path
+        Of the file.
     offset : int
         Byte after the last whole line that was read.
     corrupt : int
@@ -34,9 +36,10 @@ class JournalReader:
     """
 
     def __init__(self, file: Path | AppendFile, offset: int = 0, *, slimmed: bool = False) -> None:
-        self.file = file
+        self.path = file.path if isinstance(file, AppendFile) else file
         self.offset = offset
         self.corrupt = 0
+        self._file = file
         self._slimmed = slimmed
         self._fd: int | None = None
         self._syncer = Syncer(offset)
@@ -62,11 +65,11 @@ class JournalReader:
         return list(self._parse(chunk[:end]))
 
     def _descriptor(self) -> int | None:
-        if isinstance(self.file, AppendFile):
-            return self.file.descriptor
+        if isinstance(self._file, AppendFile):
+            return self._file.descriptor
         if self._fd is None:
             try:
-                self._fd = os.open(self.file, os.O_RDONLY | os.O_CLOEXEC)
+                self._fd = os.open(self._file, os.O_RDONLY | os.O_CLOEXEC)
             except FileNotFoundError:
                 return None
         return self._fd

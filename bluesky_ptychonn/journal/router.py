@@ -7,7 +7,6 @@ import os
 import threading
 import time
 from collections.abc import Mapping
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,10 @@ from bluesky_ptychonn.journal.encoding import encode, slim
 _NAMES = 100  # of one run, under which files may lie that no catalog took yet
 _DATA = ("event", "event_page", "datum", "datum_page", "stream_datum")
 _UNOWNED = ("resource", "stream_resource")
+
+
+def _unlimited(file: AppendFile) -> float:
+    return math.inf  # for documents without which the others are nothing
 
 
 class Journal:
@@ -79,14 +82,16 @@ class Journal:
         MemoryError
             When too much is held already: the document is lost, and counted.
         """
+        begins = name == "start" and str(doc["uid"]) not in self._open
+        line = self._line(name, doc) if begins else None  # or there is no run: none begins without this line
         with self._mutex:
-            if name == "start":
+            if begins:
                 self._begin(str(doc["uid"]))
             runs = self._runs(name, doc)
             files = [file for run in runs if (file := self._open[run]) is not None]
         try:
-            if files:
-                self._write(name, doc, files)
+            if files and (line := line or self._line(name, doc)) is not None:
+                self._write(line, files, unlimited=name not in _DATA)
         finally:
             if name == "stop":  # only now: until then the file is not another's to close
                 for run in runs:
@@ -94,22 +99,22 @@ class Journal:
         self.strays += not runs
         return bool(runs)
 
-    def _write(self, name: str, doc: Mapping[str, Any], files: list[AppendFile]) -> None:
+    def _line(self, name: str, doc: Mapping[str, Any]) -> bytes | None:
         kept = slim(name, doc) if self._slimmed else doc
-        if kept is None:
-            return
-        line = encode(name, kept, time.time())
+        return None if kept is None else encode(name, kept, time.time())
+
+    def _write(self, line: bytes, files: list[AppendFile], *, unlimited: bool) -> None:
         failure: OSError | MemoryError | None = None
         for file in files:
             try:
-                file.append(line, partial(self._room, file) if name in _DATA else lambda: math.inf)
+                file.append(line, _unlimited if unlimited else self._room)
             except (OSError, MemoryError) as error:
                 failure = error
                 self.lost += isinstance(error, MemoryError)
         if failure is not None:
             raise failure
 
-    def _room(self, file: AppendFile) -> int:
+    def _room(self, file: AppendFile) -> float:
         return HELD_BYTES - sum(other.held_bytes for other in self._holding() if other is not file)
 
     def _runs(self, name: str, doc: Mapping[str, Any]) -> tuple[str, ...]:
@@ -130,10 +135,9 @@ class Journal:
         return runs
 
     def _begin(self, run: str) -> None:
-        if run not in self._open:
-            file = self._open[run] = AppendFile(self._free_path(run))
-            self._untaken[file] = run
-            self.begun.append(run)
+        file = self._open[run] = AppendFile(self._free_path(run))
+        self._untaken[file] = run
+        self.begun.append(run)
 
     def _free_path(self, run: str) -> Path:
         path = first = journal_path(self.folder, run)

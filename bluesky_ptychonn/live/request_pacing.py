@@ -28,7 +28,7 @@ def before_request(folder: Path) -> Callable[[], None]:
     pacer = RequestPacer(folder)
 
     def wait() -> None:
-        WorkerStatus.beat(folder)
+        WorkerStatus.touch(folder)
         pacer.wait()
 
     return wait

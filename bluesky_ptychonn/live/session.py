@@ -1,7 +1,7 @@
-"""The folder that the callback and its worker share: order, journals, status, log.
+"""The folder that the callback and its worker share: settings, journals, status, log.
 
-The callback's process writes the order and the journals, the worker everything else. Status files are replaced whole,
-so a reader never sees half of one.
+The callback's process writes the settings and the journals, the worker everything else. Status files are replaced
+whole, so a reader never sees half of one.
 """
 
 from __future__ import annotations
@@ -12,11 +12,10 @@ import logging.handlers
 import os
 import shutil
 import time
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any
 
+from bluesky_ptychonn.catalog.connection.address import is_same_catalog
 from bluesky_ptychonn.files import is_locked, read_json, write_json
 from bluesky_ptychonn.journal.append_file import SUFFIX, run_files
 from bluesky_ptychonn.live.pipeline.progress import Progress
@@ -26,19 +25,19 @@ log = logging.getLogger(__name__)
 
 _STATUS, _DONE, WORKER_LOCK, LOG = "status.json", ".done", "worker.lock", "worker.log"
 _SESSIONS_KEPT = 50
+SILENT_S = 30.0  # a worker writes its status five times a second
 
 
 def new_session(root: Path) -> Path:
     """Make a session's folder, readable by its owner only."""
-    name = f"{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}-{os.urandom(3).hex()}"
-    folder = root / name
+    folder = root / f"{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}-{os.urandom(3).hex()}"
     folder.mkdir(parents=True, mode=0o700)
     return folder
 
 
 @dataclass
 class WorkerStatus:
-    """What a worker says of itself.
+    """Where a worker stands.
 
     Parameters
     ----------
@@ -50,6 +49,8 @@ class WorkerStatus:
         What it computes on.
     problem : str
         The last thing that went wrong, in words.
+    problem_kind : str
+        What that is about, see `ProblemKind`.
     runs : dict of str to Progress
         By uid, the last hundred.
     model : str
@@ -62,6 +63,7 @@ class WorkerStatus:
     pid: int = 0
     device: str = ""
     problem: str = ""
+    problem_kind: str = ""
     runs: dict[str, Progress] = field(default_factory=dict)
     model: str = ""
     model_folder: str = ""
@@ -72,7 +74,7 @@ class WorkerStatus:
 
     @classmethod
     def load(cls, folder: Path) -> WorkerStatus:
-        """Read from a session's folder; what a worker that has not begun yet would say when there is nothing."""
+        """Read from a session's folder; that of a worker that has not begun yet where there is none."""
         values = read_json(folder / _STATUS)
         if values is None:
             return cls()
@@ -81,41 +83,45 @@ class WorkerStatus:
         return cls(**known, runs=runs)
 
     @staticmethod
-    def beat(folder: Path) -> None:
+    def touch(folder: Path) -> None:
         """Show that the worker lives, in the midst of a step that takes long."""
         with contextlib.suppress(OSError):
             os.utime(folder / _STATUS)
 
     @staticmethod
     def age_s(folder: Path) -> float:
-        """How long ago a worker said something, s; 0 where none has yet."""
+        """How long ago a worker wrote its status, s; 0 where none has yet."""
         try:
             return max(0.0, time.time() - (folder / _STATUS).stat().st_mtime)
         except OSError:
             return 0.0
 
 
-def mark_done(journal: Path, progress: Progress) -> None:
+def mark_finished(journal: Path, progress: Progress) -> None:
     """Note beside its journal that a run is finished, so that no later worker takes it up again."""
     write_json(journal.with_suffix(_DONE), asdict(progress), private=True)
 
 
-def done(journal: Path) -> Progress | None:
+def finished_progress(journal: Path) -> Progress | None:
     """How a finished run ended; None for one that is not finished."""
-    values: Mapping[str, Any] | None = read_json(journal.with_suffix(_DONE))
+    values = read_json(journal.with_suffix(_DONE))
     return None if values is None else Progress.from_values(values)
 
 
-def unfinished(folder: Path) -> int:
+def count_unfinished(folder: Path) -> int:
     """Count the runs of a session that are not finished."""
-    return sum(done(journal) is None for journal in run_files(folder))
+    return sum(finished_progress(journal) is None for journal in run_files(folder))
 
 
-def _readable(folder: Path) -> ReconstructionSettings | None:
+def _session_folders(root: Path) -> list[Path]:
+    return sorted(path for path in root.glob("*") if (path / SETTINGS_FILE).is_file())
+
+
+def _load_settings(folder: Path) -> ReconstructionSettings | None:
     try:
         return ReconstructionSettings.load(folder)
-    except (ValueError, TypeError, KeyError) as error:  # of a version that says other things
-        log.warning("the order of %s cannot be read, its runs are left: %s", folder, error)
+    except ValueError as error:  # of a version that has others
+        log.warning("the settings of %s cannot be read, its runs are left: %s", folder, error)
         return None
 
 
@@ -125,18 +131,15 @@ def left_behind(root: Path, catalog: str) -> list[Path]:
     Sessions with nothing left to do and older than the last fifty are removed.
     """
     found, old = [], []
-    for folder in sorted(path for path in root.glob("*") if (path / SETTINGS_FILE).is_file()):
+    for folder in _session_folders(root):
         if is_locked(folder / WORKER_LOCK):
             continue
-        if unfinished(folder):
-            order = _readable(folder)
-            if order is None:
-                continue
-            usable = order.champion or (order.model and Path(order.model).is_dir())
-            if order.catalog == catalog and usable:
-                found.append(folder)
-        else:
+        if not count_unfinished(folder):
             old.append(folder)
+        elif (settings := _load_settings(folder)) is not None:
+            usable = settings.champion or (settings.model and Path(settings.model).is_dir())
+            if usable and is_same_catalog(settings.catalog, catalog):
+                found.append(folder)
     for folder in old[:-_SESSIONS_KEPT]:
         shutil.rmtree(folder, ignore_errors=True)
     return found
@@ -153,13 +156,13 @@ class Session:
     catalog : str
         Address of its catalog.
     worker : WorkerStatus
-        What its worker said last.
+        Where its worker stood last.
     alive : bool
         Whether a worker has it now.
     unfinished : int
         Runs that are not finished.
     silent_s : float
-        How long ago its worker said something, s.
+        How long ago its worker wrote that, s.
     """
 
     folder: Path
@@ -183,12 +186,18 @@ class Session:
 def find_sessions(root: Path) -> list[Session]:
     """Sessions under a folder, newest first."""
     found = []
-    for folder in sorted((path for path in root.glob("*") if (path / SETTINGS_FILE).is_file()), reverse=True):
-        alive = is_locked(folder / WORKER_LOCK)
-        order = _readable(folder)
-        age_s = WorkerStatus.age_s(folder)
-        catalog = "unknown catalog" if order is None else order.catalog
-        found.append(Session(folder, catalog, WorkerStatus.load(folder), alive, unfinished(folder), age_s))
+    for folder in reversed(_session_folders(root)):
+        settings = _load_settings(folder)
+        found.append(
+            Session(
+                folder,
+                catalog="unknown catalog" if settings is None else settings.catalog,
+                worker=WorkerStatus.load(folder),
+                alive=is_locked(folder / WORKER_LOCK),
+                unfinished=count_unfinished(folder),
+                silent_s=WorkerStatus.age_s(folder),
+            )
+        )
     return found
 
 

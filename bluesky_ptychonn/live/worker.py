@@ -18,11 +18,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from bluesky_ptychonn.backoff import Backoff
 from bluesky_ptychonn.catalog.connection.errors import is_outage
 from bluesky_ptychonn.catalog.connection.requests import require_answer
 from bluesky_ptychonn.files import lock
 from bluesky_ptychonn.journal.append_file import run_files
 from bluesky_ptychonn.journal.reader import JournalReader
+from bluesky_ptychonn.live.pipeline.problems import Problem, ProblemKind
 from bluesky_ptychonn.live.pipeline.progress import Progress
 from bluesky_ptychonn.live.pipeline.protocols import ComponentFactory
 from bluesky_ptychonn.live.pipeline.run import RunReconstruction
@@ -31,31 +33,30 @@ from bluesky_ptychonn.live.request_pacing import before_request
 from bluesky_ptychonn.live.session import (
     WORKER_LOCK,
     WorkerStatus,
-    done,
+    finished_progress,
     log_to,
-    mark_done,
+    mark_finished,
     tidy,
 )
 
 log = logging.getLogger(__name__)
 
 #: Exit code of a worker that cannot do what it was asked: a device this machine lacks, weights that were changed.
-WRONG = 3
+MISCONFIGURED = 3
 _POLL_S, _IDLE_S = 0.005, 0.1
 _STATUS_S = 0.2
-_REMEMBERED = 100  # finished runs in the status
+_RUNS_KEPT = 100  # finished runs in the status
+_JOURNALS_KEPT = 20  # of finished runs
 _AWAY_S = 2.0  # between attempts to reach a catalog
-_KEPT = 20  # journals of finished runs
+_DISK_S = 1.0  # between attempts to write what a full disk did not take
 _SILENCE_S = 2.0
-_AGAIN_S = 1.0  # between tries to write what a full disk did not take
 
 
 @dataclass
 class _Followed:
-    path: Path
     reader: JournalReader
+    read_at: float
     run: RunReconstruction | None = None
-    heard: float = 0.0
     corrupt: int = 0
 
 
@@ -66,43 +67,43 @@ class Worker:
     ----------
     folder : Path
         The session's folder.
-    order : ReconstructionSettings
+    settings : ReconstructionSettings
         What to do.
     make_factory : callable
-        Makes the `ComponentFactory`; called once, in `run`, because it loads the network.
+        Makes the `ComponentFactory`; called in `run`, because it loads the network.
     silence_s : float
         How long the journal of a run without stop document must be silent before its RunEngine counts as gone, s.
 
     Attributes
     ----------
     status : WorkerStatus
-        What it says of itself.
-    cannot : bool
+        Where it stands.
+    misconfigured : bool
         Whether it cannot do what it was asked: to begin again would end the same.
     """
 
     def __init__(
         self,
         folder: Path,
-        order: ReconstructionSettings,
-        make_factory: Callable[[ReconstructionSettings], ComponentFactory],
+        settings: ReconstructionSettings,
+        make_factory: Callable[[], ComponentFactory],
         *,
         silence_s: float = _SILENCE_S,
     ) -> None:
-        self._silence_s = silence_s
         self.status = WorkerStatus(pid=os.getpid())
-        self.cannot = False
+        self.misconfigured = False
+        self._silence_s = silence_s
         self._folder = folder
-        self._order = order
+        self._settings = settings
         self._make_factory = make_factory
         self._factory: ComponentFactory | None = None
         self._followed: dict[Path, _Followed] = {}
         self._finished: set[Path] = set()
-        self._said = 0.0
-        self._before: dict[str, Progress] = {}
+        self._earlier: dict[str, Progress] = {}  # as an earlier worker left them
         self._unmarked: dict[Path, Progress] = {}  # finished, and the disk would not take the mark
-        self._mark_at = 0.0
-        self._mute = ""
+        self._marking = Backoff(_DISK_S, _DISK_S)
+        self._status_at = 0.0
+        self._status_lost = False
 
     def run(self, closing: threading.Event) -> None:
         """Work until `closing` is set and what was journaled by then is done."""
@@ -110,56 +111,59 @@ class Worker:
         if owned is None:
             raise RuntimeError(f"{self._folder}: another worker has this session")
         try:
-            self._before = WorkerStatus.load(self._folder).runs
-            self.status.runs = dict(self._before)  # known also to whoever comes after a worker that dies at once
-            self._save()
+            self._earlier = WorkerStatus.load(self._folder).runs
+            self.status.runs = dict(self._earlier)  # known also to whoever comes after a worker that dies at once
+            self._save_status()
             self._factory = self._open_factory(closing)
             self.status.state = "ready"
-            self._say(force=True)
+            self._update_status(force=True)
             last = False
             while not last:
                 last = closing.is_set()  # asked before the turn, which must see all that was journaled until then
                 last = not self._turn(last) and last
             self.status.state = "stopped"
         except BaseException as error:
-            self.status.state, self.status.problem = "failed", f"{type(error).__name__}: {error}"
+            self.status.state = "failed"
+            self.status.problem, self.status.problem_kind = f"{type(error).__name__}: {error}", ProblemKind.WORKER
             log.exception("worker ends")
             raise
         finally:
-            self._mark(now=True)
-            self._save()
+            self._mark_finished(now=True)
+            self._save_status()
             for followed in self._followed.values():
                 followed.reader.close()
             os.close(owned)
 
     def _open_factory(self, closing: threading.Event) -> ComponentFactory:
         """Load the network and reach the catalog; wait for one that does not answer while the session is open."""
+        backoff = Backoff(_AWAY_S / 4, _AWAY_S)
         while True:
             try:
-                return self._make_factory(self._order)
+                return self._make_factory()
             except Exception as error:
                 if not is_outage(error) or closing.is_set():
-                    self.cannot = isinstance(error, ValueError)
+                    self.misconfigured = isinstance(error, ValueError)
                     raise
-                self.status.problem = f"catalog {self._order.catalog} does not answer: {error}"
-                self._save()
-                log.info("%s; trying again", self.status.problem)
-                closing.wait(_AWAY_S)
+                message = f"catalog {self._settings.catalog} does not answer: {error}"
+                self.status.problem, self.status.problem_kind = message, ProblemKind.CATALOG
+                self._save_status()
+                log.info("%s; trying again", message)
+                closing.wait(backoff.fail())
 
     def _turn(self, closing: bool) -> bool:
         """Read what is new and let each run that is due take a step; returns whether any run is under way."""
         self._discover()
         busy = False
-        for path, followed in list(self._followed.items()):
+        for followed in list(self._followed.values()):
             busy |= self._read(followed, closing)
             if followed.run is not None and followed.run.due <= time.monotonic():
                 followed.run.step()
                 busy = True
             followed.reader.sync()
             if followed.run is not None and followed.run.progress.finished:
-                self._finish(path, followed)
-        self._mark()
-        self._say(force=False)
+                self._finish(followed, followed.run)
+        self._mark_finished()
+        self._update_status()
         if not busy:
             time.sleep(_POLL_S if self._followed else _IDLE_S)
         return bool(self._followed)
@@ -168,12 +172,12 @@ class Worker:
         for path in run_files(self._folder):
             if path in self._followed or path in self._finished:
                 continue
-            before = done(path)
-            if before is not None:
+            progress = finished_progress(path)
+            if progress is not None:
                 self._finished.add(path)
-                self.status.runs[before.uid] = before
+                self.status.runs[progress.uid] = progress
             else:
-                self._followed[path] = _Followed(path, JournalReader(path, slimmed=True), heard=time.monotonic())
+                self._followed[path] = _Followed(JournalReader(path, slimmed=True), read_at=time.monotonic())
 
     def _read(self, followed: _Followed, closing: bool) -> bool:
         entries = followed.reader.read()
@@ -190,99 +194,96 @@ class Worker:
         if closing and followed.run is not None:
             followed.run.hurry()
         if entries:
-            followed.heard = now
-        elif closing and now - followed.heard > self._silence_s:
+            followed.read_at = now
+        elif closing and now - followed.read_at > self._silence_s:
             if followed.run is None:  # not even a whole start document
-                path = followed.path
-                words = "journal without a start document"
-                self._unmarked[path] = Progress(path.stem, state="ignored", problem=words)
-                self._mark(now=True)
-                self._finished.add(path)
-                self._followed.pop(path, None)
+                problem = "journal without a start document"
+                self._drop(followed, Progress(followed.reader.path.stem, state="ignored", problem=problem))
             else:
                 followed.run.end("unknown", "the session ended without a stop document")
         return bool(entries)
 
     def _begin(self, followed: _Followed, start: dict[str, Any], factory: ComponentFactory) -> None:
-        before = self._before.get(start["uid"])
+        uid = start["uid"]
         try:
             followed.run = RunReconstruction(
                 start,
                 factory,
-                geometry=self._order.geometry,
-                keys=self._order.keys,
-                pace=self._order.pace,
-                made_by="" if before is None else before.model,
+                geometry=self._settings.geometry,
+                keys=self._settings.keys,
+                pace=self._settings.pace,
+                made_by=self._earlier[uid].model if uid in self._earlier else "",
             )
         except Exception as error:  # one run that cannot even begin must not end the others, worker after worker
-            log.exception("run %s cannot begin", start["uid"])
-            words = f"{type(error).__name__}: {error}"
-            self._unmarked[followed.path] = self.status.runs[start["uid"]] = Progress(
-                start["uid"], state="failed", problem=words
-            )
-            self._mark(now=True)
-            self._finished.add(followed.path)
-            self._followed.pop(followed.path, None)
+            log.exception("run %s cannot begin", uid)
+            problem, kind = Problem.from_error(error)
+            self.status.runs[uid] = Progress(uid, state="failed", problem=problem, problem_kind=kind)
+            self._drop(followed, self.status.runs[uid])
             return
-        self.status.runs[start["uid"]] = progress = followed.run.progress
-        self._say(force=True)  # with its model, before any of its frames: who takes it up must know
+        self.status.runs[uid] = progress = followed.run.progress
+        self._update_status(force=True)  # with its model, before any of its frames: who takes it up must know
         log.info("run %s: scan %s begins, %s", progress.uid, progress.scan_id, progress.model or "no model")
 
-    def _finish(self, path: Path, followed: _Followed) -> None:
-        if followed.run is None:
-            return
-        progress = followed.run.progress
-        log.info("%s", progress)
-        if not followed.run.given_up:  # else the next worker of this session takes it up
-            self._unmarked[path] = progress
-            self._mark(now=True)
-        followed.reader.close()
-        self._followed.pop(path)
-        self._finished.add(path)
+    def _finish(self, followed: _Followed, run: RunReconstruction) -> None:
+        log.info("%s", run.progress)
+        # One that was given up is left to the next worker of this session.
+        self._drop(followed, None if run.given_up else run.progress)
         with contextlib.suppress(OSError):  # tried again after the next run
-            tidy(self._folder, _KEPT)
+            tidy(self._folder, _JOURNALS_KEPT)
         runs = self.status.runs
-        for uid in [uid for uid, one in runs.items() if one.finished][:-_REMEMBERED]:
+        for uid in [uid for uid, progress in runs.items() if progress.finished][:-_RUNS_KEPT]:
             del runs[uid]
-        self._say(force=True)
+        self._update_status(force=True)
 
-    def _say(self, *, force: bool) -> None:
-        now = time.monotonic()
-        if force or now - self._said >= _STATUS_S:
-            self._said = now
-            problems = [one.problem for one in self.status.runs.values() if one.problem and one.state != "ignored"]
-            self.status.problem = problems[-1] if problems else ""
-            if self._factory is not None:
-                self.status.problem = self.status.problem or self._factory.problem
-                self.status.model, self.status.model_folder = self._factory.model, self._factory.model_folder
-                self.status.device = getattr(self._factory, "device", "")  # it may be lost, and another take its place
-            self._save()
+    def _drop(self, followed: _Followed, finished: Progress | None) -> None:
+        """Follow a journal no longer, and mark its run where it is finished."""
+        if finished is not None:
+            self._unmarked[followed.reader.path] = finished
+            self._mark_finished(now=True)
+        followed.reader.close()
+        self._followed.pop(followed.reader.path, None)
+        self._finished.add(followed.reader.path)
 
-    def _save(self) -> None:
-        """Write the status; a disk that is full is no reason to die, and the next time comes soon."""
-        try:
-            self.status.save(self._folder)
-            self._mute = ""
-        except OSError as error:  # or the folder is gone, with the user's temporary directory
-            if not self._mute:
-                log.warning("status cannot be written: %s", error)
-            self._mute = str(error)
-
-    def _mark(self, *, now: bool = False) -> None:
+    def _mark_finished(self, *, now: bool = False) -> None:
         """Mark finished runs; those that cannot be are tried again: unmarked they would only be done once more."""
-        if not self._unmarked or (not now and time.monotonic() < self._mark_at):
+        if not self._unmarked or not (now or self._marking.due):
             return
-        self._mark_at = time.monotonic() + _AGAIN_S
         for path, progress in list(self._unmarked.items()):
             try:
-                mark_done(path, progress)
+                mark_finished(path, progress)
             except OSError as error:
+                self._marking.fail()
                 log.info("%s cannot be marked as finished: %s; trying again", path, error)
             else:
                 del self._unmarked[path]
 
+    def _update_status(self, *, force: bool = False) -> None:
+        now = time.monotonic()
+        if not force and now - self._status_at < _STATUS_S:
+            return
+        self._status_at = now
+        status, factory = self.status, self._factory
+        runs = [run for run in status.runs.values() if run.problem and run.state != "ignored"]
+        problem = Problem(runs[-1].problem, runs[-1].problem_kind) if runs else Problem()
+        if factory is not None:
+            problem = problem or Problem(factory.problem, ProblemKind.MODEL)
+            status.model, status.model_folder = factory.model, factory.model_folder
+            status.device = getattr(factory, "device", "")  # it may be lost, and another take its place
+        status.problem, status.problem_kind = problem
+        self._save_status()
 
-def _key() -> str | None:
+    def _save_status(self) -> None:
+        """Write the status; a disk that is full is no reason to die, and the next time comes soon."""
+        try:
+            self.status.save(self._folder)
+            self._status_lost = False
+        except OSError as error:  # or the folder is gone, with the user's temporary directory
+            if not self._status_lost:
+                log.warning("status cannot be written: %s", error)
+            self._status_lost = True
+
+
+def _read_api_key() -> str | None:
     """Read the catalog's key: the first line of our input, which is in no environment and on no command line."""
     line = b""
     if not os.isatty(0):
@@ -316,32 +317,32 @@ def main(arguments: list[str]) -> int:
         sys.stderr.write("usage: python -m bluesky_ptychonn.live.worker SESSION_FOLDER\n")
         return 2
     folder = Path(arguments[0])
-    order = ReconstructionSettings.load(folder)
-    give_way(order.nice)
+    settings = ReconstructionSettings.load(folder)
+    give_way(settings.nice)
     log_to(folder)
-    api_key = _key()
+    api_key = _read_api_key()
     closing = threading.Event()
     threading.Thread(target=_close_with_owner, args=(closing,), daemon=True).start()
     from bluesky_ptychonn.live.pipeline.factory import TiledComponentFactory
 
     again = False
 
-    def factory(order: ReconstructionSettings) -> TiledComponentFactory:
+    def make_factory() -> TiledComponentFactory:
         nonlocal again
         if again:  # before the network is loaded once more
-            require_answer(order.catalog)
+            require_answer(settings.catalog)
         again = True
         return TiledComponentFactory(
-            order, folder.name, api_key=api_key, folder=folder, before_request=before_request(folder)
+            settings, folder.name, api_key=api_key, folder=folder, before_request=before_request(folder)
         )
 
-    worker = Worker(folder, order, factory)
+    worker = Worker(folder, settings, make_factory)
     try:
         worker.run(closing)
     except ValueError:
-        if not worker.cannot:
+        if not worker.misconfigured:
             raise
-        return WRONG  # said in status and log
+        return MISCONFIGURED  # said in status and log
     return 0
 
 

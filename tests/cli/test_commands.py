@@ -248,7 +248,7 @@ def test_status_says_what_sessions_do(ptychonn, tmp_path) -> None:
     assert f"1 raw runs not whole in the catalog yet, in {backup}:\n  a-raw-run\n" in said
     old, new = new_session(root), new_session(root)
     for folder in (old, new):
-        ReconstructionSettings("model", "http://127.0.0.1:9/api/v1").save(folder)
+        ReconstructionSettings(model="model", catalog="http://127.0.0.1:9/api/v1").save(folder)
     run = Progress("abcdefgh-1", 7, state="live", expected=9, seen=5, done=3, waiting=2, rejected={"beam lost": 1})
     run.spooled, run.spool_bytes = 2, 5 << 19
     WorkerStatus("ready", 4242, "a processor", "the catalog is away", {run.uid: run}).save(new)

@@ -24,15 +24,18 @@ from bluesky_ptychonn.journal.router import Journal
 from bluesky_ptychonn.live.pipeline.testing import RunMaker
 
 
+@pytest.mark.parametrize("kind", ["datum", "stream"])
 @pytest.mark.parametrize("slimmed", [False, True])
-def test_two_runs_at_once_whose_resources_do_not_say_whose_they_are(tmp_path: Path, slimmed: bool) -> None:
-    one, two = RunMaker("datum"), RunMaker("datum")
+def test_two_runs_at_once_whose_resources_do_not_say_whose_they_are(tmp_path: Path, slimmed: bool, kind: Any) -> None:
+    one, two = RunMaker(kind), RunMaker(kind)
     documents = [*one.open(3), *two.open(3)]
     for n in range(1, 4):
         documents += [*one.point(n, 0.0, 0.1 * n), *two.point(n, 0.0, 0.2 * n)]
     journal = Journal(tmp_path, slimmed=slimmed)
     for name, doc in [*documents, *one.close(), *two.close()]:
-        journal.append(name, {key: value for key, value in doc.items() if name != "resource" or key != "run_start"})
+        journal.append(
+            name, {key: value for key, value in doc.items() if not (key == "run_start" and "resource" in name)}
+        )
     assert journal.strays == 0
     for run, step_m in ((one, 0.1e-6), (two, 0.2e-6)):
         (start, *rest) = JournalReader(journal_path(tmp_path, run.uid)).read()
@@ -110,6 +113,20 @@ def test_a_run_that_begins_once_more_is_read_once(tmp_path: Path) -> None:
     assert [path.name for path in run_files(tmp_path / "b")] == [f"{run.uid}.jsonl"]
     assert len(read(journal_path(tmp_path / "b", run.uid), slimmed=True)) == 4
     whole.close()
+
+
+class Fatal:
+    def __str__(self) -> str:
+        raise SystemExit(1)
+
+
+@pytest.mark.parametrize("slimmed", [False, True])
+def test_a_start_document_that_no_line_can_hold_begins_no_run(tmp_path: Path, slimmed: bool) -> None:
+    journal = Journal(tmp_path, slimmed=slimmed)
+    with pytest.raises(SystemExit):
+        journal.append("start", {"uid": "run", "bad": Fatal()})
+    assert not journal.append("descriptor", {"uid": "d", "run_start": "run"})
+    assert (journal.begun, journal.open_runs, journal.take_over(), run_files(tmp_path)) == ([], (), [], [])
 
 
 def test_what_is_held_for_a_follower_is_said_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

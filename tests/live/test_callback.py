@@ -244,7 +244,7 @@ def test_worker_process_survives_its_own_death(
 
     try:
         live.wait_ready(WAIT_S)
-        nowhere(catalog_server.api_key, [live, live.order, live.status], tmp_path, supervisor.pid)
+        nowhere(catalog_server.api_key, [live, live.settings, live.status], tmp_path, supervisor.pid)
         RE.subscribe(live)
         RE.subscribe(kill_once, "event")
         (one,) = RE(scan(beamline, 9))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import gc
+import json
 import os
 import signal
 import threading
@@ -18,6 +19,7 @@ from bluesky_ptychonn.files import lock
 from bluesky_ptychonn.journal import router
 from bluesky_ptychonn.journal.append_file import journal_path
 from bluesky_ptychonn.journal.router import Journal
+from bluesky_ptychonn.live.pipeline.problems import ProblemKind
 from bluesky_ptychonn.live.pipeline.progress import Progress, Timing
 from bluesky_ptychonn.live.pipeline.settings import ReconstructionSettings
 from bluesky_ptychonn.live.pipeline.testing import (
@@ -29,17 +31,19 @@ from bluesky_ptychonn.live.pipeline.testing import (
     frame_of,
 )
 from bluesky_ptychonn.live.session import (
+    WORKER_LOCK,
     WorkerStatus,
-    done,
+    finished_progress,
     left_behind,
-    mark_done,
+    mark_finished,
     new_session,
     tidy,
 )
 from bluesky_ptychonn.live.worker import Worker
 from bluesky_ptychonn.optics.framing import PreprocessConfig
+from bluesky_ptychonn.recon.mosaic.refine_config import Refinement
 
-ORDER = ReconstructionSettings(model="fake", catalog="http://nowhere", pace=Timing(flush_s=0.02, patience_s=0.3))
+SETTINGS = ReconstructionSettings(model="fake", catalog="http://nowhere", pace=Timing(flush_s=0.02, patience_s=0.3))
 
 
 class Session:
@@ -49,7 +53,7 @@ class Session:
         self.folder, self.factory = folder, factory
         self.journal = Journal(folder, slimmed=True)
         self.closing = threading.Event()
-        self.worker = Worker(folder, ORDER, lambda order: factory)
+        self.worker = Worker(folder, SETTINGS, lambda: factory)
         self.thread = threading.Thread(target=self.worker.run, args=(self.closing,))
         self.thread.start()
 
@@ -126,7 +130,7 @@ def test_journal_that_holds_no_start_is_passed_over(session: Session) -> None:
     path = journal_path(session.folder, "torn")
     path.write_bytes(b'{"name":"start","doc":{"ui')
     assert session.close().state == "stopped"
-    ended = done(path)
+    ended = finished_progress(path)
     assert ended is not None
     assert ended.state == "ignored"
 
@@ -156,11 +160,11 @@ def test_next_worker_takes_up_unfinished_runs_only(tmp_path: Path, factory: Fake
 def test_model_that_cannot_be_loaded_is_said(tmp_path: Path) -> None:
     folder = new_session(tmp_path)
 
-    def make(order: ReconstructionSettings) -> Any:
+    def make() -> Any:
         raise ValueError("model 'fake': its weights are missing")
 
     with pytest.raises(ValueError, match="weights are missing"):
-        Worker(folder, ORDER, make).run(threading.Event())
+        Worker(folder, SETTINGS, make).run(threading.Event())
     status = WorkerStatus.load(folder)
     assert status.state == "failed"
     assert status.problem == "ValueError: model 'fake': its weights are missing"
@@ -172,14 +176,14 @@ def test_catalog_that_is_away_when_the_worker_begins_is_waited_for(
     monkeypatch.setattr("bluesky_ptychonn.live.worker._AWAY_S", 0.05)
     answers = iter([ConnectionError("refused"), ConnectionError("refused")])
 
-    def make(order: ReconstructionSettings) -> FakeComponentFactory:
+    def make() -> FakeComponentFactory:
         error = next(answers, None)
         if error is not None:
             raise error
         return factory
 
     folder, closing = new_session(tmp_path), threading.Event()
-    thread = threading.Thread(target=Worker(folder, ORDER, make).run, args=(closing,))
+    thread = threading.Thread(target=Worker(folder, SETTINGS, make).run, args=(closing,))
     thread.start()
     end = time.monotonic() + 10
     while WorkerStatus.load(folder).state != "ready" and time.monotonic() < end:
@@ -192,17 +196,17 @@ def test_catalog_that_is_away_when_the_worker_begins_is_waited_for(
 def test_a_full_disk_in_the_sessions_folder_neither_kills_the_worker_nor_loses_a_run(
     session: Session, factory: FakeComponentFactory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("bluesky_ptychonn.live.worker._AGAIN_S", 0.05)
+    monkeypatch.setattr("bluesky_ptychonn.live.worker._DISK_S", 0.05)
     while WorkerStatus.load(session.folder).state != "ready":
         time.sleep(0.01)
     run, refused = RunMaker("stream"), []
 
-    def full(path: Path, values: Any) -> None:
+    def full(path: Path, values: Any, **how: bool) -> None:
         refused.append(path.name)
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr("bluesky_ptychonn.live.session.write_whole", full)
+        patch.setattr("bluesky_ptychonn.live.session.write_json", full)
         session.scan(run, 5)
         end = time.monotonic() + 20
         while not {"status.json", f"{run.uid}.done"} <= set(refused) and time.monotonic() < end:
@@ -210,9 +214,9 @@ def test_a_full_disk_in_the_sessions_folder_neither_kills_the_worker_nor_loses_a
         assert session.thread.is_alive()
         assert WorkerStatus.load(session.folder).runs == {}
     path, end = journal_path(session.folder, run.uid), time.monotonic() + 20
-    while done(path) is None and time.monotonic() < end:
+    while finished_progress(path) is None and time.monotonic() < end:
         time.sleep(0.01)
-    ended = done(path)
+    ended = finished_progress(path)
     assert ended is not None
     assert (ended.state, ended.done) == ("complete", 5)
     assert session.close().runs[run.uid].state == "complete"
@@ -242,7 +246,7 @@ def test_a_run_that_cannot_begin_does_not_end_the_others(
         "failed",
         "ZeroDivisionError: a mistake",
     )
-    assert done(journal_path(session.folder, spoilt.uid)) == status.runs[spoilt.uid]
+    assert finished_progress(journal_path(session.folder, spoilt.uid)) == status.runs[spoilt.uid]
 
 
 def test_half_a_status_is_taken_off_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -261,32 +265,63 @@ def test_status_of_another_version_is_read(tmp_path: Path) -> None:
     (tmp_path / "status.json").write_text(
         '{"state": "ready", "new": 1, "runs": {"u": {"uid": "u", "state": "live", "done": 3, "newer": 2}}}'
     )
-    said = WorkerStatus.load(tmp_path)
-    assert (said.state, said.runs["u"].done, said.runs["u"].spooled) == ("ready", 3, 0)
+    status = WorkerStatus.load(tmp_path)
+    assert (status.state, status.runs["u"].done, status.runs["u"].spooled) == ("ready", 3, 0)
+
+
+def test_status_of_the_first_version_names_problems_without_their_kind(tmp_path: Path) -> None:
+    run = {"uid": "u", "state": "live", "problem": "run ended (abort) before its first frame"}
+    status = {"state": "ready", "problem": "catalog http://c does not answer", "runs": {"u": run}}
+    (tmp_path / "status.json").write_text(json.dumps(status))
+    found = WorkerStatus.load(tmp_path)
+    assert (found.problem, found.problem_kind) == (status["problem"], ProblemKind.UNKNOWN)
+    assert (found.runs["u"].problem, found.runs["u"].problem_kind) == (run["problem"], ProblemKind.UNKNOWN)
 
 
 def test_two_workers_do_not_share_a_session(session: Session) -> None:
     while WorkerStatus.load(session.folder).state != "ready":
         time.sleep(0.01)
     with pytest.raises(RuntimeError, match="another worker has this session"):
-        Worker(session.folder, ORDER, lambda order: FakeComponentFactory()).run(threading.Event())
+        Worker(session.folder, SETTINGS, lambda: FakeComponentFactory()).run(threading.Event())
 
 
 # -- the session's folder
 
 
-def test_order_survives_the_folder_and_holds_no_key(tmp_path: Path) -> None:
+def test_settings_survive_the_folder_and_holds_no_key(tmp_path: Path) -> None:
     cropped = PreprocessConfig(crop=192, bin=3)
-    order = ReconstructionSettings(
-        "m", "http://c", GEOMETRY, DataKeys("img", x_sign=-1), Timing(block=7), "cpu", 4, "runs", 2, 5, "bf16", cropped
+    settings = ReconstructionSettings(
+        model="m",
+        catalog="http://c",
+        geometry=GEOMETRY,
+        keys=DataKeys("img", x_sign=-1),
+        pace=Timing(block=7),
+        device="cpu",
+        batch_size=4,
+        raw="runs",
+        threads=2,
+        nice=5,
+        precision="bf16",
+        preprocess=cropped,
+        refine=Refinement(sweeps=3),
     )
     folder = new_session(tmp_path)
-    order.save(folder)
-    assert ReconstructionSettings.load(folder) == order
+    settings.save(folder)
+    assert ReconstructionSettings.load(folder) == settings
     assert (folder / "order.json").stat().st_mode & 0o077 == 0
     assert folder.stat().st_mode & 0o077 == 0
     with pytest.raises(ValueError, match=r"no session of LiveReconstruction \(order.json is missing\)"):
         ReconstructionSettings.load(tmp_path)
+
+
+def test_settings_of_the_first_version_are_read_and_written_alike(tmp_path: Path) -> None:
+    written = (Path(__file__).parent / "data" / "order_0_1_0.json").read_text()
+    (tmp_path / "order.json").write_text(written)
+    settings = ReconstructionSettings.load(tmp_path)
+    assert (settings.keys, settings.refine) == (DataKeys("img", x_sign=-1), Refinement(sweeps=3))
+    assert (settings.geometry, settings.pace.block, settings.threads) == (GEOMETRY, 7, 2)
+    settings.save(tmp_path)
+    assert json.loads((tmp_path / "order.json").read_text()) == json.loads(written)
 
 
 def test_status_is_empty_before_the_worker_begins(tmp_path: Path) -> None:
@@ -295,22 +330,23 @@ def test_status_is_empty_before_the_worker_begins(tmp_path: Path) -> None:
 
 def test_sessions_left_behind_are_found_and_old_ones_removed(tmp_path: Path) -> None:
     (tmp_path / "model").mkdir()
-    order = ReconstructionSettings(str(tmp_path / "model"), "http://c")
+    model = str(tmp_path / "model")
 
     def session(run: str, *, finished: bool, catalog: str = "http://c") -> Path:
         folder = new_session(tmp_path)
-        ReconstructionSettings(order.model, catalog).save(folder)
+        ReconstructionSettings(model=model, catalog=catalog).save(folder)
         journal_path(folder, run).touch()
         if finished:
-            mark_done(journal_path(folder, run), Progress(run, state="complete"))
+            mark_finished(journal_path(folder, run), Progress(run, state="complete"))
         return folder
 
     finished = [session(f"done{i}", finished=True) for i in range(52)]
     orphan, owned, elsewhere = (session(name, finished=False) for name in ("a", "b", "c"))
-    ReconstructionSettings(order.model, "http://other").save(elsewhere)
-    fd = lock(owned)
+    ReconstructionSettings(model=model, catalog="http://other").save(elsewhere)
+    fd = lock(owned / WORKER_LOCK)
     assert fd is not None
-    assert left_behind(tmp_path, "http://c") == [orphan]
+    for same in ("http://c", "http://c/", "http://c/api/v1", "http://c/api/v1/"):  # as people, servers, clients say
+        assert left_behind(tmp_path, same) == [orphan]
     os.close(fd)
     assert sum(folder.exists() for folder in finished) == 50
     assert left_behind(tmp_path / "nowhere", "http://c") == []
@@ -320,7 +356,7 @@ def test_journals_of_finished_runs_are_tidied_up(tmp_path: Path) -> None:
     for i in range(5):
         path = journal_path(tmp_path, f"run{i}")
         path.touch()
-        mark_done(path, Progress(f"run{i}", state="complete"))
+        mark_finished(path, Progress(f"run{i}", state="complete"))
         os.utime(path.with_suffix(".done"), (i, i))
     journal_path(tmp_path, "open").touch()
     tidy(tmp_path, keep=2)
@@ -331,7 +367,7 @@ def test_of_journals_with_images_in_them_no_more_are_kept_than_fit(tmp_path: Pat
     for i, size in enumerate((10, 10, 80, 10)):
         path = journal_path(tmp_path, f"run{i}")
         path.write_bytes(b"x" * size)
-        mark_done(path, Progress(f"run{i}", state="complete"))
+        mark_finished(path, Progress(f"run{i}", state="complete"))
         os.utime(path.with_suffix(".done"), (i, i))
     tidy(tmp_path, keep=20, keep_bytes=95)
     assert sorted(path.stem for path in tmp_path.glob("*.jsonl")) == ["run2", "run3"]
@@ -361,7 +397,7 @@ def fake_live(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, small_model: Path
         uri, api_key, client = "http://nowhere/api/v1", "secret", None
 
     def make(**options: Any) -> Any:
-        options = {"worker": "thread", "journal_dir": tmp_path / "journal", "pace": ORDER.pace, **options}
+        options = {"worker": "thread", "journal_dir": tmp_path / "journal", "pace": SETTINGS.pace, **options}
         live = LiveReconstruction(small_model, Handle(), **options)
         live.factory = factory
         made.append(live)
@@ -418,6 +454,27 @@ def test_trouble_is_told_in_the_session_once_and_shown(
     assert "2 on disk until the catalog takes them (3.0 MiB)" in repr(live)
     sink.spooled, sink.spool_bytes, sink.problem = set(), 0, ""
     assert live.wait(timeout=20)[0].state == "complete"
+
+
+def test_trouble_of_a_finished_run_is_over_with_the_next_that_is_whole(fake_live: Any) -> None:
+    live = fake_live()
+    live.wait_ready(20)
+    bad, good = RunMaker("stream", md={"ptychography": {}}), RunMaker("stream")
+    feed(live, bad, 1)
+    assert live.wait(bad.uid, 20)[0].state == "failed"
+    ((problem, _),) = live._find_problems()
+    assert problem.kind == ProblemKind.FAILED
+    assert "start document: no geometry" in problem.message
+    feed(live, good, 2)
+    assert live.wait(good.uid, 20)[0].state == "complete"
+    assert live._find_problems() == []
+    assert "start document: no geometry" in live.status.problem  # still the last one there was
+
+
+def test_a_former_name_still_works(fake_live: Any) -> None:
+    live = fake_live()
+    with pytest.warns(DeprecationWarning, match=r"LiveReconstruction\.settings now"):
+        assert live.order is live.settings
 
 
 @pytest.mark.parametrize("kind", ["event", "datum", "stream"])
@@ -542,9 +599,9 @@ def test_scans_without_ptychography_are_passed_over(fake_live: Any, RE: Any) -> 
     ("arguments", "options", "words"),
     [
         (("no-such-model", "http://nowhere"), {}, "model 'no-such-model' is unknown"),
-        (("{model}", "http://nowhere"), {"worker": "fork"}, "worker='fork' is unknown; allowed: 'process', 'thread'"),
+        (("{model}", "http://nowhere"), {"worker": "fork"}, "worker: .*'process' or 'thread', got 'fork'"),
         (("{model}", 3.5), {}, "float is not a catalog"),
-        (("{model}", "http://nowhere"), {"precision": "fp8"}, "precision 'fp8' is unknown; allowed: fp32, bf16, fp16"),
+        (("{model}", "http://nowhere"), {"precision": "fp8"}, "precision: .*'fp32', 'bf16' or 'fp16', got 'fp8'"),
         (("{model}", "http://nowhere"), {"x_sign": 0}, "x_sign=0: a sign is 1 or -1"),
     ],
 )
@@ -568,7 +625,7 @@ def test_worker_process_that_keeps_dying_is_tried_again_and_again(
     monkeypatch.setattr(supervisor, "_LONGEST_S", 0.1)
     folder = new_session(tmp_path)
     (folder / "order.json").write_text("not an order")
-    kept = supervisor.WorkerSupervisor(folder, ORDER, "secret")
+    kept = supervisor.WorkerSupervisor(folder, SETTINGS, "secret")
     assert b"secret" not in Path(f"/proc/{kept.pid}/cmdline").read_bytes()
     end = time.monotonic() + 60
     while kept.restarts < 2 and time.monotonic() < end:
@@ -599,11 +656,10 @@ def test_worker_process_that_is_killed_starts_again(tmp_path: Path, small_model:
     from bluesky_ptychonn.live.supervisor import WorkerSupervisor
 
     folder = new_session(tmp_path)
-    order = ReconstructionSettings(
-        model=str(small_model), catalog="http://127.0.0.1:9/api/v1"
-    )  # nobody there: it tries to connect
-    order.save(folder)
-    kept = WorkerSupervisor(folder, order, None)
+    # Nobody is there: it tries to connect.
+    settings = ReconstructionSettings(model=str(small_model), catalog="http://127.0.0.1:9/api/v1")
+    settings.save(folder)
+    kept = WorkerSupervisor(folder, settings, None)
     first = kept.pid
     os.kill(first, signal.SIGKILL)
     end = time.monotonic() + 30

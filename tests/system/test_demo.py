@@ -85,7 +85,7 @@ def test_demo_leaves_a_picture(folder, said) -> None:
 @pytest.fixture(scope="module")
 def catalog(folder: Path, said: str) -> Iterator[Path]:
     """The demo's catalog, served, as at a beamline."""
-    from bluesky_ptychonn.catalog.connection.server import serve_catalog
+    from bluesky_ptychonn import serve_catalog
 
     path = folder / "demo-output/catalog"
     with serve_catalog(path, readable=[path / "frames"]):
@@ -148,7 +148,7 @@ def test_what_is_not_in_the_catalog_is_said(run, catalog, monkeypatch) -> None:
 @pytest.fixture(scope="module")
 def recording(folder: Path) -> Path:
     """A CXI file of 36 frames."""
-    from bluesky_ptychonn.optics.simulate import SimulatedExperiment
+    from bluesky_ptychonn import SimulatedExperiment
 
     experiment = SimulatedExperiment.demo("cells", 77)
     rng = np.random.default_rng(5)

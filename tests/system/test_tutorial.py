@@ -1,9 +1,11 @@
-"""What the tutorial prints is what a reader gets."""
+"""What the tutorial prints is what a reader gets, and the README's session runs as it stands."""
 
 from __future__ import annotations
 
 import doctest
 import re
+import subprocess
+import sys
 import textwrap
 
 import pytest
@@ -27,3 +29,14 @@ def test_the_tutorial_prints_what_it_says(repository, tmp_path, monkeypatch) -> 
     plt.close("all")
     assert result.failed == 0, "".join(said)
     assert (tmp_path / "first-scan.png").stat().st_size > 20_000
+
+
+def test_the_session_of_the_readme_runs_as_it_stands(repository, tmp_path) -> None:
+    session = re.search(r"^```python\n(.*?)^```", (repository / "README.md").read_text(), re.M | re.S).group(1)
+    (tmp_path / "session.py").write_text(session)
+    done = subprocess.run(
+        [sys.executable, "session.py"], cwd=tmp_path, capture_output=True, text=True, timeout=500, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"^run \w+, complete, 16/16 frames reconstructed", done.stdout), done.stdout
+    assert (tmp_path / "image.png").stat().st_size > 20_000

@@ -62,3 +62,20 @@ class Address:
     def in_process(self) -> bool:
         """Whether the server is an app inside this process."""
         return IN_PROCESS in self.uri
+
+
+def is_same_catalog(uri: str, other: str) -> bool:
+    """Whether two addresses are of one catalog: clients say ``…/api/v1/``, servers ``…/api/v1``, people neither.
+
+    Examples
+    --------
+    >>> is_same_catalog("http://127.0.0.1:8000/api/v1/", "http://127.0.0.1:8000")
+    True
+    >>> is_same_catalog("http://127.0.0.1:8000/api/v1", "http://127.0.0.1:8001/api/v1")
+    False
+    """
+    return _without_api(uri) == _without_api(other)
+
+
+def _without_api(uri: str) -> str:
+    return uri.rstrip("/").removesuffix("/api/v1")

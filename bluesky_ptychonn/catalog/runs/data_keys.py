@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from pydantic import ConfigDict
+
 from bluesky_ptychonn.optics.geometry import LENGTH_UNITS, Geometry, to_metres
 
 _LARGEST_PX = 1 << 16  # on a side of a frame
@@ -46,6 +48,7 @@ class DataKeys:
     y_sign: int | None = None
     stream: str = "primary"
     position_unit: str | None = None
+    __pydantic_config__ = ConfigDict(extra="forbid")  # for the configurations that hold one
 
     def __post_init__(self) -> None:
         for name in ("frame", "x", "y", "stream", "position_unit"):

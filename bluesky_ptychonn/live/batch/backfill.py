@@ -68,7 +68,7 @@ def _reason(root: Any, uid: str, exit_status: str) -> str:
     found = reconstructions(root, raw=uid, limit=20)
     if not found:
         return "has no reconstruction"
-    if any(one.metadata["status"] == "complete" for one in found):
+    if any(result.metadata["status"] == "complete" for result in found):
         return ""
     newest = found[0].metadata["status"]
     if newest == "live":
@@ -105,8 +105,8 @@ def backfill(
     todo = list(unfinished(catalog, since=since, raw=raw))
     for run in todo[:limit]:
         try:
-            made: Any = reconstruct(run.uid, model, catalog, raw=raw, **options)
+            result: Any = reconstruct(run.uid, model, catalog, raw=raw, **options)
         except ValueError as error:
             log.warning("run %s: %s", run.uid, error)
-            made = error
-        yield run, made
+            result = error
+        yield run, result

@@ -15,11 +15,11 @@ import json
 import time
 import uuid
 from collections.abc import Mapping
-from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict
 
 from bluesky_ptychonn.catalog.connection.address import Address
 from bluesky_ptychonn.catalog.connection.connect import PROCESSED, RAW
@@ -43,6 +43,7 @@ from bluesky_ptychonn.optics.framing import PreprocessConfig
 from bluesky_ptychonn.optics.geometry import Geometry
 from bluesky_ptychonn.recon.data.scans import LabelledScan
 from bluesky_ptychonn.recon.solver.labelling import MOST_SAMPLING, check_overlap, solve
+from bluesky_ptychonn.recon.solver.ptychi import Solution
 
 __all__ = ["PtychoLabel", "label", "labels", "read_label"]
 
@@ -124,45 +125,71 @@ def label(
         raise ValueError(f"label: device {device!r}; allowed: {', '.join(_DEVICES)}")
     if epochs is not None and epochs < 1:
         raise ValueError(f"label: {epochs} epochs; 1 or more are needed, or none for as many as the run wants")
-    optic = ProbeSetup.from_source(model, probe, preprocess)
+    setup = ProbeSetup.from_source(model, probe, preprocess)
     root = Address.from_catalog(catalog).client
     stored = find_run(root, run, raw)
-    keys = keys or DataKeys()
-    settings = {
-        "epochs": epochs,
-        "refine_probe": refine_probe,
-        "seed": seed,
-        "preprocess": optic.preprocess.model_dump(mode="json"),
-        "geometry": None if geometry is None else geometry.model_dump(mode="json"),
-        "keys": asdict(keys),
-        "raw": raw,
-        "probe_sha256": hashlib.sha256(np.ascontiguousarray(optic.probe).tobytes()).hexdigest(),
-    }
-    start, stop = stored.metadata["start"], stored.metadata.get("stop") or {}
-    about_run = json.dumps([start["uid"], stop.get("uid"), settings], sort_keys=True)
-    key = uuid.uuid5(uuid.NAMESPACE_URL, f"ptychonn:label:{about_run}").hex
-    processed = TiledNode(root, [PROCESSED])
-    there = processed.attributes(key)
+    settings = LabelSettings(
+        epochs=epochs,
+        refine_probe=refine_probe,
+        seed=seed,
+        preprocess=setup.preprocess,
+        geometry=geometry,
+        keys=keys or DataKeys(),
+        raw=raw,
+        probe_sha256=hashlib.sha256(np.ascontiguousarray(setup.probe).tobytes()).hexdigest(),
+    )
+    key = settings.key_for(stored)
+    there = TiledNode(root, [PROCESSED]).attributes(key)
     if there is not None and there["metadata"].get("status") == "complete" and not again:
         return _client(root, key)
-    frames = measured_run(root, stored, optic, geometry=geometry, keys=keys, raw=raw)
+    frames = settings.read_frames(root, stored, setup)
     sampling = check_overlap(frames.scan, most_sampling)
-    scan, found = solve(
+    scan, solution = solve(
         frames.scan, epochs=epochs, refine_probe=refine_probe, device=_DEVICES[device], threads=threads, seed=seed
     )
-    metadata = {
+    about = {"settings": {**settings.model_dump(mode="json"), "probe_from": setup.source}, "sampling": sampling}
+    _write(root, key, scan, frames, about | _describe(scan, frames, solution), replace=there is not None)
+    return _client(root, key)
+
+
+class LabelSettings(BaseModel):
+    """What a label was asked to be, as it stands in its metadata; the same run with the same settings has one label."""
+
+    model_config = ConfigDict(frozen=True)
+
+    epochs: int | None
+    refine_probe: bool
+    seed: int
+    preprocess: PreprocessConfig
+    geometry: Geometry | None
+    keys: DataKeys
+    raw: str
+    probe_sha256: str
+
+    def key_for(self, run: Any) -> str:
+        """Key of the label of a run (BlueskyRun client)."""
+        start, stop = run.metadata["start"], run.metadata.get("stop") or {}
+        identity = json.dumps([start["uid"], stop.get("uid"), self.model_dump(mode="json")], sort_keys=True)
+        return uuid.uuid5(uuid.NAMESPACE_URL, f"ptychonn:label:{identity}").hex
+
+    def read_frames(self, root: Any, run: Any, setup: ProbeSetup) -> RunFrames:
+        """Read the frames of a run; see `measured_run`."""
+        return measured_run(root, run, setup, geometry=self.geometry, keys=self.keys, raw=self.raw)
+
+
+def _describe(scan: LabelledScan, frames: RunFrames, solution: Solution) -> dict[str, Any]:
+    """Make the metadata of a label that is about to be written."""
+    return {
         "raw": raw_of(frames.start),
         "status": "live",
         "solver": {
-            "name": found.software,
-            "epochs": int(found.epochs[-1]),
-            "seconds": float(found.seconds[-1]),
-            "loss": float(found.loss[-1]),
-            "first_loss": float(found.loss[0]),
-            "device": found.device,
+            "name": solution.software,
+            "epochs": int(solution.epochs[-1]),
+            "seconds": float(solution.seconds[-1]),
+            "loss": float(solution.loss[-1]),
+            "first_loss": float(solution.loss[0]),
+            "device": solution.device,
         },
-        "settings": {**settings, "probe_from": optic.source},
-        "sampling": sampling,
         "counts": {"used": len(scan), "rejected": frames.rejected},
         "geometry": scan.geometry.model_dump(mode="json"),
         "pixel_m": scan.pixel_m,
@@ -171,10 +198,6 @@ def label(
         "software": software(),
         "time_created": time.time(),
     }
-    if there is not None:
-        processed.delete(key)
-    _write(processed, TiledNode(root, [PROCESSED, key]), key, scan, frames, metadata)
-    return _client(root, key)
 
 
 def read_label(catalog: Any, which: str | int) -> LabelledScan:
@@ -193,50 +216,36 @@ def read_label(catalog: Any, which: str | int) -> LabelledScan:
         In words: no such label, one that is not complete, frames that are no longer there.
     """
     root = Address.from_catalog(catalog).client
-    found = _find(root, which)
-    about = found.metadata
-    settings = about["settings"]
-    said = settings["geometry"]
-    probe = found.probe
-    optic = ProbeSetup(
-        probe, PreprocessConfig.model_validate(settings["preprocess"]), f"label {found.path_parts[-1][:8]}"
-    )
-    run = find_run(root, about["raw"]["uid"], settings["raw"])
-    frames = measured_run(
-        root,
-        run,
-        optic,
-        geometry=None if said is None else Geometry.model_validate(said),
-        keys=DataKeys(**settings["keys"]),
-        raw=settings["raw"],
-    )
-    table = found.frames
+    label = _find(root, which)
+    name, metadata, table, probe = label.path_parts[-1], label.metadata, label.frames, label.probe
+    settings = LabelSettings.model_validate(metadata["settings"])
+    run = find_run(root, metadata["raw"]["uid"], settings.raw)
+    frames = settings.read_frames(root, run, ProbeSetup(probe, settings.preprocess, f"label {name[:8]}"))
     here = np.isin(frames.seq_num, table["seq_num"])
     if here.sum() != len(table["seq_num"]):
         raise ValueError(
-            f"label {found.path_parts[-1][:8]}: made of {len(table['seq_num'])} frames, of which the catalog now gives "
+            f"label {name[:8]}: made of {len(table['seq_num'])} frames, of which the catalog now gives "
             f"{int(here.sum())}; label the run again"
         )
-    chosen = frames.scan.select(here)
     return LabelledScan(
-        chosen.counts,
+        frames.scan.select(here).counts,
         table["y_m"],
         table["x_m"],
         probe,
-        Geometry.model_validate(about["geometry"]),
-        f"label {found.path_parts[-1]} of run {about['raw']['uid']}",
-        found.object,
-        (about["origin_m"][0], about["origin_m"][1]),
-        about["pixel_m"],
-        found.light,
-        about["solver"]["name"],
+        Geometry.model_validate(metadata["geometry"]),
+        f"label {name} of run {metadata['raw']['uid']}",
+        label.object,
+        (metadata["origin_m"][0], metadata["origin_m"][1]),
+        metadata["pixel_m"],
+        label.light,
+        metadata["solver"]["name"],
     )
 
 
 def _find(root: Any, which: str | int) -> PtychoLabel:
-    about = TiledNode(root, [PROCESSED]).attributes(str(which))
-    if about is not None and any(spec["name"] == SPEC for spec in about["specs"]):
-        if about["metadata"].get("status") != "complete":
+    there = TiledNode(root, [PROCESSED]).attributes(str(which))
+    if there is not None and any(spec["name"] == SPEC for spec in there["specs"]):
+        if there["metadata"].get("status") != "complete":
             raise ValueError(f"label {str(which)[:8]} was interrupted while it was written; label its run again")
         return _client(root, str(which))
     found = labels(root, raw=find_run(root, which), limit=1)
@@ -246,16 +255,17 @@ def _find(root: Any, which: str | int) -> PtychoLabel:
 
 
 def _client(root: Any, key: str) -> PtychoLabel:
-    made: PtychoLabel = root[PROCESSED][key]
-    return made
+    client: PtychoLabel = root[PROCESSED][key]
+    return client
 
 
 def _write(
-    processed: TiledNode, wire: TiledNode, key: str, scan: LabelledScan, frames: RunFrames, metadata: Mapping[str, Any]
+    root: Any, key: str, scan: LabelledScan, frames: RunFrames, metadata: Mapping[str, Any], *, replace: bool
 ) -> None:
     """Write a label, read it back, and only then call it complete."""
     import pyarrow as pa
 
+    processed, node = TiledNode(root, [PROCESSED]), TiledNode(root, [PROCESSED, key])
     arrays: dict[str, NDArray[np.float32]] = {
         "amplitude": np.abs(scan.object),
         "phase": np.angle(scan.object).astype(np.float32),
@@ -264,16 +274,18 @@ def _write(
         "probe_imag": np.ascontiguousarray(scan.probe.imag),
     }
     shapes = {name: list(arrays[name].shape) for name in (*PICTURES, *PROBE)}
+    if replace:
+        processed.delete(key)
     processed.create(key, metadata={**metadata, "shapes": shapes}, specs=[{"name": SPEC, "version": "1.0"}])
     for name, data in arrays.items():
-        wire.create_array(name, data.shape, data.shape, ("y", "x"))
-        wire.put_array(name, data)
+        node.create_array(name, data.shape, data.shape, ("y", "x"))
+        node.put_array(name, data)
     rows = pa.table({"seq_num": frames.seq_num, "y_m": scan.y_m, "x_m": scan.x_m}, schema=frames_schema())
-    wire.create_table(FRAMES, frames_schema(), "seq_num")
-    wire.append_rows(FRAMES, rows)
+    node.create_table(FRAMES, frames_schema(), "seq_num")
+    node.append_rows(FRAMES, rows)
     for name, data in arrays.items():
-        if not np.array_equal(wire.read_array(name, data.shape), data, equal_nan=True):
-            raise CatalogUnavailableError(f"{wire.path}: {name} that is read back is not what was written")
-    if not wire.read_rows(FRAMES, frames_schema()).equals(rows):
-        raise CatalogUnavailableError(f"{wire.path}: the table that is read back is not what was written")
-    wire.update({"status": "complete", "time_finished": time.time()})
+        if not np.array_equal(node.read_array(name, data.shape), data, equal_nan=True):
+            raise CatalogUnavailableError(f"{node.path}: {name} that is read back is not what was written")
+    if not node.read_rows(FRAMES, frames_schema()).equals(rows):
+        raise CatalogUnavailableError(f"{node.path}: the table that is read back is not what was written")
+    node.update({"status": "complete", "time_finished": time.time()})

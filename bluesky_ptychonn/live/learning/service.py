@@ -49,10 +49,6 @@ class LearnerProtocol(Protocol):
     """What learns; `recon.learning.learner.Learner` is one."""
 
     @property
-    def pending(self) -> tuple[str, ...]:
-        """Runs taken since the last judgement."""
-
-    @property
     def rounds(self) -> int:
         """Rounds that have ended."""
 

@@ -124,11 +124,12 @@ class Assembly:
             batch = self.reconstructor.reconstruct(frames)
         except ValueError as error:
             raise RunError(str(error)) from None
-        seq_nums = [ref.seq_num for ref in refs]
         y_m, x_m, time_raw = np.array([(ref.y_m, ref.x_m, ref.time_raw) for ref in refs]).T
         before = self.sink.asked_s
         columns = {"y_m": y_m, "x_m": x_m, "trust": batch.trust, "valid": batch.valid, "time_raw": time_raw}
-        self.sink.write_block(Block.from_patches(seq_nums, batch.patches, **columns, flag=batch.flag))
+        self.sink.write_block(
+            Block.from_patches([ref.seq_num for ref in refs], batch.patches, **columns, flag=batch.flag)
+        )
         # The first block makes the result's nodes: much at once, and never again.
         took = self.sink.asked_s - before if self.frames.committed else 0.0
         self._lag_s = max(0.0, time.time() - float(np.median([ref.heard for ref in refs])))
@@ -138,7 +139,7 @@ class Assembly:
             else:
                 self.frames.reject(ref.seq_num, flag or "not valid", FrameState.REJECTED)
         self._stitch(batch, y_m, x_m)
-        self._refiner.keep(seq_nums, frames, y_m, x_m, batch.valid)
+        self._refiner.keep(refs, frames, batch.valid)
         return took
 
     def _stitch(self, batch: PatchBatch, y_m: NDArray[np.float64], x_m: NDArray[np.float64]) -> None:

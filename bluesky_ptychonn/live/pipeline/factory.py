@@ -37,7 +37,7 @@ class _LoadedModel:
             "batch_size": settings.batch_size,
             "precision": settings.precision,
             "preprocess": settings.preprocess,
-            "refinement": settings.refinement,
+            "refinement": settings.refine,
         }
         self._first = self._last = Reconstructor(model, settings.geometry, **self._options)
         self._reconstructors: dict[str, Reconstructor] = {}

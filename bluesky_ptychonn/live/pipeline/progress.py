@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
 
+from pydantic import ConfigDict
+
 FINISHED = ("complete", "partial", "failed", "ignored")
 
 
@@ -42,6 +44,7 @@ class Timing:
     patience_s: float = 10.0
     outage_s: float = 30.0
     raw_s: float = 3600.0
+    __pydantic_config__ = ConfigDict(extra="forbid")  # for the configurations that hold one
 
     def __post_init__(self) -> None:
         if self.block < 1 or not 0 < self.share <= 1:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 from collections.abc import Sequence
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from bluesky_ptychonn.catalog.runs.pairing import FrameRef
 from bluesky_ptychonn.live.pipeline.protocols import FrameReconstructor
 from bluesky_ptychonn.recon.mosaic.stitch import MosaicImage
 
@@ -17,13 +17,6 @@ log = logging.getLogger(__name__)
 
 _LIVE_S = 0.5  # frames wait meanwhile
 _KEPT_BYTES = 2**28  # refining takes about six times as much for a moment
-
-
-@dataclasses.dataclass(frozen=True)
-class _Frame:
-    counts: NDArray[Any]
-    y_m: float
-    x_m: float
 
 
 class MosaicRefiner:
@@ -40,35 +33,28 @@ class MosaicRefiner:
     def __init__(self, reconstructor: FrameReconstructor, limit_bytes: int = _KEPT_BYTES) -> None:
         self._reconstructor = reconstructor
         self._limit_bytes = limit_bytes
-        self._frames: dict[int, _Frame] = {}
+        self._frames: dict[int, tuple[FrameRef, NDArray[Any]]] = {}
         self._bytes = 0
         self._live = True
         self._too_many = False
 
-    def keep(
-        self,
-        seq_nums: Sequence[int],
-        frames: NDArray[Any],
-        y_m: NDArray[np.float64],
-        x_m: NDArray[np.float64],
-        valid: NDArray[np.bool_],
-    ) -> None:
+    def keep(self, refs: Sequence[FrameRef], frames: NDArray[Any], valid: NDArray[np.bool_]) -> None:
         """Keep the valid ones of frames (n, H, W); of two with one sequence number the last."""
         if self._reconstructor.refinement is None or self._too_many:
             return
-        for i, seq_num in enumerate(seq_nums):
-            self.forget(seq_num)
-            if valid[i]:
-                self._frames[seq_num] = _Frame(np.array(frames[i]), float(y_m[i]), float(x_m[i]))
-                self._bytes += frames[i].nbytes
+        for ref, counts, is_valid in zip(refs, frames, valid, strict=True):
+            self.forget(ref.seq_num)
+            if is_valid:
+                self._frames[ref.seq_num] = ref, counts.copy()
+                self._bytes += counts.nbytes
         if self._bytes > self._limit_bytes:
             self._frames.clear()
             self._too_many = True
 
     def forget(self, seq_num: int) -> None:
         """Drop a frame that is measured again."""
-        gone = self._frames.pop(seq_num, None)
-        self._bytes -= 0 if gone is None else gone.counts.nbytes
+        if seq_num in self._frames:
+            self._bytes -= self._frames.pop(seq_num)[1].nbytes
 
     def refine_live(self, image: MosaicImage) -> MosaicImage:
         """Refine a mosaic of a run that goes on for half a second; larger ones wait for the run's end."""
@@ -91,10 +77,10 @@ class MosaicRefiner:
         return self._refine(image, float("inf"))
 
     def _refine(self, image: MosaicImage, within_s: float) -> tuple[MosaicImage, dict[str, Any]]:
-        kept = list(self._frames.values())
-        y_m, x_m = np.array([frame.y_m for frame in kept]), np.array([frame.x_m for frame in kept])
+        refs, counts = zip(*self._frames.values(), strict=True)
+        y_m, x_m = np.array([ref.y_m for ref in refs]), np.array([ref.x_m for ref in refs])
         try:
-            return self._reconstructor.refine(image, np.stack([frame.counts for frame in kept]), y_m, x_m, within_s)
+            return self._reconstructor.refine(image, np.stack(counts), y_m, x_m, within_s)
         except (ValueError, RuntimeError, MemoryError) as error:  # no probe; memory that does not suffice
             log.warning("not refined: %s", error)
             self._live = False

@@ -1,24 +1,95 @@
-"""What a worker is asked to do: the one place where the options of a reconstruction stand."""
+"""The options of a reconstruction: described, checked and documented here alone.
+
+A new one is a field here, and a line in `keywords` for who gives it to a function.
+"""
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
+from typing import Annotated, Any, Literal, get_args
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from bluesky_ptychonn.catalog.runs.data_keys import DataKeys
 from bluesky_ptychonn.files import read_json, write_json
 from bluesky_ptychonn.live.pipeline.progress import Timing
 from bluesky_ptychonn.optics.framing import PreprocessConfig
 from bluesky_ptychonn.optics.geometry import Geometry
-from bluesky_ptychonn.recon.mosaic.refine_config import Refinement
+from bluesky_ptychonn.recon.inference.precision import Precision
+from bluesky_ptychonn.recon.mosaic.refine_config import Refinement, asked_for
 
 SETTINGS_FILE = "order.json"
 SPOOL = "spool"  # folder beside it, where results wait for the catalog
-_PRECISIONS = ("fp32", "bf16", "fp16")
 
 
-@dataclass(frozen=True)
-class ReconstructionSettings:
+def _read_refine(value: Any) -> Any:
+    """Read what a user gives: False is none, True the defaults."""
+    return asked_for(value) if isinstance(value, bool) else value
+
+
+class ReconstructionOptions(BaseModel):
+    """How to reconstruct.
+
+    Parameters
+    ----------
+    geometry : Geometry, optional
+        Overrides the start documents'.
+    keys : DataKeys
+        Which data are frames and positions, where the start document does not name them. As keywords: ``frame_key``,
+        ``x_key``, ``y_key``, ``x_sign``, ``y_sign``, ``position_unit``, ``stream``.
+    pace : Timing
+        All of the timing; as a keyword also ``flush_s``.
+    device : str
+        ``auto``, ``cpu``, ``cuda``.
+    batch_size : int
+        Frames the network takes at once.
+    raw : str
+        Container of the runs in the catalog; empty where runs lie at its root.
+    threads : int, optional
+        Threads of the network on a CPU; beside a scan half the cores by default, else torch's own choice.
+    precision : {"fp32", "bf16", "fp16"}
+        Of the convolutions.
+    preprocess : PreprocessConfig, optional
+        From recorded frames to the network's, instead of the model card's.
+    refine : bool or Refinement
+        Whether, or how, to refine mosaics by sweeps of the physics through the probe: for half a second each while the
+        run goes on, whole when it ends. The result's metadata says so under ``refinement``; patches stay the network's.
+    spool_mib : int
+        Most that results may take on disk, in the session's folder, while the catalog does not answer, MiB.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    geometry: Geometry | None = None
+    keys: DataKeys = DataKeys()
+    pace: Timing = Timing()
+    device: str = "auto"
+    batch_size: int = Field(default=16, ge=1, le=4096)
+    raw: str = "raw"
+    threads: int | None = Field(default=None, ge=0)
+    precision: Precision = "fp32"
+    preprocess: PreprocessConfig | None = None
+    refine: Annotated[Refinement | None, BeforeValidator(_read_refine)] = None
+    spool_mib: int = Field(default=1024, ge=1)
+
+
+class LiveOptions(ReconstructionOptions):
+    """How to reconstruct while a run goes on.
+
+    Parameters
+    ----------
+    worker : {"process", "thread"}
+        A process of its own never slows a scan by Python's lock; a thread is for tests and servers inside the process.
+    journal_dir : path, optional
+        Where sessions' journals lie; `journal_root` by default. Runs left unfinished there by a machine that went down
+        are taken up.
+    """
+
+    worker: Literal["process", "thread"] = "process"
+    journal_dir: Path | None = None
+
+
+class ReconstructionSettings(ReconstructionOptions):
     """What a worker is asked to do. Holds no secret.
 
     Parameters
@@ -27,82 +98,70 @@ class ReconstructionSettings:
         Folder of the model.
     catalog : str
         Address of the catalog's root, ``http(s)://…``.
-    geometry : Geometry, optional
-        Overrides the start documents'.
-    keys : DataKeys
-        Which data are frames and positions.
-    pace : Timing
-        How often things happen.
-    device : str
-        ``auto``, ``cpu``, ``cuda``.
-    batch_size : int
-        Frames the network takes at once.
-    raw : str
-        Container of the runs.
     threads : int
         Threads of the network on a CPU; 0 leaves it to torch.
     nice : int
         Priority the worker gives up, 0 to 19.
-    precision : str
-        ``fp32``, ``bf16`` or ``fp16``.
-    preprocess : PreprocessConfig, optional
-        From recorded frames to the network's, instead of the model card's.
-    refinement : Refinement, optional
-        How to refine mosaics; by default not at all.
     champion : str
         Name whose champion in the catalog is to be used, where there is one; `model` may then be empty.
-    spool_mib : int
-        Most that results may take on disk while the catalog does not take them, MiB.
-
-    Raises
-    ------
-    ValueError
-        For a precision there is not, or no room for a spool.
     """
 
     model: str
     catalog: str
-    geometry: Geometry | None = None
-    keys: DataKeys = field(default_factory=DataKeys)
-    pace: Timing = field(default_factory=Timing)
-    device: str = "auto"
-    batch_size: int = 16
-    raw: str = "raw"
-    threads: int = 1
-    nice: int = 10
-    precision: str = "fp32"
-    preprocess: PreprocessConfig | None = None
-    refinement: Refinement | None = None
+    threads: int = Field(default=1, ge=0)
+    nice: int = Field(default=10, ge=0, le=19)
     champion: str = ""
-    spool_mib: int = 1024
 
-    def __post_init__(self) -> None:
-        if self.precision not in _PRECISIONS:
-            raise ValueError(f"precision {self.precision!r} is unknown; allowed: {', '.join(_PRECISIONS)}")
-        if self.spool_mib < 1:
-            raise ValueError(f"spool_mib {self.spool_mib} must be at least 1 MiB")
+    @classmethod
+    def from_options(cls, options: ReconstructionOptions, **more: Any) -> ReconstructionSettings:
+        """Make the settings of what a user wants and, in `more`, of what these have besides."""
+        return cls.model_validate({name: getattr(options, name) for name in ReconstructionOptions.model_fields} | more)
 
     def save(self, folder: Path) -> None:
-        """Write the order into a session's folder."""
-        values = {item.name: getattr(self, item.name) for item in fields(self)}
-        for name in ("geometry", "preprocess", "refinement"):
-            values[name] = None if values[name] is None else values[name].model_dump(mode="json")
-        write_json(
-            folder / SETTINGS_FILE, values | {"keys": asdict(self.keys), "pace": asdict(self.pace)}, private=True
-        )
+        """Write into a session's folder."""
+        values = self.model_dump(mode="json")
+        values["refinement"] = values.pop("refine")
+        write_json(folder / SETTINGS_FILE, values, private=True)
 
     @classmethod
     def load(cls, folder: Path) -> ReconstructionSettings:
-        """Read the order of a session.
+        """Read the settings of a session.
 
         Raises
         ------
         ValueError
-            When the folder holds none.
+            When the folder holds none, or those of a version that has others.
         """
         values = read_json(folder / SETTINGS_FILE)
         if values is None:
             raise ValueError(f"{folder}: no session of LiveReconstruction ({SETTINGS_FILE} is missing)")
-        for name, kind in (("geometry", Geometry), ("preprocess", PreprocessConfig), ("refinement", Refinement)):
-            values[name] = None if values.get(name) is None else kind.model_validate(values[name])
-        return cls(**values | {"keys": DataKeys(**values["keys"]), "pace": Timing(**values["pace"])})
+        values["refine"] = values.pop("refinement", None)
+        try:
+            return cls.model_validate(values)
+        except ValidationError as error:
+            raise ValueError(f"{folder / SETTINGS_FILE}: {explain(error, cls)}") from None
+
+
+def explain(error: ValidationError, model: type[BaseModel]) -> str:
+    """Say where and what is wrong; for an unknown name also what is allowed there."""
+    return "; ".join(_explain(item, model) for item in error.errors())
+
+
+def _explain(item: Any, section: Any) -> str:
+    place = ".".join(map(str, item["loc"]))
+    if item["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
+        for part in item["loc"][:-1]:
+            section = getattr(_fields(section).get(part), "annotation", None)
+        return f"{place}: unknown; allowed: {', '.join(_fields(section))}"
+    if item["type"] == "value_error":
+        return f"{place}: {item['ctx']['error']}"
+    return f"{place}: {item['msg']}" + ("" if item["type"] == "missing" else f", got {item['input']!r}")
+
+
+def _fields(annotation: Any) -> dict[str, Any]:
+    """Fields of the first model or dataclass in an annotation."""
+    found = (
+        getattr(kind, "model_fields", None) or getattr(kind, "__dataclass_fields__", None)
+        for kind in (annotation, *get_args(annotation))
+    )
+    return next(filter(None, found), {})

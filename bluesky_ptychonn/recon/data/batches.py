@@ -197,16 +197,7 @@ class _Scans(Generic[ScanT]):
 class Labelled(_Scans[LabelledScan]):
     """Measured frames with the object that an iterative solver found.
 
-    Parameters
-    ----------
-    scans : sequence of LabelledScan
-    patch_size : int
-        Side of the truth, px.
-    batch_size : int
-    config : SyntheticConfig
-        Its `dose_spread` and `scale_jitter` are used: doses go from that of the scan down to its `dose_spread`-th.
-    seed : int
-    device : torch.device or str
+    Doses go from that of the scan down to its `dose_spread`-th, see `SyntheticConfig`.
     """
 
     _stream = 2
@@ -231,14 +222,7 @@ class Labelled(_Scans[LabelledScan]):
 
 
 class LabelFree(_Scans[MeasuredScan]):
-    """Measured frames in small neighbourhoods; the network sees half of their counts and is judged by the others.
-
-    Parameters
-    ----------
-    scans : sequence of MeasuredScan
-    patch_size, batch_size, config, seed, device
-        See `Labelled`.
-    """
+    """Measured frames in small neighbourhoods; the network sees half of their counts and is judged by the others."""
 
     _stream = 3
 
@@ -330,15 +314,7 @@ def make_sources(
 
 
 class MixedBatches:
-    """Batches of several sources, mixed.
-
-    Parameters
-    ----------
-    mix : Mix
-        Shares.
-    sources : mapping of str to Batches
-        For every source that has a share.
-    """
+    """Batches of several sources, mixed by their shares; there is one for every source that has a share."""
 
     def __init__(self, mix: Mix, sources: Mapping[Source, Batches]) -> None:
         self._mix, self._sources = mix, dict(sources)

@@ -60,14 +60,10 @@ class Evaluator:
 
     Parameters
     ----------
-    model : Model
-        What is measured.
-    geometry : Geometry, optional
-        Of the frames.
+    model, geometry, device
+        See `Reconstructor`.
     solver : bool
         Let the iterative solver have the same frames and the model's probe, too.
-    device : str
-        Of the network.
     threads : int
         Of the solver.
 

@@ -31,13 +31,8 @@ SAMPLINGS = (0.2, 0.25, 1 / 3, 0.4, 0.5, 0.6, 0.75, 0.9)
 class ScanScore:
     """Errors of one mosaic against its truth, over the covered part of the scanned field.
 
-    Attributes
-    ----------
-    phase_mae_rad, phase_correlation, ssim : float
-        Global phase removed. SSIM is of the phase.
-    covered_fraction : float
-        Of the field spanned by the positions, where its truth is known.
-    frames : int
+    Global phase removed, SSIM of the phase; the covered fraction is of the field spanned by the positions, where its
+    truth is known.
     """
 
     phase_mae_rad: float
@@ -186,9 +181,8 @@ def measure_sampling(
         Square-root photons.
     geometry : Geometry
         Sets the object pixel.
-    series : ScanSeries, optional
-    seed : int
-        Of samples, noise and jitter.
+    series, seed
+        What is scanned, and the seed of samples, noise and jitter.
 
     Returns
     -------

@@ -59,15 +59,7 @@ class Considered:
 
 
 class Intake:
-    """Labels runs, refuses the doubtful, and shares frames out between those to learn from and those to judge by.
-
-    Parameters
-    ----------
-    buffer, held_out : ReplayBuffer
-    config : LearningConfig
-    device : torch.device
-        Where labels are made.
-    """
+    """Labels runs, refuses the doubtful, and shares frames out between those to learn from and those to judge by."""
 
     def __init__(
         self,
@@ -89,16 +81,9 @@ class Intake:
         axis: int,
         insist: bool,
     ) -> Considered:
-        """Take a run, or say why not.
+        """Take a run, or say why not; see `Learner.consider`.
 
-        Parameters
-        ----------
-        network, probe
-            The champion's, on the CPU.
-        scan, trust, reasons, insist
-            See `Learner.consider`.
-        axis : int
-            To halve the run along.
+        Network and probe are the champion's, on the CPU; the run is halved along `axis`.
         """
 
         def refused(why: str, pseudo: PseudoLabel | None = None) -> Considered:

@@ -102,9 +102,8 @@ def compare_models(
         Held-out scans of the runs since the last judgement, and of before.
     best : mapping of str to float
         Error of the best champion so far on each older scan, by source, rad.
-    synthetic : SyntheticConfig
-        Of the simulated frames.
-    config : LearningConfig
+    synthetic, config
+        Of the simulated frames; what is asked.
     """
     if not newest:
         return Judgement(False, "no held-out frames of the newest runs are left to judge by", {"new": {}, "old": {}})

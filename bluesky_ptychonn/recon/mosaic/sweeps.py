@@ -70,17 +70,7 @@ class ScanTensors:
 
 
 class Sweeper:
-    """The object under way, with room around it for whole frames.
-
-    Parameters
-    ----------
-    image : MosaicImage
-        What to start from.
-    scan : ScanTensors
-        The frames, and the probe to begin with.
-    settings : Refinement
-        How; rounds are the caller's.
-    """
+    """The object under way from an image, with room around it for whole frames; rounds are the caller's."""
 
     def __init__(self, image: MosaicImage, scan: ScanTensors, settings: Refinement) -> None:
         self._settings = settings

@@ -104,16 +104,9 @@ class RunStatistics:
         lost: Sequence[bool],
         outside: Sequence[bool],
     ) -> None:
-        """Take frames into account.
+        """Take frames (n, N, N) into account.
 
-        Parameters
-        ----------
-        counts : (n, N, N) float32 Tensor
-        totals : (n,) float ndarray
-            Their sums.
-        valid : (n,) bool ndarray
-        lost, outside : (n,) bool
-            No beam; counts outside what the model knows.
+        And their sums, and whether each is valid, without beam, or outside the counts that the model knows; (n,) each.
         """
         # What may fail on a device comes first: a block that is done again must not count twice.
         kept = counts if valid.all() else counts[valid.tolist()]

@@ -15,20 +15,9 @@ from bluesky_ptychonn.recon.data.batches import TrainingData
 
 
 class TrainingState:
-    """A training's checkpoint.
+    """A training's checkpoint, written to `path` (None keeps nothing) every so many seconds.
 
-    Parameters
-    ----------
-    path : Path or None
-        None keeps nothing.
-    identity : str
-        Of the configuration.
-    data : str
-        Digest of the scans, see `digest`.
-    processes : int
-        That train together.
-    every_s : float
-        Seconds between checkpoints.
+    It belongs to a configuration's `identity`, the `digest` of the scans, and a number of processes.
     """
 
     def __init__(self, path: Path | None, identity: str, data: str, processes: int, every_s: float) -> None:

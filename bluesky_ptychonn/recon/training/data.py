@@ -38,16 +38,9 @@ def check(data: TrainingData, config: TrainingConfig) -> None:
 def prepare(
     data: TrainingData, config: TrainingConfig, device: torch.device, *, judged: bool
 ) -> tuple[MixedBatches, EarlyStopping]:
-    """Make what a training is fed and judged by.
+    """Make what a training is fed and judged by, on a device.
 
-    Parameters
-    ----------
-    data : TrainingData
-    config : TrainingConfig
-    device : torch.device
-        Where batches live.
-    judged : bool
-        Whether it is judged while it trains; then scans are split by area, and one half is kept back.
+    Where it is judged while it trains, scans are split by area, and one half is kept back.
     """
 
     def sources(data: TrainingData, seed: int) -> dict[Source, Batches]:

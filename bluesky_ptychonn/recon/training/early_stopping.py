@@ -19,16 +19,8 @@ from bluesky_ptychonn.recon.training.losses import label_free_loss
 class EarlyStopping:
     """Remembers the best weights, and how many judgements in a row were no better.
 
-    Errors of several sources count by their shares, each in units of what it was at first.
-
-    Parameters
-    ----------
-    batches : mapping of str to sequence of Batch
-        To judge on, by source; never trained on.
-    mix : Mix
-        Shares.
-    patience : int
-        Judgements without gain that end a training; 0 for none.
+    Errors of several sources count by their shares in `mix`, each in units of what it was at first. `batches` are by
+    source and never trained on; `patience` judgements without gain end a training, 0 never.
     """
 
     def __init__(self, batches: Mapping[Source, Sequence[Batch]], mix: Mix, patience: int) -> None:

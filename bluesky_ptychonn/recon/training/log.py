@@ -11,14 +11,7 @@ from bluesky_ptychonn.recon.training.metrics_table import Row
 
 
 class TrainingLog:
-    """Smoothed losses, and a row now and then.
-
-    Parameters
-    ----------
-    mix : Mix
-        Shares of the sources.
-    rows, losses, smooth
-        What `state` of an earlier process held.
+    """Smoothed losses, and a row now and then; `rows`, `losses` and `smooth` are the `state` of an earlier process.
 
     Examples
     --------

@@ -118,17 +118,9 @@ class Overlap:
 
 
 def overlap(patch: Tensor, offsets: Tensor, pairs: Tensor, probe: Tensor) -> Overlap:
-    """Bring neighbours' patches together.
+    """Bring neighbours' patches (n, h, w) together: of each pair (m, 2) int64 the second to the first.
 
-    Parameters
-    ----------
-    patch : (n, h, w) complex64 Tensor
-    offsets : (n, 2) float32 Tensor
-        Where their centres lie, (y, x) in object pixels.
-    pairs : (m, 2) int64 Tensor
-        The second of each is brought to the first.
-    probe : (N, N) complex64 Tensor
-        Any scale.
+    `offsets` (n, 2) is where their centres lie, (y, x) in object pixels; the probe (N, N) may have any scale.
     """
     h, w = patch.shape[-2:]
     light = patch_weight(probe, (h, w))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import logging
 import socket
 import threading
 import time
@@ -23,7 +22,6 @@ from bluesky_ptychonn.catalog.connection.errors import CatalogUnavailableError
 from bluesky_ptychonn.catalog.connection.http import TiledNode
 from bluesky_ptychonn.catalog.connection.requests import send_once
 from bluesky_ptychonn.catalog.runs.frame_source import TiledFrames
-from bluesky_ptychonn.live.notifier import ProblemNotifier
 
 
 class Mute:
@@ -129,42 +127,3 @@ def test_frames_that_cannot_be_read_are_heard_of(mute: Any, monkeypatch: pytest.
         source.read([0])
     mute.server.speaks = True
     assert until(lambda: not breaker.is_open)
-
-
-# -- the session's voice
-
-
-def test_each_kind_of_trouble_is_told_once_and_when_it_is_over(caplog: pytest.LogCaptureFixture) -> None:
-    now, problems = [0.0], list[tuple[str, str]]()
-    notifier = ProblemNotifier(lambda: problems, lambda: now[0])
-
-    def tell(seconds: int, *words: str) -> list[tuple[str, str]]:
-        caplog.clear()
-        problems[:] = [(word, ". See the log") for word in words]
-        with caplog.at_level(logging.INFO):
-            for _ in range(seconds):
-                now[0] += 1.0
-                notifier.tell()
-        return [(record.levelname, record.message) for record in caplog.records]
-
-    away = "catalog http://b:8000/api/v1 does not answer: timed out"
-    assert tell(20, away) == [("WARNING", f"{away}. See the log")]
-    assert tell(20, "catalog http://b:8000/api/v1 does not answer: refused", "run 7: disk full") == [
-        ("WARNING", "run 7: disk full. See the log")
-    ]
-    assert tell(2) == []  # it comes and goes
-    assert tell(2, away) == []
-    assert sorted(tell(9)) == [("INFO", f"over: {away}"), ("INFO", "over: run 7: disk full")]
-    assert tell(3, away) == [("WARNING", f"{away}. See the log")]
-
-
-def test_a_notifier_outlives_what_it_looks_at(caplog: pytest.LogCaptureFixture) -> None:
-    def look() -> Any:
-        raise PermissionError("status.json")
-
-    notifier = ProblemNotifier(look)
-    notifier.tell()
-    notifier.tell()
-    assert [record.message for record in caplog.records] == [
-        "where live reconstruction stands cannot be told: PermissionError: status.json"
-    ]

@@ -27,6 +27,7 @@ from bluesky_ptychonn.catalog.raw import delivery as raw_delivery
 from bluesky_ptychonn.catalog.raw.event_count import read_back
 from bluesky_ptychonn.catalog.raw.writer import RawWriter, raw_writer, recover
 from bluesky_ptychonn.journal import append_file as run_file
+from bluesky_ptychonn.journal.reader import JournalReader
 from bluesky_ptychonn.journal.router import Journal
 from bluesky_ptychonn.live.pipeline.testing import GEOMETRY, RunMaker, frame_of
 from tests.system.faults.proxy import Proxy
@@ -249,6 +250,7 @@ def test_what_a_killed_session_left_is_taken_in(
             assert "a running session holds it" in one.outcome
         session.kill()
     (left,) = (tmp_path / "backup").iterdir()
+    os.link(left, tmp_path / "journal.jsonl")  # as a live reconstruction follows it
     with left.open("ab") as file:
         file.write(b'{"name":"event","doc":{"seq_')  # killed in the middle of a line
     if who == "recover":
@@ -259,6 +261,9 @@ def test_what_a_killed_session_left_is_taken_in(
         writer = make(catalog_server)
         until(lambda: not writer.pending, writer)
     assert events(catalog_server, run.uid) == [1, 2]
+    reader = JournalReader(tmp_path / "journal.jsonl", slimmed=True)
+    assert [entry.name for entry in reader] == ["start", "descriptor", "event", "event", "stop"]
+    assert reader.corrupt == 1
     stop = catalog_server.raw[run.uid].stop
     assert (stop["exit_status"], stop["num_events"]) == ("abort", {"primary": 2})
     assert "ended without a word" in stop["reason"]
@@ -440,25 +445,29 @@ def test_external_frames_are_registered_and_never_deleted(
     assert path.exists()
 
 
+@pytest.mark.parametrize("kind", ["datum", "stream"])
 def test_two_runs_at_once_whose_resources_do_not_say_whose_they_are(
-    catalog_server: CatalogServer, detector_folder: Path, make: Make
+    catalog_server: CatalogServer, detector_folder: Path, make: Make, kind: Any
 ) -> None:
-    """As classic detectors emit them; each run gets its own frames, and nothing of the other's."""
+    """As detectors used to emit them; each run gets its own frames, and nothing of the other's."""
     runs, data = [], {}
     for number in range(2):
-        uid = f"unsaid-{number}-{os.getpid()}"
+        uid = f"unsaid-{kind}-{number}-{os.getpid()}"
         path = detector_folder / f"{uid}.h5"
         data[uid] = np.stack([frame_of(100 * number + n) for n in range(1, 4)])
         with h5py.File(path, "w") as file:
             file.create_dataset("/entry/data/data", data=data[uid], chunks=(1, *GEOMETRY.frame_shape))
-        runs.append(RunMaker("datum", uid=uid, resource={"root": "/", "resource_path": str(path)[1:]}))
+        where = (
+            {"uri": f"file://localhost{path}"} if kind == "stream" else {"root": "/", "resource_path": str(path)[1:]}
+        )
+        runs.append(RunMaker(kind, uid=uid, resource=where))
     one, two = runs
     documents = [*one.open(3), *two.open(3)]
     for n in range(1, 4):
         documents += [*one.point(n, 0.0, 0.1 * n), *two.point(n, 0.0, 0.2 * n)]
     writer = make(catalog_server)
     for name, doc in [*documents, *one.close(), *two.close()]:
-        writer(name, {key: value for key, value in doc.items() if name != "resource" or key != "run_start"})
+        writer(name, {key: value for key, value in doc.items() if not (key == "run_start" and "resource" in name)})
     until(lambda: not writer.pending, writer)
     assert (writer.problem, writer.lost) == ("", 0)
     for uid, frames in data.items():

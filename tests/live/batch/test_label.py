@@ -17,8 +17,11 @@ from bluesky_ptychonn.catalog.connection.connect import PROCESSED
 from bluesky_ptychonn.catalog.connection.http import TiledNode
 from bluesky_ptychonn.catalog.connection.server import CatalogServer
 from bluesky_ptychonn.catalog.results.client import reconstructions
+from bluesky_ptychonn.catalog.runs.data_keys import DataKeys
 from bluesky_ptychonn.cli import main
-from bluesky_ptychonn.live.batch.label import PtychoLabel, label, labels, read_label
+from bluesky_ptychonn.live.batch.label import LabelSettings, PtychoLabel, label, labels, read_label
+from bluesky_ptychonn.live.pipeline.testing import GEOMETRY
+from bluesky_ptychonn.optics.framing import PreprocessConfig
 from bluesky_ptychonn.optics.simulate import SimulatedExperiment
 from bluesky_ptychonn.recon.evaluation.metrics import phase_correlation, phase_mae
 from bluesky_ptychonn.recon.solver.ptychi import PYTHON_VARIABLE, solver_version
@@ -139,6 +142,25 @@ def test_a_label_is_kept_found_and_joined_with_its_frames(
     tolerant = max(point.phase_mae_rad for point in curve.points)
     assert card.spacing_for(tolerant) == pytest.approx(curve.points[-1].step_m)
     assert f"to {curve.points[-1].step_m * 1e6:.3f} µm" in capsys.readouterr().out
+
+
+def test_labels_of_the_first_version_are_found_under_their_keys() -> None:
+    class Run:
+        metadata = {"start": {"uid": "u"}, "stop": {"uid": "s"}}  # noqa: RUF012
+
+    settings = LabelSettings(
+        epochs=None,
+        refine_probe=False,
+        seed=1,
+        preprocess=PreprocessConfig(crop=192, bin=3),
+        geometry=GEOMETRY,
+        keys=DataKeys("a", x_sign=-1),
+        raw="raw",
+        probe_sha256="abc",
+    )
+    assert settings.key_for(Run()) == "c7965c55a8d350569f0d3f1b4a7fc44f"
+    stored = {**settings.model_dump(mode="json"), "probe_from": "model tiny 1"}
+    assert LabelSettings.model_validate(stored) == settings
 
 
 def test_words_for_what_gives_no_label(

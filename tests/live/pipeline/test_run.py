@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from bluesky_ptychonn.catalog.results.field_of_view import FieldOfView
 from bluesky_ptychonn.catalog.runs.data_keys import DataKeys
-from bluesky_ptychonn.catalog.runs.pairing import NoFrame
+from bluesky_ptychonn.catalog.runs.pairing import FrameRef, NoFrame
 from bluesky_ptychonn.live.pipeline.progress import Timing
 from bluesky_ptychonn.live.pipeline.raw_run_wait import RAW_BEHIND
 from bluesky_ptychonn.live.pipeline.refining import MosaicRefiner
@@ -662,9 +662,9 @@ def test_a_point_measured_again_is_refined_with_its_last_frame_and_too_many_fram
     mosaic = Mosaic(1e-8, np.ones((8, 8), np.float32))
     mosaic.add(np.ones((1, 8, 8), np.complex64), at, at, np.ones(1))
     for seq_num in (1, 2, 2, 3):
-        kept.keep([seq_num], frame, at, at, valid)
+        kept.keep([FrameRef(seq_num, 0, 0.0, 0.0, 0.0)], frame, valid)
     assert kept.refine_final(mosaic.snapshot())[1] == {"frames": 3, "seconds": 0.0}
-    kept.keep([4], frame, at, at, valid)
+    kept.keep([FrameRef(4, 0, 0.0, 0.0, 0.0)], frame, valid)
     assert kept.refine_final(mosaic.snapshot())[1] == {
         "skipped": "the run's frames exceed 0 MiB; refine a part of them"
     }
