@@ -392,6 +392,7 @@ def fake_live(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, small_model: Path
     made: list[Any] = []
     factory = FakeComponentFactory()
     monkeypatch.setattr(real, "TiledComponentFactory", lambda *arguments, **options: factory)
+    monkeypatch.setattr("bluesky_ptychonn.catalog.connection.address.Address.client", None)
 
     class Handle:
         uri, api_key, client = "http://nowhere/api/v1", "secret", None
