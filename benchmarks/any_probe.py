@@ -39,7 +39,7 @@ from bluesky_ptychonn.recon.mosaic.refine import refine
 from bluesky_ptychonn.recon.mosaic.refine_config import Refinement
 from bluesky_ptychonn.recon.mosaic.stitch import Mosaic, MosaicImage
 from bluesky_ptychonn.recon.mosaic.sweeps import ScanTensors
-from bluesky_ptychonn.recon.networks.lift import lift
+from bluesky_ptychonn.recon.networks.lifted import lift
 
 SHIPPED = "zone-plates"
 KINDS: tuple[SampleKind, ...] = ("etched", "cells")

@@ -352,17 +352,20 @@ class ModelCard(_Frozen):
         ValueError
             When preprocessing does not lead from these frames to the network's.
         """
-        wanted = self.input.frame_shape
-        if geometry.frame_shape == wanted:
+        if geometry.frame_shape == self.input.frame_shape:
             return geometry
-        got = self.input.preprocess.output_shape(geometry.frame_shape)
+        self.check_frames(geometry.frame_shape, "the detector's")
+        return self.input.preprocess.geometry_after(geometry)
+
+    def check_frames(self, recorded: tuple[int, int], whose: str = "frames of") -> None:
+        """Refuse, in words (ValueError), recorded frames that preprocessing does not bring to the network's shape."""
+        wanted, got = self.input.frame_shape, self.input.preprocess.output_shape(recorded)
         if got != wanted:
             raise ValueError(
-                f"model {self.name!r} takes frames of {wanted[0]} x {wanted[1]} px; the detector's "
-                f"{geometry.frame_shape[0]} x {geometry.frame_shape[1]} px come out of its preprocessing as "
-                f"{got[0]} x {got[1]} px. Use a model trained for this detector, or give preprocess= with crop or bin"
+                f"model {self.name!r} takes frames of {wanted[0]} x {wanted[1]} px; {whose} {recorded[0]} x "
+                f"{recorded[1]} px come out of its preprocessing as {got[0]} x {got[1]} px. Use a model trained for "
+                "this detector, or give preprocess= with crop or bin"
             )
-        return self.input.preprocess.geometry_after(geometry)
 
     def check_geometry(self, geometry: Geometry) -> None:
         """Refuse, in words, a scan the model was not trained for: frame shape, or object pixel off by over 2 %."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import difflib
 import os
 import re
-from collections.abc import Iterator
 from pathlib import Path
 
 from bluesky_ptychonn.paths import users_models
@@ -18,18 +17,6 @@ def model_folders() -> tuple[Path, ...]:
     return (*users_models(), Path(__file__).parent / "models")
 
 
-def _found() -> Iterator[tuple[str, str, Path]]:
-    """Name, version ("" where the folder does not say) and folder of every model, the preferred of a name last."""
-    for root in reversed(model_folders()):
-        if not root.is_dir():
-            continue
-        here = [(path.parent, path.parent.parent) for path in root.glob(f"*/*/{CARD_FILE}")]
-        versioned = [(parent.name, folder.name, folder) for folder, parent in here]
-        flat = [(path.parent.name, "", path.parent) for path in root.glob(f"*/{CARD_FILE}")]
-        yield from sorted(flat)
-        yield from sorted(versioned, key=lambda item: (item[0], _natural(item[1])))
-
-
 def _natural(version: str) -> list[tuple[int, str]]:
     """Sort key by which 1.10 comes after 1.9."""
     return [(int(part), "") if part.isdigit() else (-1, part) for part in re.findall(r"\d+|[^\d.]+", version)]
@@ -38,10 +25,11 @@ def _natural(version: str) -> list[tuple[int, str]]:
 def available_models() -> dict[str, Path]:
     """Models that can be loaded by name: ``name`` (its newest version) and ``name/version``, with their folders."""
     models: dict[str, Path] = {}
-    for name, version, folder in _found():
-        models[name] = folder
-        if version:
-            models[f"{name}/{version}"] = folder
+    for root in reversed(model_folders()):  # the preferred of a name last
+        models |= {card.parent.name: card.parent for card in sorted(root.glob(f"*/{CARD_FILE}"))}
+        versioned = [card.parent for card in root.glob(f"*/*/{CARD_FILE}")]
+        for folder in sorted(versioned, key=lambda folder: (folder.parent.name, _natural(folder.name))):
+            models |= {folder.parent.name: folder, f"{folder.parent.name}/{folder.name}": folder}
     return dict(sorted(models.items()))
 
 

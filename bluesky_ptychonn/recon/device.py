@@ -23,10 +23,7 @@ _lost: dict[str, str] = {}  # kind of device -> why: after an error on it, CUDA 
 def choose_device(device: str | torch.device = "auto") -> torch.device:
     """Device by name; ``auto`` is the first CUDA device, or else the CPU.
 
-    Raises
-    ------
-    ValueError
-        For a name torch does not know, or a device this machine does not have.
+    ValueError for a name torch does not know, or a device this machine does not have.
     """
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() and "cuda" not in _lost else "cpu")
@@ -44,21 +41,11 @@ def choose_device(device: str | torch.device = "auto") -> torch.device:
 
 @dataclass(frozen=True)
 class Device:
-    """A device, and what its errors mean.
-
-    Parameters
-    ----------
-    where : torch.device
-        Where tensors go.
-    kind : str
-        ``cpu``, ``cuda``, …; on all but ``cpu`` work that fails can be done elsewhere.
-    name : str
-        What its maker calls it.
-    """
+    """A device, and what its errors mean."""
 
     where: torch.device
-    kind: str
-    name: str
+    kind: str  # cpu, cuda, …; on all but cpu work that fails can be done elsewhere
+    name: str  # what its maker calls it
 
     @classmethod
     def from_name(cls, device: str | torch.device | Device) -> Device:

@@ -95,38 +95,20 @@ class Mix(BaseModel):
 
 @dataclass(frozen=True)
 class Batch:
-    """Frames of one source, and what there is to judge the network's patches by.
+    """Frames of one source, and what there is to judge the network's patches by: a truth, or what a label-free one has.
 
-    Attributes
-    ----------
-    source : str
-    counts : (B, N, N) float32 Tensor
-        What the network is given.
-    probe : (N, N) complex64 Tensor
-        What it is told, square-root photons.
-    truth : (B, h, w) complex64 Tensor or None
-        None for a label-free batch.
-    known : (B, h, w) float32 Tensor or None
-        How far the truth can be trusted, 0 to 1; None for everywhere.
-    held_counts : (B, N, N) float32 Tensor or None
-        Other counts of the same frames, with other noise, to judge a label-free batch by.
-    held_probe : (N, N) complex64 Tensor or None
-        The probe to `held_counts`.
-    offsets : (B, 2) float32 Tensor or None
-        Positions (y, x) of a label-free batch, object pixels.
-    pairs : (m, 2) int64 Tensor or None
-        Neighbours among its frames.
+    A label-free batch has other counts of the same frames, with other noise.
     """
 
     source: Source
-    counts: Tensor
-    probe: Tensor
-    truth: Tensor | None = None
-    known: Tensor | None = None
-    held_counts: Tensor | None = None
-    held_probe: Tensor | None = None
-    offsets: Tensor | None = None
-    pairs: Tensor | None = None
+    counts: Tensor  # (B, N, N) float32: what the network is given
+    probe: Tensor  # (N, N) complex64: what it is told, square-root photons
+    truth: Tensor | None = None  # (B, h, w) complex64
+    known: Tensor | None = None  # (B, h, w) float32: how far the truth can be trusted, 0 to 1; None for everywhere
+    held_counts: Tensor | None = None  # (B, N, N) float32: to judge a label-free batch by
+    held_probe: Tensor | None = None  # (N, N) complex64: the probe to them
+    offsets: Tensor | None = None  # (B, 2) float32: positions (y, x), object pixels
+    pairs: Tensor | None = None  # (m, 2) int64: neighbours among its frames
 
 
 class Batches(Protocol):
@@ -265,19 +247,12 @@ class LabelFree(_Scans[MeasuredScan]):
 class TrainingData:
     """What there is to train on.
 
-    Attributes
-    ----------
-    probe : (N, N) complex64 ndarray or None
-        Measured probe, any scale, to simulate through; None to simulate through a family of probes, or not at all.
-    labelled : sequence of LabelledScan
-        Measured frames with the object that a solver found.
-    measured : sequence of MeasuredScan
-        Measured frames without one.
+    Frames are simulated through the measured probe (N, N), of any scale; None for a family of probes, or no simulation.
     """
 
     probe: NDArray[np.complex64] | None = None
-    labelled: Sequence[LabelledScan] = ()
-    measured: Sequence[MeasuredScan] = ()
+    labelled: Sequence[LabelledScan] = ()  # with the object that a solver found
+    measured: Sequence[MeasuredScan] = ()  # without one
 
     @property
     def scans(self) -> tuple[MeasuredScan, ...]:

@@ -63,8 +63,8 @@ class MeasuredScan:
 
     def __post_init__(self) -> None:
         kinds = {"counts": np.float32, "y_m": np.float64, "x_m": np.float64, "probe": np.complex64}
-        for name, kind in kinds.items():
-            _set_dtype(self, name, kind)
+        for name, kind in kinds.items():  # once and for all
+            object.__setattr__(self, name, np.asarray(getattr(self, name), dtype=kind))
         n, shape = (len(self.counts) if self.counts.ndim else 0), self.geometry.frame_shape
         wanted = {"counts": (n, *shape), "y_m": (n,), "x_m": (n,), "probe": shape}
         for name, allowed in wanted.items():

@@ -58,22 +58,8 @@ class SyntheticConfig(BaseModel):
 class SimulatedFrames:
     """Endless seeded supply of (counts, probe, truth).
 
-    Parameters
-    ----------
-    probe : (N, N) complex64 ndarray or None
-        Measured probe, any scale; None where `config` has a family of probes.
-    patch_size : int
-        Side of the truth patch, px.
-    batch_size : int
-        Frames a batch.
-    config : SyntheticConfig
-        What varies.
-    seed : int
-        Everything random follows from it.
-    device : torch.device or str
-        Where batches live.
-    frame_size : int, optional
-        N, px; the probe's where there is one.
+    The measured probe (N, N) may have any scale; None where `config` has a family of probes, for frames of `frame_size`
+    px. `patch_size` is the side of the truth patch, px.
     """
 
     def __init__(

@@ -23,6 +23,7 @@ from bluesky_ptychonn.recon.evaluation.simulated_scans import (
     ScanScore,
     ScanSeries,
     held_out_scan,
+    sampling_point,
     score_mosaic,
     simulation_geometry,
 )
@@ -58,19 +59,8 @@ class _Scored:
 class Evaluator:
     """Reconstructs scans as a live session does, and scores the mosaics.
 
-    Parameters
-    ----------
-    model, geometry, device
-        See `Reconstructor`.
-    solver : bool
-        Let the iterative solver have the same frames and the model's probe, too.
-    threads : int
-        Of the solver.
-
-    Raises
-    ------
-    ValueError
-        For a geometry that the model was not trained for, or no probe where there must be one.
+    With `solver` the iterative solver has the same frames and the model's probe, too, in as many `threads`. ValueError
+    for a geometry that the model was not trained for, or no probe where there must be one.
     """
 
     def __init__(
@@ -210,7 +200,9 @@ def measure_labelled(
     ValueError
         In words: a run of another geometry than the model's, or too small.
     """
-    own, diameter = step_of(scan.y_m, scan.x_m), _diameter_m(model, scan)
+    own, diameter = step_of(scan.y_m, scan.x_m), scan.probe_diameter_m
+    if model.card.probe is not None:  # the card's steps are in diameters of the model's probe
+        diameter = model.card.probe.diameter_m
     evaluator = Evaluator(model, scan.geometry, solver=solver, device=device, threads=threads)
     lit = _WELL_LIT * _light_at_frames(scan)
     truth = partial(scan.truth_on, least_light=lit)
@@ -264,31 +256,18 @@ def _light_at_frames(scan: LabelledScan) -> float:
     return float(np.median(scan.light[rows[inside], columns[inside]])) if inside.any() else 0.0
 
 
-def _diameter_m(model: Model, scan: LabelledScan) -> float:
-    """Diameter that the card's steps are told in: the model's probe, where it has one."""
-    return scan.probe_diameter_m if model.card.probe is None else model.card.probe.diameter_m
-
-
 def _point(scored: Sequence[_Scored], diameter_m: float) -> SamplingPoint:
-    def mean(name: str, who: str = "model") -> float:
-        # A picture without contrast correlates with nothing.
-        return float(np.mean(np.nan_to_num([getattr(getattr(item, who), name) for item in scored])))
-
     sampling = float(np.mean([item.sampling for item in scored]))
-    solver: dict[str, Any] = {}
-    if scored[0].solver is not None:
-        solver = {f"solver_{name}": mean(name, "solver") for name in ("phase_mae_rad", "phase_correlation")}
-        solver["solver_s"] = float(np.mean([item.solver_s for item in scored]))
-    return SamplingPoint(
-        sampling=sampling,
-        step_m=sampling * diameter_m,
-        phase_mae_rad=mean("phase_mae_rad"),
-        phase_correlation=mean("phase_correlation"),
-        covered_fraction=mean("covered_fraction"),
-        frames=round(float(np.mean([item.model.frames for item in scored]))),
-        scans=len(scored),
-        **solver,
-    )
+    solutions = [item.solver for item in scored if item.solver is not None]
+    solver: dict[str, float] = {}
+    if solutions:
+        theirs = sampling_point(sampling, solutions, diameter_m)
+        solver = {
+            "solver_phase_mae_rad": theirs.phase_mae_rad,
+            "solver_phase_correlation": theirs.phase_correlation,
+            "solver_s": float(np.mean([item.solver_s for item in scored])),
+        }
+    return sampling_point(sampling, [item.model for item in scored], diameter_m, **solver)
 
 
 def measured_card(

@@ -26,12 +26,7 @@ class Flux:
     stand for the empty beam. The first 256 usable frames decide, so the scale of a run soon stands still. The
     patch's amplitude goes with its square root; phases bear 10 % and suffer from 20 % (half a demo model's error more).
 
-    Parameters
-    ----------
-    probe_photons : float or None
-        Photons in the model's probe.
-    given : float, optional
-        Photons a frame without sample, when it is known.
+    `probe_photons` are those in the model's probe, `given` those of a frame without sample, where they are known.
 
     Examples
     --------

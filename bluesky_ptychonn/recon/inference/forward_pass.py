@@ -56,22 +56,7 @@ class ForwardSettings:
 
 
 class BatchedForward:
-    """The network on a device, a batch at a time.
-
-    Parameters
-    ----------
-    network : torch.nn.Module
-        On the device.
-    device : Device
-    settings : ForwardSettings
-    frame_shape : tuple of int
-        Rows and columns of a frame.
-
-    Raises
-    ------
-    ValueError
-        For a precision that the device has not.
-    """
+    """The network on a device, a batch at a time; ValueError for a precision that the device has not."""
 
     def __init__(
         self, network: nn.Module, device: Device, settings: ForwardSettings, frame_shape: tuple[int, int]
@@ -146,17 +131,11 @@ class BatchedForward:
         return True
 
     def _eager(self, batch: Tensor, probe: Tensor | None) -> tuple[Tensor, Tensor]:
-        if self.precision == "fp32":
-            stages = self._stages(batch, probe)
-        else:
-            # Cached casts would not outlive the recording of a CUDA graph.
-            with torch.autocast(self._device.where.type, _DTYPES[self.precision], cache_enabled=False):
-                stages = self._stages(batch, probe)
+        network, half, kind = self.network, self.precision != "fp32", self._device.where.type
+        # Cached casts would not outlive the recording of a CUDA graph.
+        with torch.autocast(kind, _DTYPES[self.precision], enabled=half, cache_enabled=False):
+            stages = network.stages(batch, probe) if isinstance(network, ObjectNetwork) else [network(batch, probe)]
         out = stages[-1].to(torch.complex64)
         if len(stages) < 2 or probe is None:
             return out, torch.zeros(len(out), device=out.device)
         return out, movement(stages[-2].to(torch.complex64), out, probe)
-
-    def _stages(self, batch: Tensor, probe: Tensor | None) -> list[Tensor]:
-        network = self.network
-        return network.stages(batch, probe) if isinstance(network, ObjectNetwork) else [network(batch, probe)]

@@ -9,7 +9,6 @@ from dataclasses import replace
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from bluesky_ptychonn.recon.device import Device, Fault
 from bluesky_ptychonn.recon.inference.forward_pass import BatchedForward, ForwardSettings
@@ -20,31 +19,10 @@ from bluesky_ptychonn.recon.models.checkpoint import Model
 class Placement:
     """Network, probe and preprocessing on one device, made anew on the CPU where the device fails.
 
-    Parameters
-    ----------
-    model : Model
-        Stays where it is; a copy is kept on the CPU.
-    config, mask
-        See `Preprocess`.
-    device : Device
-        Wanted. On the CPU the precision is single whatever was asked for another device, and no graph is recorded.
-    settings : ForwardSettings
-
-    Attributes
-    ----------
-    device : Device
-        Where things are now.
-    passes : BatchedForward
-    preprocess : Preprocess
-    probe : (N, N) complex64 Tensor or None
-        On the device.
-    events : list of str
-        What befell the device, in words; each move once.
-
-    Raises
-    ------
-    ValueError
-        In words: a setting out of range; a model whose own device is lost.
+    The model stays where it is; a copy is kept on the CPU, where the precision is single whatever was asked for another
+    device, and no graph is recorded. `device` is where `passes`, `preprocess` and `probe`, (N, N) complex64 or None,
+    are now; `events` tell what befell it, each move once. Raises ValueError, in words, for a setting out of range and
+    for a model whose own device is lost.
     """
 
     def __init__(
@@ -70,10 +48,6 @@ class Placement:
         self._abandoned: object = None  # never released: to free what lies on a lost device may end the process
         if not self._to_wanted():
             self._put(self._cpu)
-
-    def fault(self, error: Exception) -> Fault | None:
-        """See `Device.fault`."""
-        return self.device.fault(error)
 
     def leave(self, fault: Fault, error: str) -> bool:
         """Go to the CPU for a fault of the device, in its own words; False when things are there already."""
@@ -113,17 +87,16 @@ class Placement:
         return True
 
     def _put(self, device: Device) -> None:
-        network, fallen = self._model.network, device.kind != self._wanted.kind
+        network, probe = self._model.network, self._model.probe
         # The model's own network serves on the CPU, and stays there: it is what is left when a device is lost.
         moved = network if device.kind == "cpu" else copy.deepcopy(network).to(device.where)
         # Half precision is slower on a CPU, and fp16 not to be had.
+        fallen = device.kind != self._wanted.kind
         settings = replace(self._settings, precision="fp32") if fallen else self._settings
-        shape = self._model.card.input.frame_shape
-        probe: Tensor | None = None
-        if self._model.probe is not None:
-            probe = self._model.probe.to(device.where, torch.complex64)
+        # Nothing is assigned before all of it is there.
+        probe = None if probe is None else probe.to(device.where, torch.complex64)
         preprocess = Preprocess(self._config, mask=self._mask, device=device.where)
-        self.passes = BatchedForward(moved, device, settings, shape)
+        self.passes = BatchedForward(moved, device, settings, self._model.card.input.frame_shape)
         self.device, self.preprocess, self.probe = device, preprocess, probe
 
     def _note(self, device: Device, fault: Fault, error: str) -> None:

@@ -6,7 +6,6 @@ become the network's are refused.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +17,7 @@ from torch.nn import functional
 
 from bluesky_ptychonn.optics.framing import PreprocessConfig
 
-__all__ = ["Prepared", "Preprocess", "PreprocessConfig", "find_bad_pixels"]
+__all__ = ["Prepared", "Preprocess", "PreprocessConfig"]
 
 NAN, NEGATIVE, SATURATED, EMPTY = "nan", "negative", "saturated", "empty"
 _REACH = 2  # a bad pixel is mended from the 5 x 5 block around it: dead pixels come in pairs
@@ -28,33 +27,19 @@ _REACH = 2  # a bad pixel is mended from the 5 x 5 block around it: dead pixels 
 class Prepared:
     """Frames ready for a network.
 
-    Attributes
-    ----------
-    counts : (n, h, w) float32 Tensor
-        On the device; 0 throughout where the frame is rejected.
-    valid : (n,) bool ndarray
-        False where the frame must not be used.
-    flag : list of str
-        What was found, comma separated: ``nan`` (not finite), ``negative``, ``saturated``, ``empty`` (no counts
-        at all); an empty string for a frame as it should be. A flagged frame that is valid was mended.
+    A frame's flag says what was found, comma separated: ``nan`` (not finite), ``negative``, ``saturated``, ``empty``
+    (no counts at all); an empty string for a frame as it should be. A flagged frame that is valid was mended.
     """
 
-    counts: Tensor
-    valid: NDArray[np.bool_]
+    counts: Tensor  # (n, h, w) float32 on the device, 0 throughout where the frame is rejected
+    valid: NDArray[np.bool_]  # (n,), False where the frame must not be used
     flag: list[str]
 
 
 class Preprocess:
-    """Carry out a `PreprocessConfig`.
+    """Carry out a `PreprocessConfig`, which describes the steps and their order, on a device.
 
-    Parameters
-    ----------
-    config : PreprocessConfig
-        Steps and their order are described there.
-    mask : (H, W) bool ndarray, optional
-        True at pixels of the recorded frame that are never believed, beside the configuration's.
-    device : torch.device or str
-        Where the work is done.
+    The mask (H, W) is True at pixels of the recorded frame that are never believed, beside the configuration's.
 
     Examples
     --------
@@ -82,13 +67,7 @@ class Preprocess:
         self._masks: dict[tuple[int, int], Tensor | None] = {}
 
     def __call__(self, frames: NDArray[Any] | Tensor) -> Prepared:
-        """Prepare frames (n, H, W) of any real type.
-
-        Raises
-        ------
-        ValueError
-            For complex frames, or a shape that the configuration cannot take.
-        """
+        """Prepare frames (n, H, W) of any real type; ValueError for complex ones, or a shape that cannot come out."""
         raw, limit = self._upload(frames)
         recorded = (int(raw.shape[1]), int(raw.shape[2]))
         self.config.output_shape(recorded)  # refuses, in words, what cannot come out
@@ -232,15 +211,11 @@ def _hot(frames: Tensor, ratio: float) -> Tensor:
 
 def _window(counts: Tensor, beam: tuple[int, int], shape: tuple[int, int]) -> Tensor:
     """Cut (n, h, w) with the beam at (h // 2, w // 2); 0 beyond the frame."""
-    pads: list[int] = []
-    slices: list[slice] = [slice(None)]
+    pads: list[int] = []  # of the last axis first; negative ones cut
     for size, centre, wanted in zip(counts.shape[1:], beam, shape, strict=True):
-        low = centre - wanted // 2
-        high = low + wanted
-        slices.append(slice(max(0, low), max(0, min(size, high))))
-        pads = [max(0, -low), max(0, high - size), *pads]
-    cut = counts[tuple(slices)]
-    return functional.pad(cut, pads) if any(pads) else cut
+        before = wanted // 2 - centre
+        pads = [before, wanted - size - before, *pads]
+    return functional.pad(counts, pads) if any(pads) else counts
 
 
 def _resized(counts: Tensor, side: int) -> Tensor:
@@ -258,48 +233,3 @@ def _resized(counts: Tensor, side: int) -> Tensor:
         shape = (1, 1, -1, 1) if axis == 2 else (1, 1, 1, -1)
         x = functional.conv2d(functional.pad(x, pad, mode="reflect"), kernel.reshape(shape))
     return functional.interpolate(x, size=(side, side), mode="bilinear", align_corners=False).squeeze(1)
-
-
-def find_bad_pixels(frames: Sequence[NDArray[Any]] | NDArray[Any], *, hot_ratio: float = 20.0) -> NDArray[np.bool_]:
-    """Find pixels that are dead or hot in every frame of a scan.
-
-    A dead pixel never counts although the pixels around it do, so that chance cannot explain it; a hot one always
-    stands above `hot_ratio` times its neighbours. Both are judged on many frames of different places: in a single frame
-    a dark fringe or a bright speckle looks the same.
-
-    Parameters
-    ----------
-    frames : (n, H, W) real ndarray
-        At least 8 frames, as recorded.
-    hot_ratio : float
-        See above; above 1.
-
-    Returns
-    -------
-    (H, W) bool ndarray
-        True at bad pixels; for `Preprocess` or `PreprocessConfig.bad_pixels`.
-    """
-    from scipy import ndimage
-
-    stack = np.asarray(frames)
-    if stack.ndim != 3 or len(stack) < 8:
-        raise ValueError(
-            f"find_bad_pixels: got shape {stack.shape}; at least 8 frames (frames, rows, columns) are needed"
-        )
-    if hot_ratio <= 1:
-        raise ValueError(f"find_bad_pixels: hot_ratio {hot_ratio} must be above 1")
-    values = np.nan_to_num(stack.astype(np.float64), nan=0.0, posinf=0.0, neginf=0.0)
-    if stack.dtype.kind in "ui":
-        never = (stack == np.iinfo(stack.dtype).max).all(axis=0)
-    else:
-        never = (~np.isfinite(stack)).all(axis=0)
-    total = values.sum(axis=0)
-    ring = np.ones((5, 5), dtype=bool)
-    ring[2, 2] = False
-    # The lower quartile rather than the median: next to the edge of the bright field a dark pixel is no dead one.
-    around = ndimage.percentile_filter(np.where(never, 0.0, total), 25, footprint=ring, mode="nearest")
-    dead = (total <= 0) & (around > 30)
-    # Nearly the brightest around: a hot neighbour or two must not hide it.
-    bright = ndimage.percentile_filter(np.where(never, 0.0, total), 90, footprint=ring, mode="nearest")
-    hot = (values.min(axis=0) > hot_ratio) & (total > hot_ratio * np.maximum(bright, 1.0))
-    return np.asarray(never | dead | hot)

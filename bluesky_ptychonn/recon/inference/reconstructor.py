@@ -100,18 +100,20 @@ class Reconstructor:
         settings = ForwardSettings(**options)
         self.card, self.refinement = model.card, refinement
         self.anchor = float(getattr(model.network, "anchor", ObjectNetwork.anchor))
-        self._config = preprocess or model.card.input.preprocess
-        used = model.card.model_copy(update={"input": model.card.input.model_copy(update={"preprocess": self._config})})
+        config = preprocess or model.card.input.preprocess
+        contract = model.card.input.model_copy(update={"preprocess": config})
+        self._card_in_use = model.card.model_copy(update={"input": contract})
+        self.geometry: Geometry | None = None
         if geometry is not None:
-            used.check_geometry(geometry)
-        self.geometry = None if geometry is None else used.network_geometry(geometry)
+            self._card_in_use.check_geometry(geometry)
+            self.geometry = self._card_in_use.network_geometry(geometry)
         if model.card.for_any_probe:
             raise ValueError(
                 f"model {self.card.name!r} is for any probe and has none yet. Give it yours: "
                 f"for_probe({self.card.name!r}, probe, geometry) for use at once, or ptychonn train --start "
                 f"{self.card.name} --frames 0 --probe FILE --out FOLDER to have its errors measured too"
             )
-        self._place = Placement(model, self._config, mask, Device.from_name(device), settings)
+        self._place = Placement(model, config, mask, Device.from_name(device), settings)
         self._events_noted, self._events = len(self._place.events), list(self._place.events)
         probe = None if model.probe is None else model.probe.cpu().to(torch.complex64)
         self._probe_waves = None if probe is None else probe.numpy()
@@ -191,7 +193,7 @@ class Reconstructor:
                 if self._probe is not None:
                     self._scores(patches, moved, counts[: len(patches)], self._probe)
             except (RuntimeError, MemoryError) as error:
-                fault = self._place.fault(error)
+                fault = self._place.device.fault(error)
                 if fault is None:
                     raise
                 message = str(error)
@@ -224,7 +226,7 @@ class Reconstructor:
             "trust_judged": self._probe is not None,
             "trust": "not judged" if self._probe is None else "uncalibrated" if table is None else "calibrated",
             "trust_tolerance_rad": None if self._probe is None or table is None else table.tolerance_rad,
-            "preprocess": self._config.model_dump(mode="json"),
+            "preprocess": self._card_in_use.input.preprocess.model_dump(mode="json"),
             "patch_shape": list(self.patch_shape),
             "pixel_m": self.pixel_m,
             **({} if verdict is None else {"verdict": verdict.document()}),
@@ -286,7 +288,7 @@ class Reconstructor:
                     within_s=within_s,
                 )
             except RuntimeError as error:
-                fault = self._place.fault(error)
+                fault = self._place.device.fault(error)
                 if fault != "lost":  # without memory for all frames at once there may still be some for the next few
                     self._place.device.release_memory()
                     raise
@@ -296,14 +298,7 @@ class Reconstructor:
     def _check_shape(self, shape: Sequence[int]) -> None:
         if len(shape) != 3:
             raise ValueError(f"frames: got shape {tuple(shape)}; (frames, rows, columns) is needed")
-        wanted = self.card.input.frame_shape
-        got = self._config.output_shape((int(shape[1]), int(shape[2])))
-        if got != wanted:
-            raise ValueError(
-                f"model {self.card.name!r} takes frames of {wanted[0]} x {wanted[1]} px; frames of {shape[1]} x "
-                f"{shape[2]} px come out of preprocessing as {got[0]} x {got[1]} px. Use a model trained for this "
-                "detector, or give preprocess= with crop or bin"
-            )
+        self._card_in_use.check_frames((int(shape[1]), int(shape[2])))
 
     def _with_fallback(self, frames: NDArray[Any] | Tensor, patience: _Patience) -> PatchBatch:
         """Patches of a block whatever befalls the device: in halves where memory is short, then on the CPU."""
@@ -311,7 +306,7 @@ class Reconstructor:
         try:
             return self._block(frames)
         except (RuntimeError, MemoryError) as error:
-            fault = self._place.fault(error)
+            fault = self._place.device.fault(error)
             if fault is None:
                 raise
             message = str(error)

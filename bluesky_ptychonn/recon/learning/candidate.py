@@ -1,11 +1,7 @@
-"""One round of learning: what goes into it is settled first and kept, so that a killed round ends as it would have."""
+"""A round's candidate: the champion's network trained on, measured and written as a model's folder."""
 
 from __future__ import annotations
 
-import hashlib
-import json
-import os
-import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,21 +13,20 @@ from pydantic import PrivateAttr
 from torch import Tensor
 
 from bluesky_ptychonn.card import ModelCard
-from bluesky_ptychonn.files import write_json
 from bluesky_ptychonn.optics.probe_family import ProbeFamily
 from bluesky_ptychonn.recon.data.batches import Mix
 from bluesky_ptychonn.recon.data.scans import LabelledScan
 from bluesky_ptychonn.recon.evaluation.simulated_scans import ScanSeries, simulation_geometry
 from bluesky_ptychonn.recon.evaluation.trust_calibration import synthetic_config
 from bluesky_ptychonn.recon.learning.config import LearningConfig
-from bluesky_ptychonn.recon.models.checkpoint import Model, load_model, save_model
+from bluesky_ptychonn.recon.models.checkpoint import Model, save_model
 from bluesky_ptychonn.recon.networks.base import ObjectNetwork
 from bluesky_ptychonn.recon.networks.families import network_config
 from bluesky_ptychonn.recon.training.config import TrainingConfig
 from bluesky_ptychonn.recon.training.fit import fit
 from bluesky_ptychonn.recon.training.model import Effort, measured_model
 
-PLAN, SCANS, STATE, RECORD = "plan.json", "scans", "training.pt", "record.json"
+_STATE = "training.pt"
 #: A candidate's card is measured more coarsely than that of a training: a round takes a minute, not hours.
 _EFFORT = Effort(ScanSeries((0.2, 0.4, 0.6, 0.9), field_diameters=3.0), 256, {"frames": 512, "scans": 6})
 
@@ -59,18 +54,6 @@ class Stopped(Exception):  # noqa: N818  not an error
     """The round was asked to stop."""
 
 
-def freeze_inputs(folder: Path, files: Sequence[Path], plan: dict[str, Any]) -> None:
-    """Begin a round: keep what it trains on, whatever the buffer drops meanwhile, then its plan."""
-    shutil.rmtree(folder, ignore_errors=True)
-    (folder / SCANS).mkdir(parents=True)
-    for path in files:
-        try:
-            os.link(path, folder / SCANS / path.name)
-        except OSError:  # no hard links here
-            shutil.copyfile(path, folder / SCANS / path.name)
-    write_json(folder / PLAN, plan, durable=True, indent=True)
-
-
 def shares_of(scans: Sequence[LabelledScan], own: Tensor, config: LearningConfig) -> KnownProbes:
     """Probes to simulate through: the newest runs' evenly, and for rehearsal the older ones' and the champion's own."""
     probes = [scan.probe for scan in scans]
@@ -79,12 +62,12 @@ def shares_of(scans: Sequence[LabelledScan], own: Tensor, config: LearningConfig
     return KnownProbes.from_probes([*recent, *older], shares)
 
 
-def train(
+def train_candidate(
     champion: Model,
     network: ObjectNetwork,
     scans: Sequence[LabelledScan],
     folder: Path,
-    plan: dict[str, Any],
+    seed: int,
     config: LearningConfig,
     stop: Callable[[], bool],
     device: torch.device | str,
@@ -108,7 +91,7 @@ def train(
         frames=config.frames,
         batch_size=config.batch_size,
         learning_rate=config.learning_rate,
-        seed=plan["seed"],
+        seed=seed,
         save_every_s=config.save_every_s,
     )
 
@@ -120,14 +103,14 @@ def train(
         None,
         training,
         labelled=scans,
-        checkpoint=folder / STATE,
+        checkpoint=folder / _STATE,
         device=device,
         progress=progress,
         start=network.state_dict(),
     )
 
 
-def write(
+def write_candidate(
     out: Path,
     champion: Model,
     network: ObjectNetwork,
@@ -141,19 +124,3 @@ def write(
     card = champion.card.model_copy(update={"version": version, "training": {**champion.card.training, **training}})
     model = measured_model(network, card, probe, geometry, synthetic, source, _EFFORT)
     return save_model(out, network, model.card, model.probe, None if model.weight is None else model.weight.numpy())
-
-
-def written(folder: Path, number: int, champion: str) -> tuple[Model, dict[str, Any]] | None:
-    """Read the candidate of round `number` from a champion (digest), where it was written whole."""
-    try:
-        record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
-        matches = (record["round"], record["champion"]) == (number, champion)
-        return (load_model(folder, "cpu"), record) if matches else None
-    except (OSError, ValueError, KeyError):
-        return None
-
-
-def seed_of(seed: int, runs: Sequence[str], champion: str) -> int:
-    """Seed of a round: the same runs and champion give the same one."""
-    digest = hashlib.sha256(json.dumps([seed, list(runs), champion]).encode()).digest()
-    return int.from_bytes(digest[:4], "big")

@@ -141,14 +141,15 @@ def _compare_newest(
     champion: tuple[ObjectNetwork, Tensor], candidate: tuple[ObjectNetwork, Tensor], scan: LabelledScan
 ) -> dict[str, Any]:
     """Numbers of both on a scan of a newest run: by its label, and by what they foresee of its frames."""
-    own = torch.as_tensor(scan.probe)
+    own, ones = torch.as_tensor(scan.probe), np.ones(scan.object.shape, np.float32)
+    bare = MosaicImage(ones, 0 * ones, ones, ones, scan.origin_m, scan.pixel_m)
     return {
         "champion_rad": label_error(champion[0], scan, champion[1]),
         "champion_told_rad": label_error(champion[0], scan),
         "candidate_rad": label_error(candidate[0], scan),
         "champion_unforeseen": unforeseen_by(champion[0], scan, champion[1]),
         "candidate_unforeseen": unforeseen_by(candidate[0], scan, own),
-        "bare": (unforeseen(_bare(scan), scan, own) or (0.0, None))[1],
+        "bare": (unforeseen(bare, scan, own) or (0.0, None))[1],
         "frames": len(scan),
     }
 
@@ -201,11 +202,6 @@ def _blind(source: str, found: Mapping[str, Any]) -> list[str]:
         return []
     about = f"its mosaic of run {_abbreviated(source)} leaves {becomes:.2%} of the light unforeseen"
     return [f"{about}, the champion's {was:.2%}, a bare field {bare:.2%}"]
-
-
-def _bare(scan: LabelledScan) -> MosaicImage:
-    ones = np.ones(scan.object.shape, np.float32)
-    return MosaicImage(ones, 0 * ones, ones, ones, scan.origin_m, scan.pixel_m)
 
 
 def _abbreviated(source: str) -> str:

@@ -24,12 +24,12 @@ from numpy.typing import ArrayLike
 from bluesky_ptychonn.files import write_json
 from bluesky_ptychonn.recon.data.scans import LabelledScan, MeasuredScan
 from bluesky_ptychonn.recon.evaluation.trust_calibration import synthetic_config
-from bluesky_ptychonn.recon.learning import candidate as steps
+from bluesky_ptychonn.recon.learning.candidate import Stopped, train_candidate, write_candidate
 from bluesky_ptychonn.recon.learning.config import LearningConfig
 from bluesky_ptychonn.recon.learning.intake import Considered, Intake
 from bluesky_ptychonn.recon.learning.judge import Judgement, compare_models, label_error
 from bluesky_ptychonn.recon.learning.replay_buffer import ReplayBuffer
-from bluesky_ptychonn.recon.learning.round import Candidate, Plan, Round, Stage
+from bluesky_ptychonn.recon.learning.round import RECORD, SCANS, Candidate, Plan, Round, Stage
 from bluesky_ptychonn.recon.models.checkpoint import Model, load_model
 from bluesky_ptychonn.recon.networks.base import ObjectNetwork
 from bluesky_ptychonn.recon.quality.verdict import Reason
@@ -47,27 +47,13 @@ def never() -> bool:
 
 @dataclass
 class _State:
-    """What a learner knows beside frames and weights, stored as JSON.
+    """What a learner knows beside frames and weights, stored as JSON."""
 
-    Attributes
-    ----------
-    rounds : int
-        That have ended.
-    champion : str
-        Digest of its weights.
-    pending : list of str
-        Runs taken since the last judgement.
-    best : dict of str to float
-        Error of the best champion so far on each held-out scan, rad.
-    considered : dict of str to dict
-        What became of runs; reasons of schema 1 say ``taken: `` or ``not taken: `` first.
-    """
-
-    rounds: int = 0
-    champion: str = ""
-    pending: list[str] = field(default_factory=list)
-    best: dict[str, float] = field(default_factory=dict)
-    considered: dict[str, dict[str, Any]] = field(default_factory=dict)
+    rounds: int = 0  # that have ended
+    champion: str = ""  # digest of its weights
+    pending: list[str] = field(default_factory=list)  # runs taken since the last judgement
+    best: dict[str, float] = field(default_factory=dict)  # least error so far on each held-out scan, rad
+    considered: dict[str, dict[str, Any]] = field(default_factory=dict)  # what became of runs
 
     @classmethod
     def load(cls, path: Path) -> _State:
@@ -80,7 +66,7 @@ class _State:
         if not isinstance(values, dict) or values.get("schema") not in (1, 2):
             raise ValueError(f"learning: {path} is of another version; give another folder")
         state = cls(**{item.name: values[item.name] for item in fields(cls) if item.name in values})
-        if values["schema"] == 1:
+        if values["schema"] == 1:  # reasons began with "taken: " or "not taken: "
             for record in state.considered.values():
                 record["reason"] = record["reason"].partition("taken: ")[2] or record["reason"]
         return state
@@ -224,17 +210,17 @@ class Learner:
         if plan is None:
             return None
         out, folder = current.candidate_folder, current.folder
-        scans = ReplayBuffer(folder / steps.SCANS, LabelledScan, self.config.buffer_bytes).scans()
+        scans = ReplayBuffer(folder / SCANS, LabelledScan, self.config.buffer_bytes).scans()
         newest = next((scan for scan in scans if scan.source == plan.runs[-1]), scans[-1] if scans else None)
         if newest is None:
             return None
         challenger = current.challenger()
         start, _ = _working(self._champion if challenger is None else challenger.model)
         try:
-            trained, outcome = steps.train(
-                self._champion, start, scans, folder, asdict(plan), self.config, stop, self._device
+            trained, outcome = train_candidate(
+                self._champion, start, scans, folder, plan.seed, self.config, stop, self._device
             )
-        except steps.Stopped:
+        except Stopped:
             return None
         record = {
             "round": plan.round,
@@ -247,8 +233,8 @@ class Learner:
             "probe": f"tuned to {newest.source}",
         }
         training = {"command": "ptychonn learn", "seed": plan.seed, **record}
-        steps.write(out, self._champion, trained, newest.probe, plan.version, training, record["probe"])
-        write_json(out / steps.RECORD, record, durable=True, indent=True)
+        write_candidate(out, self._champion, trained, newest.probe, plan.version, training, record["probe"])
+        write_json(out / RECORD, record, durable=True, indent=True)
         return Candidate(load_model(out, "cpu"), out, record)
 
     @property

@@ -12,7 +12,7 @@ import zipfile
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Generic, TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -38,13 +38,10 @@ class Kept:
         Kept of it.
     left_out : dict of str to int
         Frames that were not, by reason.
-    thinned : dict of str to int
-        Frames that other runs, by source, gave up for it.
     """
 
     frames: int
     left_out: dict[str, int]
-    thinned: dict[str, int]
 
 
 class ReplayBuffer(Generic[ScanT]):
@@ -113,32 +110,27 @@ class ReplayBuffer(Generic[ScanT]):
         order = np.argsort(-np.where(usable, worth, -1.0), kind="stable")[: int(usable.sum())]
         left_out: dict[str, int] = {"without trust": int(len(scan) - len(order))} if len(order) < len(scan) else {}
         if not len(order):
-            return Kept(0, left_out, {})
+            return Kept(0, left_out)
         path = self._place(scan.source)
         path.unlink(missing_ok=True)
         kept = scan.select(order).save(path)
-        thinned: dict[str, int] = {}
         frames = len(order)
         while (over := self.bytes - self.max_bytes) > 0:
             victim = self._victim(kept)
             if victim is None:
                 break
-            name, gone = self._thin(victim, over)
-            if victim == kept:
-                frames -= gone
-            else:
-                thinned[name] = thinned.get(name, 0) + gone
+            gone = self._thin(victim, over)
+            frames -= gone if victim == kept else 0
         if self.bytes > self.max_bytes:
             kept.unlink()
             frames = 0
         if frames < len(order):
             left_out[f"no room in {self.max_bytes} bytes"] = len(order) - frames
-        return Kept(frames, left_out, thinned)
+        return Kept(frames, left_out)
 
     def remove(self, source: str) -> None:
         """Forget a run, if it is there."""
-        path = self._place(source)
-        path.unlink(missing_ok=True)
+        self._place(source).unlink(missing_ok=True)
 
     def _readable(self) -> list[tuple[Path, ScanT]]:
         found = []
@@ -174,19 +166,19 @@ class ReplayBuffer(Generic[ScanT]):
         # Never the newest: with two left, the other one.
         return found[older][0] if found[older][0] != newest else found[0][0]
 
-    def _thin(self, path: Path, over: int) -> tuple[str, int]:
-        """Cut the tail of a run, or take it out; its source, and how many frames went."""
+    def _thin(self, path: Path, over: int) -> int:
+        """Cut the tail of a run, or take it out; how many frames went."""
         try:
-            scan: Any = self._kind.load(path)
+            scan = self._kind.load(path)
         except (ValueError, zlib.error):
             path.unlink()
-            return path.name, 0
-        stay = min(max(FEWEST, int(len(scan) * max(0.5, min(_THINNED, 1 - over / path.stat().st_size)))), len(scan) - 1)
+            return 0
         if len(scan) <= FEWEST:
             path.unlink()
-            return str(scan.source), len(scan)
+            return len(scan)
+        stay = min(max(FEWEST, int(len(scan) * max(0.5, min(_THINNED, 1 - over / path.stat().st_size)))), len(scan) - 1)
         scan.select(slice(0, stay)).save(path)
-        return str(scan.source), len(scan) - stay
+        return len(scan) - stay
 
 
 def _frames_in(path: Path) -> int:

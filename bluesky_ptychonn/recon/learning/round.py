@@ -1,7 +1,13 @@
-"""A learner's round in its folder: what goes in, the candidate, and how far it is."""
+"""A learner's round in its folder: what goes in, the candidate, and how far it is.
+
+What goes into it is settled first and kept, so that a killed round ends as it would have.
+"""
 
 from __future__ import annotations
 
+import hashlib
+import json
+import os
 import re
 import shutil
 from collections.abc import Sequence
@@ -11,12 +17,12 @@ from pathlib import Path
 from typing import Any
 
 from bluesky_ptychonn.card import ModelCard
-from bluesky_ptychonn.files import read_json
-from bluesky_ptychonn.recon.learning import candidate as steps
+from bluesky_ptychonn.files import read_json, write_json
 from bluesky_ptychonn.recon.learning.config import LearningConfig
-from bluesky_ptychonn.recon.models.checkpoint import Model
+from bluesky_ptychonn.recon.models.checkpoint import Model, load_model
 
-_ROUND, _CANDIDATE, _CHALLENGER = "round", "candidate", "challenger"
+SCANS, RECORD = "scans", "record.json"
+_PLAN, _ROUND, _CANDIDATE, _CHALLENGER = "plan.json", "round", "candidate", "challenger"
 
 
 class Stage(Enum):
@@ -31,17 +37,8 @@ class Stage(Enum):
 class Plan:
     """What a round is made of, settled before it begins; stored as it is.
 
-    Attributes
-    ----------
-    round : int
-        Counts from 1.
-    champion : str
-        Digest of the weights that it starts from.
-    version : str
-        Of the candidate.
-    runs : list of str
-        Taken since the last judgement.
-    seed : int
+    `champion` is the digest of the weights that it starts from, `version` the candidate's, `runs` were taken since the
+    last judgement.
     """
 
     round: int
@@ -54,8 +51,8 @@ class Plan:
     def from_runs(cls, number: int, runs: Sequence[str], card: ModelCard, config: LearningConfig) -> Plan:
         """Settle a round: the same runs and champion give the same one."""
         digest, root = card.weights_sha256, re.sub(r"-learn\d+$", "", card.version)
-        seed = steps.seed_of(config.seed, runs, digest)
-        return cls(number, digest, f"{root}-learn{number}", list(runs), seed)
+        seed = hashlib.sha256(json.dumps([config.seed, list(runs), digest]).encode()).digest()[:4]
+        return cls(number, digest, f"{root}-learn{number}", list(runs), int.from_bytes(seed, "big"))
 
 
 @dataclass(frozen=True)
@@ -78,17 +75,7 @@ class Candidate:
 
 
 class Round:
-    """The next round of a learner, or the one that is open.
-
-    Parameters
-    ----------
-    folder : Path
-        The learner's.
-    number : int
-        Of the round, from 1.
-    champion : str
-        Digest of the champion's weights; with another one the round begins anew.
-    """
+    """The next round in a learner's folder, or the one that is open; with another champion (digest) it begins anew."""
 
     def __init__(self, folder: Path, number: int, champion: str) -> None:
         self.number, self.champion = number, champion
@@ -105,14 +92,21 @@ class Round:
     def plan(self) -> Plan | None:
         """Read what it is made of; None before it began."""
         try:
-            plan = Plan(**read_json(self.folder / steps.PLAN) or {})
+            plan = Plan(**read_json(self.folder / _PLAN) or {})
         except (TypeError, ValueError):
             return None
         return plan if (plan.champion, plan.round) == (self.champion, self.number) else None
 
     def begin(self, plan: Plan, files: Sequence[Path]) -> None:
-        """Begin it: keep what it trains on, then its plan."""
-        steps.freeze_inputs(self.folder, files, asdict(plan))
+        """Begin it: keep what it trains on, whatever the buffer drops meanwhile, then its plan."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+        (self.folder / SCANS).mkdir(parents=True)
+        for path in files:
+            try:
+                os.link(path, self.folder / SCANS / path.name)
+            except OSError:  # no hard links here
+                shutil.copyfile(path, self.folder / SCANS / path.name)
+        write_json(self.folder / _PLAN, asdict(plan), durable=True, indent=True)
 
     def candidate(self) -> Candidate | None:
         """Read its candidate; None before that was written whole."""
@@ -129,5 +123,9 @@ class Round:
             shutil.copytree(candidate.folder, self._challenger_folder)
 
     def _read(self, folder: Path, number: int) -> Candidate | None:
-        found = steps.written(folder, number, self.champion)
-        return None if found is None else Candidate(found[0], folder, found[1])
+        try:
+            record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
+            matches = (record["round"], record["champion"]) == (number, self.champion)
+            return Candidate(load_model(folder, "cpu"), folder, record) if matches else None
+        except (OSError, ValueError, KeyError):
+            return None

@@ -15,8 +15,7 @@ from numpy.typing import NDArray
 from bluesky_ptychonn.card import ModelCard, ProbeReference
 from bluesky_ptychonn.optics.geometry import Geometry
 from bluesky_ptychonn.recon.data.probes import probe_photons, with_photons
-from bluesky_ptychonn.recon.models.checkpoint import Model, load_model
-from bluesky_ptychonn.recon.models.new_card import new_card
+from bluesky_ptychonn.recon.models.checkpoint import Model, load_model, new_card
 from bluesky_ptychonn.recon.networks.base import FamilyConfig
 from bluesky_ptychonn.recon.networks.families import build_network
 

@@ -8,8 +8,10 @@ from __future__ import annotations
 import copy
 import hashlib
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,10 +21,11 @@ from safetensors.torch import load as read_tensors
 from safetensors.torch import save as write_tensors
 from torch import Tensor, nn
 
-from bluesky_ptychonn.card import ModelCard, available_models, find_model, load_card
+from bluesky_ptychonn.card import InputContract, ModelCard, available_models, find_model, load_card
 from bluesky_ptychonn.files import write_whole
 from bluesky_ptychonn.recon.device import choose_device
 from bluesky_ptychonn.recon.models.library import WEIGHTS_FILE, check_digest
+from bluesky_ptychonn.recon.networks.base import FamilyConfig
 from bluesky_ptychonn.recon.networks.families import build_network
 
 __all__ = ["Model", "available_models", "choose_device", "load_card", "load_model", "save_model"]
@@ -79,6 +82,23 @@ class Model:
             f"<Model {card.name} {card.version}: {card.family}, {frame[0]}x{frame[1]} counts to "
             f"{patch[0]}x{patch[1]} object px>"
         )
+
+
+def new_card(config: FamilyConfig, name: str, version: str, contract: Mapping[str, Any], **promises: Any) -> ModelCard:
+    """Make a card for a network's configuration; the digest of the weights is for `save_model` to fill in.
+
+    `contract` is what else `InputContract` says (``object_pixel_m``, ``counts_per_frame``, …), `promises` what else
+    `ModelCard` does; no probe by default. Raises ValidationError for values that do not go together.
+    """
+    frame, patch = config.frame_size, config.patch_size
+    return ModelCard(
+        name=name,
+        version=version,
+        family=config.family,
+        network=config.model_dump(mode="json"),
+        input=InputContract(frame_shape=(frame, frame), patch_shape=(patch, patch), **contract),
+        **{"probe": None, "weights_sha256": "0" * 64, **promises},
+    )
 
 
 def save_model(

@@ -23,10 +23,7 @@ _MOST_COUNTED = 9  # digits of a version that is counted on
 def check_name(name: str, what: str = "name") -> str:
     """Return a model's name or version as it is.
 
-    Raises
-    ------
-    ValueError
-        When it could not be a folder's name or a catalog key everywhere: a path, for one.
+    ValueError when it could not be a folder's name or a catalog key everywhere: a path, for one.
     """
     if not _NAME.fullmatch(name):
         raise ValueError(
@@ -59,10 +56,7 @@ def users_folder() -> Path:
 def read_folder(folder: Path) -> tuple[ModelCard, bytes]:
     """Read a model's card and weights, and check the weights against the card's digest.
 
-    Raises
-    ------
-    ValueError
-        In words: no card, no weights, weights too large, changed or cut short.
+    ValueError in words: no card, no weights, weights too large, changed or cut short.
     """
     card = ModelCard.load(folder)
     path = folder / WEIGHTS_FILE
@@ -95,25 +89,9 @@ def same_model(card: ModelCard, other: ModelCard) -> bool:
 def place(card: ModelCard, data: bytes, root: Path, *, when_taken: Literal["refuse", "next"] = "refuse") -> Path:
     """Write a model into ``root/<name>/<version>/``; the folder appears whole or not at all. Safe to repeat.
 
-    Parameters
-    ----------
-    card : ModelCard
-    data : bytes
-        Of its weights file; checked.
-    root : Path
-        Folder of models.
-    when_taken : {"refuse", "next"}
-        What to do where another model has this name and version: refuse, or give it the next number.
-
-    Returns
-    -------
-    Path
-        The model's folder. A copy that was there is kept, a damaged one replaced.
-
-    Raises
-    ------
-    ValueError
-        When weights and card differ, or another model is there.
+    `data` is its weights file, checked. Where another model has this name and version it is refused, or gets the next
+    number, as `when_taken` says. A copy that was there is kept, a damaged one replaced. ValueError when weights and
+    card differ, or another model is there.
     """
     check_digest(card, data, "its weights")
     home = root / check_name(card.name)

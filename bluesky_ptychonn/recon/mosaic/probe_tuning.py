@@ -27,6 +27,7 @@ from bluesky_ptychonn.recon.mosaic.sweeps import ScanTensors, Sweeper
 #: Aberrations that are tuned, in order.
 ABERRATIONS = ("defocus", "astigmatism_0", "astigmatism_45", "coma_y", "coma_x", "trefoil_y", "trefoil_x")
 _AT_ONCE = 16  # frames whose slopes are held
+_MOST_TURNS = 40  # sweeps, each followed by a step of the aberrations
 _FRAMES = 64  # frames a step looks at; more change little
 _STILL = 2e-3  # rad: turns end when the aberrations have moved less over the last three
 _DAMPING = 0.05
@@ -114,9 +115,7 @@ def aberrated(probe: Tensor, phases: Tensor, coefficients: Tensor) -> Tensor:
     return changed
 
 
-def tune_probe(
-    image: MosaicImage, scan: ScanTensors, *, most_turns: int = 40, settings: Refinement | None = None
-) -> TunedProbe:
+def tune_probe(image: MosaicImage, scan: ScanTensors) -> TunedProbe:
     """Tune a probe to the frames of a run.
 
     Parameters
@@ -125,10 +124,6 @@ def tune_probe(
         Mosaic of the run, made with the probe as it was believed to be.
     scan : ScanTensors
         The frames, and that probe.
-    most_turns : int
-        Most sweeps, each followed by a step of the aberrations.
-    settings : Refinement, optional
-        Of the sweeps. By default nothing pulls the object back to the image.
 
     Raises
     ------
@@ -139,7 +134,7 @@ def tune_probe(
         raise ValueError("tune_probe: no frames to tune a probe to")
     probe, frames = scan.probe, len(scan)
     began = time.perf_counter()
-    settings = settings or Refinement(pull=0.0)
+    settings = Refinement(pull=0.0)  # nothing pulls the object back to the image
     phases = pupil_aberrations(probe)
     with torch.inference_mode():
         tuned = Sweeper(image, scan, settings)
@@ -147,7 +142,7 @@ def tune_probe(
         order = torch.Generator().manual_seed(settings.seed)
         path: list[Tensor] = []
         now = probe
-        for _ in range(most_turns):
+        for _ in range(_MOST_TURNS):
             tuned.sweep()
             coefficients = coefficients + _step(tuned, phases, torch.randperm(frames, generator=order)[:_FRAMES])
             now = aberrated(probe, phases, coefficients)

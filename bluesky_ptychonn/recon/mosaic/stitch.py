@@ -20,6 +20,7 @@ Complex = NDArray[np.complex64]
 
 #: A mosaic larger than this on a side means positions in the wrong unit, not a larger sample.
 MAX_SIDE_PX = 20_000
+_LEAST_COVERAGE = 0.02
 
 
 @dataclass(frozen=True)
@@ -116,11 +117,6 @@ class Mosaic:
         self._kept_bytes = 0
         self.count = 0
 
-    @property
-    def patch_shape(self) -> tuple[int, int]:
-        """Shape (h, w) of a patch, px."""
-        return self.weight.shape[0], self.weight.shape[1]
-
     def add(
         self, patches: Complex, y_m: NDArray[np.floating], x_m: NDArray[np.floating], trust: NDArray[np.floating]
     ) -> None:
@@ -216,15 +212,9 @@ class Mosaic:
                 break
         return largest
 
-    def snapshot(self, least_coverage: float = 0.02) -> MosaicImage:
-        """Return the whole image so far.
-
-        Parameters
-        ----------
-        least_coverage : float
-            Pixels with less coverage than this fraction of one patch's peak count as not covered.
-        """
-        seen = self._coverage >= least_coverage
+    def snapshot(self) -> MosaicImage:
+        """Return the whole image so far; pixels with less coverage than 2 % of one patch's peak are left out."""
+        seen = self._coverage >= _LEAST_COVERAGE
         with np.errstate(invalid="ignore", divide="ignore"):
             wave = np.where(seen, self._wave / self._coverage, np.nan)
             trust = np.where(seen, self._trust / self._coverage, np.nan)

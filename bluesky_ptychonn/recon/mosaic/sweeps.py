@@ -27,26 +27,11 @@ _KEPT_BYTES = 256 * 2**20  # of shifted probes; more frames than that have their
 
 @dataclass(frozen=True)
 class ScanTensors:
-    """Frames on the device to work on, where they were taken and through which probe.
+    """Frames on the device to work on, where they were taken and through which probe; ValueError for other shapes."""
 
-    Parameters
-    ----------
-    counts : (n, N, N) float32 Tensor
-        As the network takes them, beam at pixel ``N // 2``.
-    positions_m : (n, 2) float64 ndarray
-        y and x, m.
-    probe : (N, N) complex64 Tensor
-        Square-root photons.
-
-    Raises
-    ------
-    ValueError
-        When shapes disagree.
-    """
-
-    counts: Tensor
-    positions_m: NDArray[np.float64]
-    probe: Tensor
+    counts: Tensor  # (n, N, N) float32 as the network takes them, beam at pixel N // 2
+    positions_m: NDArray[np.float64]  # (n, 2), y and x, m
+    probe: Tensor  # (N, N) complex64, square-root photons
 
     def __post_init__(self) -> None:
         if (
@@ -168,21 +153,11 @@ class Sweeper:
             self._object = self._object + pull / (self._light + pull) * (self._began - self._object)
 
     def response(self, chosen: Tensor, phases: Tensor) -> tuple[Tensor, Tensor]:
-        """Tell what the frames' moduli lack, and how they would answer to pupil phases.
+        """Tell what the moduli of chosen frames (b,) lack, and how they would answer to pupil phases.
 
-        Parameters
-        ----------
-        chosen : (b,) int64 Tensor
-            Frames.
-        phases : (k, N, N) float32 Tensor
-            Phases of the probe's Fourier transform, rad, zero frequency first.
-
-        Returns
-        -------
-        lacking : (b, N, N) float32 Tensor
-            Measured modulus less the model's, square-root counts.
-        slopes : (b, k, N, N) float32 Tensor
-            Change of the model's modulus for each phase, per rad.
+        The phases (k, N, N) are of the probe's Fourier transform, rad, zero frequency first. Given are the measured
+        modulus less the model's, (b, N, N), square-root counts, and the change of the model's modulus for each phase,
+        (b, k, N, N), per rad.
         """
         views = self._object.reshape(-1)[self._where(chosen)]
         ramp = self._ramp(self._offsets[chosen], -1)

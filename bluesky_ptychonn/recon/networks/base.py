@@ -15,29 +15,19 @@ from torch import Tensor, nn
 
 
 class FamilyConfig(BaseModel):
-    """Configuration of one family's network; each family has a subclass of its own.
-
-    Attributes
-    ----------
-    family : str
-        As in `recon.networks.families.FAMILIES`.
-    frame_size, patch_size : int
-        Side of a frame and of the predicted central patch, px.
-    uses_probe : bool
-        Whether the network is told its probe, and is nothing without one.
-    loss, dose_spread : str, float
-        Of its training, see `TrainingConfig` and `SyntheticConfig`; a network that cannot know the dose wants it fixed.
-    """
+    """Configuration of one family's network; each family has a subclass of its own."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
+    #: Whether the network is told its probe, and is nothing without one.
     uses_probe: ClassVar[bool] = False
+    #: Of its training, see `TrainingConfig` and `SyntheticConfig`; a network that cannot know the dose wants it fixed.
     loss: ClassVar[Literal["complex", "amplitude_phase"]] = "amplitude_phase"
     dose_spread: ClassVar[float] = 1.05
 
-    family: str
-    frame_size: int = Field(ge=16, le=1024)
-    patch_size: int = Field(ge=8, le=1024)
+    family: str  # as in `recon.networks.families.FAMILIES`
+    frame_size: int = Field(ge=16, le=1024)  # side of a frame, px
+    patch_size: int = Field(ge=8, le=1024)  # side of the predicted central patch, px
 
     @classmethod
     def for_training(cls, frame_size: int, patch_size: int, width: float | None, photons: float) -> Self:
@@ -61,16 +51,10 @@ class ObjectNetwork(nn.Module):
 
     Calling one with counts (B, N, N) float32 and a probe (N, N) complex64 in square-root photons gives the object
     patch (B, h, w) complex64 whose centre pixel ``h // 2`` is the frame's position.
-
-    Attributes
-    ----------
-    config_class : type
-        Of its configuration.
-    anchor : float
-        How strongly `recon.mosaic.stitch.Mosaic` pulls each patch's mean phase to zero, against what it overlaps.
     """
 
     config_class: ClassVar[type[FamilyConfig]]
+    #: How strongly `recon.mosaic.stitch.Mosaic` pulls each patch's mean phase to zero, against what it overlaps.
     anchor: float = 0.02
 
     config: FamilyConfig

@@ -30,13 +30,7 @@ def family_class(name: Any) -> type[ObjectNetwork]:
 
 
 def network_config(values: Mapping[str, Any] | FamilyConfig) -> FamilyConfig:
-    """Read the configuration that a model card keeps.
-
-    Raises
-    ------
-    ValueError
-        When it names an unknown family or a value out of range.
-    """
+    """Read the configuration that a model card keeps; ValueError for an unknown family or a value out of range."""
     if isinstance(values, FamilyConfig):
         return values
     try:
@@ -54,13 +48,7 @@ NetworkConfig = Annotated[SerializeAsAny[FamilyConfig], BeforeValidator(network_
 
 
 def build_network(config: FamilyConfig | Mapping[str, Any]) -> ObjectNetwork:
-    """Build a network from its configuration, or from the mapping a model card keeps.
-
-    Raises
-    ------
-    ValueError
-        When the mapping names an unknown family or a value out of range.
-    """
+    """Build a network from its configuration, or from the mapping a model card keeps; see `network_config`."""
     config = network_config(config)
     network = FAMILIES[config.family](config)
     # Parameters in channels-last order are 1.1 to 1.6 times as fast on a CPU (design.md). Typeshed lacks the keyword.

@@ -1,4 +1,9 @@
-"""The lifted family: steps through the known probe, and small U-Nets that correct what they give."""
+"""The lifted family: single-frame steps through the known probe, and small U-Nets that correct what they give.
+
+One step replaces the modulus of the far field by the measured one and moves the object by the regularised
+least-squares update of ePIE, ``o += P* d / (|P|^2 + r max|P|^2)`` (Maiden & Rodenburg, Ultramicroscopy 109, 1256,
+2009), but for every frame by itself: nothing is shared between frames, so no overlap is needed.
+"""
 
 from __future__ import annotations
 
@@ -9,9 +14,8 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.nn import functional
 
-from bluesky_ptychonn.optics.forward import to_fft_order
+from bluesky_ptychonn.optics.forward import back_propagate, propagate, to_fft_order
 from bluesky_ptychonn.recon.networks.base import FamilyConfig, ObjectNetwork, convolutions
-from bluesky_ptychonn.recon.networks.lift import lift
 
 
 class LiftedConfig(FamilyConfig):
@@ -19,10 +23,8 @@ class LiftedConfig(FamilyConfig):
 
     Parameters
     ----------
-    frame_size : int
-        Side of a frame, px.
-    patch_size : int
-        Side of the predicted central patch, px.
+    frame_size, patch_size : int
+        Side of a frame and of the predicted central patch, px.
     lift_steps, stage_steps : int
         Single-frame steps before the first and before each later U-Net.
     stages : int
@@ -30,7 +32,7 @@ class LiftedConfig(FamilyConfig):
     width : int
         Channels of the U-Net at half resolution; 1.5 and 2 times as many further down.
     damping : float
-        See `bluesky_ptychonn.recon.networks.lift.lift`.
+        See `lift`.
     """
 
     uses_probe = True
@@ -56,6 +58,25 @@ class LiftedConfig(FamilyConfig):
         if self.patch_size > self.frame_size:
             raise ValueError(f"patch_size {self.patch_size} px exceeds frame_size {self.frame_size} px")
         return self
+
+
+def lift(modulus: Tensor, probe: Tensor, steps: int, start: Tensor | None = None, damping: float = 0.02) -> Tensor:
+    """Run `steps` single-frame updates of the object, (B, N, N) complex64, from a start or a flat one; 0 returns it.
+
+    The modulus (B, N, N) float32 is the square root of the counts, zero frequency first
+    (`bluesky_ptychonn.optics.forward.to_fft_order`), the probe (N, N) or (B, N, N) complex64 in square-root photons.
+    `damping` is `r` above: where the probe is weaker than this fraction of its peak intensity, the object hardly moves.
+    """
+    power = probe.real.square() + probe.imag.square()
+    peak = power.amax(dim=(-2, -1), keepdim=True)
+    gain = probe.conj() / (power + damping * peak)  # ([B,] N, N)
+    estimate = torch.ones(modulus.shape, dtype=torch.complex64, device=modulus.device) if start is None else start
+    for _ in range(steps):
+        exit_wave = probe * estimate
+        far = propagate(exit_wave)
+        far = far * (modulus / far.abs().clamp_min(1e-6))
+        estimate = estimate + gain * (back_propagate(far) - exit_wave)
+    return estimate
 
 
 class _Block(nn.Sequential):
@@ -123,17 +144,8 @@ class LiftedNetwork(ObjectNetwork):
     def last_stage(self, counts: Tensor, probe: Tensor, known: Tensor) -> Tensor:
         """Run the last stage alone, from an object known by other means; for `recon.mosaic.refine`.
 
-        Parameters
-        ----------
-        counts : (B, N, N) float32 Tensor
-        probe : (N, N) complex64 Tensor
-            Square-root photons.
-        known : (B, N, N) complex64 Tensor
-            Object under each frame, such as a mosaic of all of them has it.
-
-        Returns
-        -------
-        (B, h, w) complex64 Tensor
+        `known`, (B, N, N) complex64, is the object under each frame, such as a mosaic of all of them has it; the others
+        and the patches are as in a call.
         """
         inner = self._inner(counts.shape[-1])
         modulus = to_fft_order(counts.clamp_min(0).sqrt())

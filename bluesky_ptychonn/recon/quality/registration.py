@@ -11,24 +11,12 @@ _LARGEST_SCALE = 0.3
 
 
 def register(pattern: NDArray[np.floating], expected: NDArray[np.floating]) -> tuple[tuple[float, float], float, float]:
-    """Shift, scale and width of a pattern against another.
+    """Shift (rows, columns) in px, relative scale and relative RMS radius of a pattern (N, N) against an expected one.
 
-    The pattern is taken for the expected one, moved and scaled, with two blurred copies for what a sample scatters and
-    a constant background, each in its own measure: a linear fit, repeated from where the last one led (Gauss-Newton).
-
-    Parameters
-    ----------
-    pattern, expected : (N, N) float ndarray
-        Mean of a run's frames; far field of the probe. Beam at ``(N // 2, N // 2)``.
-
-    Returns
-    -------
-    shift_px : (float, float)
-        Rows and columns, px.
-    scale : float
-        How much larger, relative.
-    width : float
-        RMS radius about the centre, over that of `expected`.
+    The pattern is the mean of a run's frames, expected is the probe's far field, both with the beam at
+    ``(N // 2, N // 2)``. It is taken for the expected one, moved and scaled, with two blurred copies for what a
+    sample scatters and a constant background, each in its own measure: a linear fit, repeated from where the last one
+    led (Gauss-Newton).
 
     Examples
     --------

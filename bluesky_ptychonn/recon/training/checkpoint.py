@@ -26,13 +26,7 @@ class TrainingState:
         self._saved = time.monotonic()
 
     def load(self, device: torch.device) -> dict[str, Any]:
-        """Read what was kept; nothing where there is no file.
-
-        Raises
-        ------
-        ValueError
-            When it belongs to another training.
-        """
+        """Read what was kept; nothing where there is no file. ValueError when it belongs to another training."""
         if self._path is None or not self._path.exists():
             return {}
         state: dict[str, Any] = torch.load(self._path, map_location=device, weights_only=True)

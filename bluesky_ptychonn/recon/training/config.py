@@ -90,11 +90,6 @@ class TrainingConfig(BaseModel):
     seed: int = Field(default=0, ge=0)
     save_every_s: float = Field(default=60.0, gt=0)
 
-    @property
-    def steps(self) -> int:
-        """Optimiser steps in all, of one process alone."""
-        return self.steps_of(1)
-
     def steps_of(self, processes: int) -> int:
         """Optimiser steps of each of several processes that share the frames."""
         return max(1, round(self.frames / (self.batch_size * processes))) if self.frames else 0

@@ -17,21 +17,11 @@ from torch import Tensor, distributed, nn
 
 @dataclass(frozen=True)
 class ProcessGroup:
-    """Who trains together.
+    """Who trains together."""
 
-    Attributes
-    ----------
-    rank : int
-        This process; 0 alone writes, reports and judges.
-    size : int
-        Processes in all.
-    device : torch.device
-        Where this one works.
-    """
-
-    rank: int
-    size: int
-    device: torch.device
+    rank: int  # of this process
+    size: int  # processes in all
+    device: torch.device  # where this one works
 
     @property
     def is_main(self) -> bool:
@@ -76,11 +66,7 @@ def process_group(device: torch.device | str) -> Iterator[ProcessGroup]:
     """Join the processes that `torchrun` started, over NCCL on CUDA devices and Gloo elsewhere.
 
     Who trains more than once in a process joins around all of it: a second meeting at the same address is a race.
-
-    Parameters
-    ----------
-    device : torch.device or str
-        Where to train; a CUDA device without a number becomes that of this process's place on its machine.
+    A CUDA device without a number becomes that of this process's place on its machine.
     """
     chosen, size, rank = torch.device(device), int(os.environ.get("WORLD_SIZE", "1")), rank_here()
     if size <= 1:

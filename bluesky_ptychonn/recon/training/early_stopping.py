@@ -32,10 +32,7 @@ class EarlyStopping:
     def evaluate(self, network: ObjectNetwork) -> dict[Source, float]:
         """Measure a network in evaluation mode.
 
-        Returns
-        -------
-        dict of str to float
-            By source: phase error of patches, rad, or the label-free loss where nobody knows the phase.
+        By source: phase error of patches, rad, or the label-free loss where nobody knows the phase.
         """
         with torch.inference_mode():
             errors = {source: _error(network, batches) for source, batches in self._batches.items()}

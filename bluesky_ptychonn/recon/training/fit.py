@@ -23,7 +23,6 @@ from bluesky_ptychonn.recon.models.checkpoint import Model
 from bluesky_ptychonn.recon.networks.base import ObjectNetwork
 from bluesky_ptychonn.recon.networks.families import network_config
 from bluesky_ptychonn.recon.training.config import TrainingConfig, TrainingSettings
-from bluesky_ptychonn.recon.training.data import check
 from bluesky_ptychonn.recon.training.distributed import process_group
 from bluesky_ptychonn.recon.training.loop import Progress, Training
 
@@ -84,7 +83,7 @@ def fit(
         given, the device cannot work in the precision, or the checkpoint belongs to another training.
     """
     data = TrainingData(probe, labelled, measured)
-    check(data, config)
+    _check(data, config)
     with process_group(device) as group:
         config.check_device(group.device)
         training = Training(data, config, group, checkpoint, start)
@@ -157,3 +156,26 @@ def fine_tune(
         progress=progress,
         start=model.network.state_dict(),
     )
+
+
+def _check(data: TrainingData, config: TrainingConfig) -> None:
+    """Refuse, in words (ValueError), what cannot be trained on."""
+    size, mix, probe = config.network.frame_size, config.mix, data.probe
+    if probe is not None and probe.shape != (size, size):
+        raise ValueError(
+            f"fit: probe is {probe.shape} px, the network's frames are ({size}, {size}) px; "
+            "set frame_size of the network, or crop or pad the probe"
+        )
+    shares = (("labelled", mix.labelled, len(data.labelled)), ("label_free", mix.label_free, len(data.measured)))
+    for what, share, scans in shares:
+        if bool(share) != bool(scans):
+            given = f"{scans} scans are given" if scans else "no scan is given"
+            raise ValueError(
+                f"fit: the mix gives {what} frames a share of {share:g}, and {given}; change one of the two"
+            )
+    for scan in data.scans:
+        if scan.geometry.frame_shape != (size, size) or not len(scan):
+            raise ValueError(
+                f"fit: {scan.source} has {len(scan)} frames of {scan.geometry.frame_shape} px, the network takes "
+                f"({size}, {size}) px; cut or bin them to that, and give at least one"
+            )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -12,19 +11,21 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bluesky_ptychonn.recon.data.batches import TrainingData
+from bluesky_ptychonn.recon.data.batches import Batches, MixedBatches, Source, TrainingData, make_sources
+from bluesky_ptychonn.recon.evaluation.simulated_scans import HELD_OUT_SEED
 from bluesky_ptychonn.recon.networks.base import ObjectNetwork
 from bluesky_ptychonn.recon.networks.families import build_network
 from bluesky_ptychonn.recon.training.checkpoint import TrainingState, digest
 from bluesky_ptychonn.recon.training.config import TrainingConfig
-from bluesky_ptychonn.recon.training.data import prepare
 from bluesky_ptychonn.recon.training.distributed import ProcessGroup
-from bluesky_ptychonn.recon.training.log import TrainingLog
+from bluesky_ptychonn.recon.training.early_stopping import EarlyStopping
 from bluesky_ptychonn.recon.training.losses import batch_loss
+from bluesky_ptychonn.recon.training.metrics_table import TrainingLog
 from bluesky_ptychonn.recon.training.schedule import rate
 
 #: Called after a step with (frames done, frames in all, smoothed loss).
 Progress = Callable[[int, int, float], None]
+_JUDGED_FRAMES = 128  # of each source
 
 
 class Training:
@@ -52,7 +53,7 @@ class Training:
         )
         self._scaler = torch.amp.GradScaler(group.device.type, enabled=config.precision == "float16")
         self._steps, self._judge_every = config.steps_of(group.size), config.judged_every(group.size)
-        self._batches, self._judge = prepare(data, config, group.device, judged=bool(self._judge_every))
+        self._batches, self._judge = _prepare(data, config, group.device, judged=bool(self._judge_every))
         self._parts: dict[str, Any] = {
             "network": self._network,
             "kept": self.kept,
@@ -82,7 +83,8 @@ class Training:
     def run(self, progress: Progress | None) -> None:
         """Train to the end, or until patience runs out."""
         report_every, frames = max(1, self._steps // 100), self._frames_a_step
-        autocast = _autocast(self._config, self._group.device)
+        device, precision = self._group.device.type, self._config.precision
+        autocast = torch.autocast(device, getattr(torch, precision), enabled=precision != "float32")
         stop = self._judge.should_stop
         while self._step < self._steps and not stop:
             learning_rate = self._config.learning_rate * rate(self._step, self._steps, self._config.schedule)
@@ -103,7 +105,7 @@ class Training:
         self._judge.restore(self.kept)
         self._group.broadcast_weights(self.kept)
 
-    def _one_step(self, learning_rate: float, autocast: AbstractContextManager[Any]) -> None:
+    def _one_step(self, learning_rate: float, autocast: torch.autocast) -> None:
         for settings in self._optimiser.param_groups:
             settings["lr"] = learning_rate
         batch = self._batches.batch(self._step * self._group.size + self._group.rank)
@@ -140,12 +142,6 @@ def _initial_network(config: TrainingConfig, start: Mapping[str, Tensor] | None)
     return network
 
 
-def _autocast(config: TrainingConfig, device: torch.device) -> AbstractContextManager[Any]:
-    if config.precision == "float32":
-        return nullcontext()
-    return torch.autocast(device.type, getattr(torch, config.precision))
-
-
 def _normalise(network: ObjectNetwork, *, by_batch: bool) -> None:
     """Say by what batch normalisation goes: the batch, or what it has kept.
 
@@ -164,3 +160,27 @@ def _average(kept: ObjectNetwork, network: ObjectNetwork, decay: float) -> None:
                 a.lerp_(b, 1 - decay)
             else:
                 a.copy_(b)
+
+
+def _prepare(
+    data: TrainingData, config: TrainingConfig, device: torch.device, *, judged: bool
+) -> tuple[MixedBatches, EarlyStopping]:
+    """Make what a training is fed and judged by, on a device.
+
+    Where it is judged while it trains, scans are split by area, and one half is kept back.
+    """
+
+    def sources(data: TrainingData, seed: int) -> dict[Source, Batches]:
+        sizes = (config.network.frame_size, config.network.patch_size, config.batch_size)
+        return make_sources(config.mix, data, config.synthetic, sizes, seed, device)
+
+    if not judged:
+        return MixedBatches(config.mix, sources(data, config.seed)), EarlyStopping({}, config.mix, 0)
+    first, second = data.halves()
+    count = -(-_JUDGED_FRAMES // config.batch_size)
+    held_out = {
+        source: [batches.batch(k) for k in range(count)]
+        for source, batches in sources(second, HELD_OUT_SEED + 1).items()
+    }
+    learnt = MixedBatches(config.mix, sources(first, config.seed))
+    return learnt, EarlyStopping(held_out, config.mix, config.patience)

@@ -165,11 +165,11 @@ def disagreement(patch: Tensor, pairs: Tensor, met: Overlap) -> Tensor:
     return (square * weight).sum() / weight.sum().clamp_min(1e-6)
 
 
-def label_free_loss(patch: Tensor, batch: Batch, agreement: float = AGREEMENT) -> Tensor:
+def label_free_loss(patch: Tensor, batch: Batch) -> Tensor:
     """Judge a label-free batch's patches by the physics alone; a scalar.
 
     Mean `poisson_deviance` of counts the network was not given, under what neighbouring patches say together
-    (`merged`), plus `agreement` times their `disagreement`.
+    (`merged`), plus `AGREEMENT` times their `disagreement`.
 
     Raises
     ------
@@ -181,7 +181,7 @@ def label_free_loss(patch: Tensor, batch: Batch, agreement: float = AGREEMENT) -
     met = overlap(patch, batch.offsets, batch.pairs, batch.held_probe)
     together = merged(patch, batch.pairs, met)
     loss = poisson_deviance(together, batch.held_counts, batch.held_probe).mean()
-    return loss + agreement * disagreement(patch, batch.pairs, met) if agreement else loss
+    return loss + AGREEMENT * disagreement(patch, batch.pairs, met)
 
 
 Kind = Literal["complex", "amplitude_phase"]

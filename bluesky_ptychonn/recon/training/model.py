@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import platform
+import subprocess
+from collections.abc import Mapping
 from dataclasses import dataclass
+from importlib.metadata import version as installed
 from pathlib import Path
 from typing import Any
 
@@ -15,29 +20,29 @@ from bluesky_ptychonn.optics.geometry import Geometry
 from bluesky_ptychonn.recon.data.batches import TrainingData
 from bluesky_ptychonn.recon.data.probes import with_photons
 from bluesky_ptychonn.recon.data.simulated import SyntheticConfig
-from bluesky_ptychonn.recon.evaluation.refine_rounds import best_rounds
 from bluesky_ptychonn.recon.evaluation.simulated_scans import (
     ScanSeries,
+    best_rounds,
     measure_sampling,
     patch_error,
-    sampling_points,
+    sampling_point,
     stitching_weight,
 )
 from bluesky_ptychonn.recon.evaluation.trust_calibration import calibrated
-from bluesky_ptychonn.recon.models.checkpoint import Model, save_model
-from bluesky_ptychonn.recon.models.new_card import new_card
+from bluesky_ptychonn.recon.models.checkpoint import Model, new_card, save_model
 from bluesky_ptychonn.recon.networks.base import ObjectNetwork
 from bluesky_ptychonn.recon.networks.lifted import LiftedNetwork
 from bluesky_ptychonn.recon.training.config import TrainingConfig
 from bluesky_ptychonn.recon.training.distributed import rank_here
 from bluesky_ptychonn.recon.training.fit import Progress, fit
 from bluesky_ptychonn.recon.training.metrics_table import METRICS_FILE, PLOT_FILE, plot_rows, write_rows
-from bluesky_ptychonn.recon.training.provenance import counts_range, provenance
 
 TRAINING_STATE = "training.pt"
 #: Object pixel on the card of a model that knows pixels only.
 _NOMINAL_PIXEL_M = 1e-8
 _WHOLE_TRAINING = 2000  # frames
+#: An absorbing sample takes up to this part of the beam; the card's lower count limit allows for it.
+_LARGEST_ABSORPTION = 0.75
 
 
 @dataclass(frozen=True)
@@ -157,10 +162,10 @@ def write_model(
     """Measure a trained network on held-out simulated frames and scans, and write the model's folder."""
     contract = {
         "object_pixel_m": geometry.object_pixel_m,
-        "counts_per_frame": counts_range(config.synthetic),
+        "counts_per_frame": _counts_range(config.synthetic),
         "energy_ev": geometry.energy_ev,
     }
-    training = provenance(config, record, info.command)
+    training = _provenance(config, record, info.command)
     card = new_card(config.network, info.name, info.version, contract, training=training)
     # A trial of a training gets a trial of a calibration.
     whole = config.frames >= _WHOLE_TRAINING or not config.frames
@@ -195,7 +200,7 @@ def measured_model(
     promises = {
         "probe": reference.model_dump(),
         "held_out": {"patch_phase_mae_rad": patch_error(network, scaled, plain, frames=effort.frames)},
-        "sampling": [point.model_dump() for point in sampling_points(rows, reference.diameter_m)],
+        "sampling": [sampling_point(step, [score], reference.diameter_m).model_dump() for step, score in rows],
         "trust": None,
     }
     measured = ModelCard.model_validate({**card.model_dump(), **promises})
@@ -218,8 +223,45 @@ def write_any_probe_model(
         config.network,
         info.name,
         info.version,
-        {"object_pixel_m": _NOMINAL_PIXEL_M, "counts_per_frame": counts_range(config.synthetic)},
+        {"object_pixel_m": _NOMINAL_PIXEL_M, "counts_per_frame": _counts_range(config.synthetic)},
         held_out={"patch_phase_mae_rad": error} | final_loss(record),
-        training={**provenance(config, record, info.command), "assumed": assumed},
+        training={**_provenance(config, record, info.command), "assumed": assumed},
     )
     return save_model(out, network.eval(), card)
+
+
+def _counts_range(synthetic: SyntheticConfig) -> tuple[float, float]:
+    """Lowest and highest total counts of a frame in training."""
+    photons, spread = synthetic.photons, synthetic.dose_spread
+    return photons / spread * (1 - _LARGEST_ABSORPTION), photons * spread * 1.2
+
+
+def _provenance(config: TrainingConfig, record: Mapping[str, Any], command: str) -> dict[str, Any]:
+    """Make the card's ``training``, JSON values; `record` is what `fit` gave, and ``started_from``, ``scans``."""
+    return {
+        "command": command,
+        "config": config.model_dump(mode="json"),
+        "seed": config.seed,
+        "frames": record["frames"],
+        **{name: record[name] for name in ("started_from", "scans") if record.get(name)},
+        "seconds": round(record["seconds"], 1),
+        "software": {package: installed(package) for package in ("bluesky-ptychonn", "torch", "numpy")},
+        "python": platform.python_version(),
+        "commit": _commit(),
+    }
+
+
+def _commit() -> str:
+    """Commit of the code that trains, or ``unknown`` outside a checkout."""
+    try:
+        found = subprocess.run(
+            ["git", "rev-parse", "HEAD"],
+            cwd=os.fspath(Path(__file__).parent),
+            capture_output=True,
+            text=True,
+            timeout=10,
+            check=True,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return "unknown"
+    return found.stdout.strip()

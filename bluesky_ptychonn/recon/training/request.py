@@ -123,18 +123,18 @@ class TrainRequest:
         """Train the model and write its folder; see `train_model`. Scans are without effect with random probes."""
         common: dict[str, Any] = {"progress": progress, "start": self.start_model, "device": choose_device(self.device)}
         if self.any_probe:
-            synthetic = SyntheticConfig(
-                photons=self.photons or _ANY_PHOTONS, dose_spread=_ANY_SPREAD, probes=ProbeFamily.broad()
-            )
-            network = self._network(self.frame_size, self.width or _ANY_WIDTH, synthetic.photons)
-            config = self._config(network, synthetic, Mix())
-            return train_model(TrainingData(), None, config, self.out, self.info, **common)
-        data = TrainingData(self.probe_wave, labelled, measured)
-        photons = self.photons or probe_photons(self.probe_wave)
-        network = self._network(len(self.probe_wave), self.width, photons)
-        mix = read_mix(self.mix, labelled=bool(labelled), label_free=bool(measured))
-        config = self._config(network, SyntheticConfig(photons=photons, dose_spread=network.dose_spread), mix)
-        return train_model(data, self.geometry, config, self.out, self.info, **common)
+            data, geometry, mix = TrainingData(), None, Mix()
+            photons = self.photons or _ANY_PHOTONS
+            network = self._network(self.frame_size, self.width or _ANY_WIDTH, photons)
+            synthetic = SyntheticConfig(photons=photons, dose_spread=_ANY_SPREAD, probes=ProbeFamily.broad())
+        else:
+            data, geometry = TrainingData(self.probe_wave, labelled, measured), self.geometry
+            mix = read_mix(self.mix, labelled=bool(labelled), label_free=bool(measured))
+            photons = self.photons or probe_photons(self.probe_wave)
+            network = self._network(len(self.probe_wave), self.width, photons)
+            synthetic = SyntheticConfig(photons=photons, dose_spread=network.dose_spread)
+        config = TrainingConfig(network=network, synthetic=synthetic, mix=mix, loss=network.loss, **self.settings)
+        return train_model(data, geometry, config, self.out, self.info, **common)
 
     def _network(self, size: int, width: float | None, photons: float) -> FamilyConfig:
         if self.start_model is None:
@@ -143,15 +143,6 @@ class TrainRequest:
         if not isinstance(config, FamilyConfig):
             raise ValueError(f"train: model {self.start!r} is no network of this package, it cannot be trained on")
         return config.resized(size, self.patch)
-
-    def _config(self, network: FamilyConfig, synthetic: SyntheticConfig, mix: Mix) -> TrainingConfig:
-        return TrainingConfig(
-            network=network,
-            synthetic=synthetic,
-            mix=mix,
-            loss=network.loss,
-            **self.settings,
-        )
 
     @cached_property
     def geometry(self) -> Geometry:
@@ -168,13 +159,7 @@ class TrainRequest:
 
 
 def read_mix(text: str | None, *, labelled: bool, label_free: bool) -> Mix:
-    """Read shares such as ``simulated=1,labelled=1,label-free=0.5``; by default of what there is.
-
-    Raises
-    ------
-    ValueError
-        In words, for anything else.
-    """
+    """Read shares such as ``simulated=1,labelled=1,label-free=0.5``, or ValueError; by default of what there is."""
     if text is None:
         return Mix.usual(simulated=True, labelled=labelled, label_free=label_free)
     shares = dict.fromkeys(_SHARES, 0.0)

@@ -8,8 +8,7 @@ import torch
 
 from bluesky_ptychonn.optics.simulate import SimulatedExperiment
 from bluesky_ptychonn.recon.evaluation.metrics import phase_correlation
-from bluesky_ptychonn.recon.evaluation.refine_rounds import best_rounds
-from bluesky_ptychonn.recon.evaluation.simulated_scans import ScanSeries
+from bluesky_ptychonn.recon.evaluation.simulated_scans import ScanSeries, best_rounds
 from bluesky_ptychonn.recon.mosaic.probe_tuning import aberrated, pupil_aberrations
 from bluesky_ptychonn.recon.mosaic.refine import refine
 from bluesky_ptychonn.recon.mosaic.refine_config import Refinement, asked_for

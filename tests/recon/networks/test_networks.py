@@ -12,8 +12,7 @@ from bluesky_ptychonn.optics.simulate import SimulatedExperiment, crop
 from bluesky_ptychonn.recon.networks.base import FamilyConfig, ObjectNetwork, fix_gauge
 from bluesky_ptychonn.recon.networks.direct import DirectConfig
 from bluesky_ptychonn.recon.networks.families import FAMILIES, build_network, network_config
-from bluesky_ptychonn.recon.networks.lift import lift
-from bluesky_ptychonn.recon.networks.lifted import LiftedConfig
+from bluesky_ptychonn.recon.networks.lifted import LiftedConfig, lift
 from bluesky_ptychonn.recon.training.config import TrainingConfig
 from bluesky_ptychonn.recon.training.fit import fit
 

@@ -11,10 +11,8 @@ from pydantic import ValidationError
 
 from bluesky_ptychonn.card import ModelCard
 from bluesky_ptychonn.optics.framing import PreprocessConfig
-from bluesky_ptychonn.recon.models.checkpoint import save_model
-from bluesky_ptychonn.recon.models.new_card import new_card
-from bluesky_ptychonn.recon.models.upstream.layers import CheckpointLayout, tensors_for
-from bluesky_ptychonn.recon.models.upstream.layout import recognise
+from bluesky_ptychonn.recon.models.checkpoint import new_card, save_model
+from bluesky_ptychonn.recon.models.upstream.layout import CheckpointLayout, recognise, tensors_for
 from bluesky_ptychonn.recon.models.upstream.state_dict import read_state_dict
 from bluesky_ptychonn.recon.networks.direct import DirectConfig
 from bluesky_ptychonn.recon.networks.families import build_network

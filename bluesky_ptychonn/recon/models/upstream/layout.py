@@ -9,30 +9,58 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-
-from bluesky_ptychonn.recon.models.upstream.layers import CheckpointLayout, Layer, Stack
 
 _PARTS = {
     "decoder1": "amplitude", "decoder_amplitude": "amplitude",
     "decoder2": "phase", "decoder_phase": "phase", "decoder": "both",
 }  # fmt: skip
+_EPSILON = 1e-5  # of every published BatchNorm2d, and of ours
 _KNOWN = (
     "known are PtychoNN's layouts: encoder with decoder1 and decoder2 (or decoder_amplitude, decoder_phase), either "
     "head alone, or one grouped decoder; blocks of two 3x3 convolutions, with or without batch normalisation"
 )
 
 
-def recognise(state: Mapping[str, Tensor]) -> CheckpointLayout:
-    """Tell the layout of a state dict.
+@dataclass(frozen=True)
+class Layer:
+    """A convolution and the batch normalisation after it, if any."""
 
-    Raises
-    ------
-    ValueError
-        In words: what does not fit, and what would.
-    """
+    where: str  # its name in the checkpoint
+    weight: Tensor  # (out, in, 3, 3) float32
+    bias: Tensor | None  # (out,) float32
+    norm: dict[str, Tensor] | None  # weight, bias, running_mean, running_var, num_batches_tracked
+
+
+@dataclass(frozen=True)
+class Stack:
+    """Encoder or decoder."""
+
+    blocks: tuple[Layer, ...]  # two for each block
+    last: Layer | None  # the convolution before a decoder's activation
+    channels: tuple[int, ...]  # of each block
+    upsampled: bool  # whether also the last block of a decoder doubles the size
+
+    @property
+    def normalised(self) -> bool:
+        """Whether batch normalisation follows the convolutions."""
+        return self.blocks[0].norm is not None
+
+
+@dataclass(frozen=True)
+class CheckpointLayout:
+    """A network as found in a checkpoint."""
+
+    encoder: Stack
+    decoders: dict[str, Stack]  # amplitude, phase
+    description: str  # what was recognised
+
+
+def recognise(state: Mapping[str, Tensor]) -> CheckpointLayout:
+    """Tell the layout of a state dict; ValueError in words: what does not fit, and what would."""
     parts: dict[str, dict[str, Tensor]] = {}
     for name, tensor in state.items():
         part, _, rest = name.partition(".")
@@ -184,3 +212,42 @@ def _same(encoder: Stack, decoders: Mapping[str, Stack]) -> None:
     norms = {layer.norm is not None for stack in (encoder, *decoders.values()) for layer in stack.blocks}
     if len(norms) > 1:
         raise ValueError("this PtychoNN is batch-normalised in part; this package builds networks with it or without")
+
+
+def tensors_for(layout: CheckpointLayout) -> dict[str, Tensor]:
+    """Weights under the names of this package's `PtychoNN`, such that its outputs in evaluation are equal.
+
+    A bias before a normalisation moves into its running mean, which is the same; a normalisation after the last
+    convolution moves into that.
+    """
+    tensors: dict[str, Tensor] = {}
+    length = 7 if layout.encoder.normalised else 5
+    names = {"encoder": layout.encoder}
+    for head, stack in layout.decoders.items():
+        names["decoder1" if head == "amplitude" else "decoder2"] = stack
+    for part, stack in names.items():
+        for place, layer in enumerate(stack.blocks):
+            index = length * (place // 2) + (place % 2) * (length // 2)
+            tensors[f"{part}.{index}.weight"] = layer.weight
+            if layer.norm is None:
+                tensors[f"{part}.{index}.bias"] = _bias(layer)
+                continue
+            norm = {**layer.norm, "running_mean": layer.norm["running_mean"] - _bias(layer)}
+            tensors |= {f"{part}.{index + 1}.{name}": value for name, value in norm.items()}
+        if stack.last is not None:
+            index = length * len(stack.channels) - (not stack.upsampled)
+            tensors |= {f"{part}.{index}.{name}": value for name, value in _folded(stack.last).items()}
+    return tensors
+
+
+def _bias(layer: Layer) -> Tensor:
+    return torch.zeros(len(layer.weight)) if layer.bias is None else layer.bias
+
+
+def _folded(layer: Layer) -> dict[str, Tensor]:
+    if layer.norm is None:
+        return {"weight": layer.weight, "bias": _bias(layer)}
+    norm = {name: value.double() for name, value in layer.norm.items()}
+    scale = norm["weight"] / torch.sqrt(norm["running_var"] + _EPSILON)
+    bias = (_bias(layer).double() - norm["running_mean"]) * scale + norm["bias"]
+    return {"weight": (layer.weight.double() * scale[:, None, None, None]).float(), "bias": bias.float()}

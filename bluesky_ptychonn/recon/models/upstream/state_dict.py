@@ -30,20 +30,9 @@ _PREFIXES = ("module.", "_orig_mod.")  # DataParallel, torch.compile
 def read_state_dict(path: Path) -> dict[str, Tensor]:
     """Read the state dict in a ``.pth``, ``.pt`` or ``.safetensors`` file.
 
-    Parameters
-    ----------
-    path : Path
-        A state dict, or a dict with one under ``model_state_dict``, ``state_dict``, ``model`` or ``net``.
-
-    Returns
-    -------
-    dict of str to Tensor
-        On the CPU, float32 and finite; prefixes that DataParallel and torch.compile put before names are gone.
-
-    Raises
-    ------
-    ValueError
-        In words, when the file is missing, cut short, too large, holds other than tensors, or no state dict.
+    It may also hold a dict with one under ``model_state_dict``, ``state_dict``, ``model`` or ``net``. The tensors are
+    on the CPU, float32 and finite; prefixes that DataParallel and torch.compile put before names are gone. ValueError,
+    in words, when the file is missing, cut short, too large, holds other than tensors, or no state dict.
     """
     _check_file(path)
     if path.suffix == ".safetensors":

@@ -22,8 +22,7 @@ from bluesky_ptychonn.card import ModelCard
 from bluesky_ptychonn.recon.inference.reconstructor import Reconstructor
 from bluesky_ptychonn.recon.models.checkpoint import load_model
 from bluesky_ptychonn.recon.models.upstream.importer import PUBLISHED_PREPROCESSING, import_upstream
-from bluesky_ptychonn.recon.models.upstream.layers import tensors_for
-from bluesky_ptychonn.recon.models.upstream.layout import recognise
+from bluesky_ptychonn.recon.models.upstream.layout import recognise, tensors_for
 from bluesky_ptychonn.recon.models.upstream.state_dict import MOST_BYTES, read_state_dict
 from bluesky_ptychonn.recon.networks.direct import DirectConfig
 from bluesky_ptychonn.recon.networks.families import build_network
