@@ -20,7 +20,7 @@ from bluesky_ptychonn.cli.recover import recover
 from bluesky_ptychonn.cli.replay import replay
 from bluesky_ptychonn.cli.serve import serve
 from bluesky_ptychonn.cli.status import status
-from bluesky_ptychonn.cli.train.command import train
+from bluesky_ptychonn.cli.train import train
 from bluesky_ptychonn.cli.view import view
 
 #: Set to see the traceback behind an error's sentence.

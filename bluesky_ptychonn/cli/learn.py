@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from bluesky_ptychonn.cli.catalogs import CatalogOption, open_catalog
-from bluesky_ptychonn.cli.models.table import printable
+from bluesky_ptychonn.cli.models.cards import printable
 
 if TYPE_CHECKING:
     from bluesky_ptychonn.live.learning.config import LearnerConfig

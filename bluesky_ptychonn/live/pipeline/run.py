@@ -17,8 +17,7 @@ from bluesky_ptychonn.live.pipeline.assembly import LONGEST_REST, Assembly
 from bluesky_ptychonn.live.pipeline.problems import Problem, ProblemKind
 from bluesky_ptychonn.live.pipeline.progress import Progress, Timing
 from bluesky_ptychonn.live.pipeline.protocols import ComponentFactory, Sink
-from bluesky_ptychonn.live.pipeline.raw_run_wait import RawRunWait
-from bluesky_ptychonn.live.pipeline.retry import Retry
+from bluesky_ptychonn.live.pipeline.waiting import RawRunWait, Retry
 from bluesky_ptychonn.optics.geometry import Geometry
 
 log = logging.getLogger(__name__)
