@@ -122,13 +122,11 @@ def train(
 
 
 def _print_result(card: ModelCard, out: Path) -> None:
-    error = card.held_out["patch_phase_mae_rad"]
+    any_probe, of_probes = (", for any probe", ", held-out probes") if card.for_any_probe else ("", "")
+    typer.echo(f"{card.name} {card.version} in {out}{any_probe}")
+    typer.echo(f"held-out patches{of_probes}: phase error {card.held_out['patch_phase_mae_rad']:.3f} rad")
     if card.for_any_probe:
-        typer.echo(f"{card.name} {card.version} in {out}, for any probe")
-        typer.echo(f"held-out patches, held-out probes: phase error {error:.3f} rad")
         return
-    typer.echo(f"{card.name} {card.version} in {out}")
-    typer.echo(f"held-out patches: phase error {error:.3f} rad")
     typer.echo("held-out scans:   step / probe   step (µm)   phase error (rad)   correlation   frames")
     for point in card.sampling:
         typer.echo(
@@ -168,20 +166,8 @@ def read_scans(
 ) -> tuple[list[Any], list[Any]]:
     """Read labelled and measured scans, each an .npz file or something in the catalog.
 
-    Parameters
-    ----------
-    labels, measured : list of str or None
-    catalog : str or None
-        Where those that are no files are looked up.
-    probe : (N, N) complex64 ndarray
-        Of measured runs.
-    model : Model, optional
-        Whose preprocessing turns recorded frames into the network's.
-
-    Raises
-    ------
-    ValueError
-        In words: no such file, label or run, or no catalog to look it up in.
+    Measured runs get the probe (N, N), and are preprocessed as the model's card says. ValueError in words when there is
+    no such file, label or run, or no catalog to look it up in.
     """
     from bluesky_ptychonn.recon.data.scans import LabelledScan, MeasuredScan
 

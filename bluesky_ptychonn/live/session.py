@@ -147,29 +147,13 @@ def left_behind(root: Path, catalog: str) -> list[Path]:
 
 @dataclass(frozen=True)
 class Session:
-    """A session as it is found on disk.
-
-    Attributes
-    ----------
-    folder : Path
-        Its folder.
-    catalog : str
-        Address of its catalog.
-    worker : WorkerStatus
-        Where its worker stood last.
-    alive : bool
-        Whether a worker has it now.
-    unfinished : int
-        Runs that are not finished.
-    silent_s : float
-        How long ago its worker wrote that, s.
-    """
+    """A session as it is found on disk: where its worker stood last, `silent_s` ago, and whether it has one now."""
 
     folder: Path
-    catalog: str
+    catalog: str  # address
     worker: WorkerStatus
     alive: bool
-    unfinished: int
+    unfinished: int  # runs
     silent_s: float = 0.0
 
     @property

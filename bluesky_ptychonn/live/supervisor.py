@@ -33,11 +33,6 @@ _CALM_S = 60.0  # a worker that lived this long starts with a clean slate
 class Supervisor(ABC):
     """Keeps a worker alive until it is closed.
 
-    Parameters
-    ----------
-    folder : Path
-        The session's folder.
-
     Attributes
     ----------
     restarts : int
@@ -70,14 +65,7 @@ class Supervisor(ABC):
 class WorkerSupervisor(Supervisor):
     """A worker process, started again, later each time, when it dies.
 
-    Parameters
-    ----------
-    folder : Path
-        The session's folder, with its settings in it.
-    settings : ReconstructionSettings
-        The same settings, for their number of threads.
-    api_key : str or None
-        Key of the catalog; goes down the worker's input, where no other process sees it.
+    The folder has the settings in it; the catalog's key goes down the worker's input, where no other process sees it.
     """
 
     def __init__(self, folder: Path, settings: ReconstructionSettings, api_key: str | None) -> None:
@@ -163,17 +151,7 @@ class WorkerSupervisor(Supervisor):
 
 
 class ThreadSupervisor(Supervisor):
-    """A worker in a thread of this process.
-
-    Parameters
-    ----------
-    folder : Path
-        The session's folder.
-    settings : ReconstructionSettings
-        What to do.
-    make_factory : callable
-        Makes the factory, in the thread.
-    """
+    """A worker in a thread of this process, in which its factory is made."""
 
     def __init__(
         self, folder: Path, settings: ReconstructionSettings, make_factory: Callable[[], ComponentFactory]

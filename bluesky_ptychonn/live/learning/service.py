@@ -366,14 +366,7 @@ def _identity(folder: Path) -> str:
 class DutyCycle:
     """Keeps work below a part of the time.
 
-    Parameters
-    ----------
-    share : float
-        Above 0, at most 1.
-    wait : callable
-        Waits a number of seconds; may return sooner.
-    clock : callable
-        Monotonic seconds.
+    `wait` waits a number of seconds, and may return sooner.
 
     Examples
     --------

@@ -28,11 +28,6 @@ SETTINGS_FILE = "order.json"
 SPOOL = "spool"  # folder beside it, where results wait for the catalog
 
 
-def _read_refine(value: Any) -> Any:
-    """Read what a user gives: False is none, True the defaults."""
-    return asked_for(value) if isinstance(value, bool) else value
-
-
 class ReconstructionOptions(BaseModel):
     """How to reconstruct.
 
@@ -75,7 +70,9 @@ class ReconstructionOptions(BaseModel):
     threads: int | None = Field(default=None, ge=0)
     precision: Precision = "fp32"
     preprocess: PreprocessConfig | None = None
-    refine: Annotated[Refinement | None, BeforeValidator(_read_refine)] = None
+    refine: Annotated[
+        Refinement | None, BeforeValidator(lambda value: asked_for(value) if isinstance(value, bool) else value)
+    ] = None
     spool_mib: int = Field(default=1024, ge=1)
 
 

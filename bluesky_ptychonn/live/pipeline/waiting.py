@@ -16,19 +16,8 @@ _MISTAKES = 3  # failures in a row, the last of which is no outage
 class Retry:
     """When to try a run again, later and later: after an outage for ever, after a mistake of ours three times.
 
-    Parameters
-    ----------
-    clock : callable
-        Monotonic seconds.
-
-    Attributes
-    ----------
-    since : float or None
-        When the first failure in a row was, on the clock; None while all is well.
-    due_at : float
-        When to try again, on the clock.
-    exhausted : bool
-        Whether that would be in vain.
+    On the clock, `since` says when the first failure in a row was, None while all is well, and `due_at` when to try
+    again; `exhausted` says whether that would be in vain.
     """
 
     def __init__(self, clock: Callable[[], float]) -> None:
@@ -59,23 +48,9 @@ RAW_BEHIND = "waiting for the raw run in the catalog"
 class RawRunWait:
     """Waits for a raw run to be complete in the catalog, and for its frames a while longer.
 
-    Before that its writer may be behind, or it lies in a backup: a frame that is late is not missing.
-
-    Parameters
-    ----------
-    is_complete : callable
-        Asks the catalog; ConnectionError when there is no answer.
-    pace : Timing
-        How long to wait.
-    clock : callable
-        Monotonic seconds.
-
-    Attributes
-    ----------
-    ask_at : float
-        When to ask next, on the clock.
-    problem : Problem
-        Why frames are waited for until then.
+    Before that its writer may be behind, or it lies in a backup: a frame that is late is not missing. `is_complete`
+    asks the catalog (ConnectionError without an answer), next at `ask_at` on the clock; `problem` says what is waited
+    for until then.
     """
 
     def __init__(self, is_complete: Callable[[], bool], pace: Timing, clock: Callable[[], float]) -> None:
