@@ -224,16 +224,9 @@ class Driver(PVGroup):  # type: ignore[misc]
 
 
 class BeamlineIoc(PVGroup):  # type: ignore[misc]
-    """Two motors and a camera; serve its ``pvdb``.
+    """Two motors and a camera that sees an experiment; serve its ``pvdb``.
 
-    Parameters
-    ----------
-    prefix : str
-        Of all PVs; the records are ``m1``, ``m2`` (x, y in mm), ``cam1:…``, ``HDF1:…``.
-    experiment : SimulatedExperiment
-        What the camera sees.
-    velocity_mm_s, travel_mm : float
-        Of the motors; soft limits are ± the travel.
+    The records are ``m1``, ``m2`` (x, y in mm, soft limits ± the travel), ``cam1:…``, ``HDF1:…`` after the prefix.
     """
 
     m1 = SubGroup(Motor, prefix="m1")

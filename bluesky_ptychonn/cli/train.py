@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import shlex
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -115,7 +116,7 @@ def train(
     unlabelled: list[Any] = []
     if not request.any_probe:
         labelled, unlabelled = read_scans(labels, measured, catalog, request.probe_wave, request.start_model)
-    with TrainingBar() if rank_here() == 0 else contextlib.nullcontext() as bar:
+    with _training_bar() if rank_here() == 0 else contextlib.nullcontext() as bar:
         card = request.run(labelled, unlabelled, bar)
     if card is not None:  # a helper of the process that writes has none
         _print_result(card, out)
@@ -135,30 +136,15 @@ def _print_result(card: ModelCard, out: Path) -> None:
         )
 
 
-class TrainingBar:
-    """Progress bar with frames, rate, time left and the smoothed loss."""
+@contextlib.contextmanager
+def _training_bar() -> Iterator[Callable[[int, int, float], None]]:
+    """Progress bar of frames, time left and the smoothed loss; what it yields takes frames done, all, and the loss."""
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    def __enter__(self) -> TrainingBar:
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-        self._progress = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("frames"),
-            TimeRemainingColumn(),
-            TextColumn("loss {task.fields[loss]:.4f}"),
-        )
-        self._task = self._progress.add_task("training", total=None, loss=float("nan"))
-        self._progress.start()
-        return self
-
-    def __call__(self, done: int, total: int, loss: float) -> None:
-        """Show that `done` of `total` frames are done."""
-        self._progress.update(self._task, completed=done, total=total, loss=loss)
-
-    def __exit__(self, *error: object) -> None:
-        self._progress.stop()
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("frames"))
+    with Progress(*columns, TimeRemainingColumn(), TextColumn("loss {task.fields[loss]:.4f}")) as progress:
+        task = progress.add_task("training", total=None, loss=float("nan"))
+        yield lambda done, total, loss: progress.update(task, completed=done, total=total, loss=loss)
 
 
 def read_scans(
@@ -177,10 +163,7 @@ def read_scans(
         raise ValueError(
             f"train: {', '.join(stored)} would be in a catalog; say which with --catalog, or give .npz files"
         )
-    with contextlib.ExitStack() as stack:
-        root: Any = None
-        if stored and catalog is not None:
-            root = stack.enter_context(open_catalog(catalog))
+    with open_catalog(catalog) if stored and catalog is not None else contextlib.nullcontext() as root:
         return (
             [LabelledScan.load(name) if _is_file(name) else _label(root, name) for name in labels],
             [MeasuredScan.load(name) if _is_file(name) else _run(root, name, probe, model) for name in measured],
