@@ -20,7 +20,6 @@ from bluesky_ptychonn.beamline.patterns import Pattern, ScanField
 from bluesky_ptychonn.beamline.start_document import (
     UM,
     ScanSetup,
-    extent_m,
     grid_metadata,
     join_metadata,
     recorded_plan,
@@ -228,14 +227,16 @@ def _scan(
         unit = yield from read_unit(motor)
         per_metre.append(1 / to_metres(1.0, unit, motor.name))
         middle.append(center_m[axis] * per_metre[axis] if center_m else (yield from read_position(motor)))
-    center = (middle[0] / per_metre[0], middle[1] / per_metre[1])
-    trajectory = in_motor_units(field.points("x", "y", center), motors, per_metre)
+    at = field.points("x", "y", (middle[0] / per_metre[0], middle[1] / per_metre[1])).by_key()
+    x, y = ([value * scale for value in at[axis]] for axis, scale in zip("xy", per_metre, strict=True))
+    trajectory = cycler(setup.y_motor, y) + cycler(setup.x_motor, x)
     check_limits(str((md or {}).get("plan_name")), trajectory)
-    dense = metadata["dense_equivalent_frames"]
+    dense, signs = metadata["dense_equivalent_frames"], {"x": setup.x_sign, "y": setup.y_sign}
     ptychography = {
         **metadata,
         "dose_saved_fraction": None if dense is None else 1 - len(trajectory) / dense,
-        "extent_m": extent_m(trajectory, motors, per_metre, (setup.x_sign, setup.y_sign)),
+        # In object coordinates; live pictures are as large as that from the first frame on.
+        "extent_m": {axis: sorted(sign * float(end(at[axis])) for end in (min, max)) for axis, sign in signs.items()},
     }
     start = join_metadata(grid_metadata(field, trajectory, *motors), ptychography, md)
     scan: MsgGenerator[str] = bp.scan_nd(list(setup.detectors), trajectory, md=start)
@@ -260,13 +261,6 @@ def read_position(motor: Any) -> MsgGenerator[float]:
         location = yield Msg("locate", motor, squeeze=True)  # type: ignore[no-untyped-call]
         return float(location["setpoint"])
     return float((yield from bps.rd(motor)))
-
-
-def in_motor_units(points: Cycler[Any, Any], motors: tuple[Any, Any], per_metre: Sequence[float]) -> Cycler[Any, Any]:
-    """Turn points in m, keyed ``x`` and ``y``, into a trajectory of the (x, y) motors, y slow."""
-    at = points.by_key()
-    x_motor, y_motor = motors
-    return cycler(y_motor, [v * per_metre[1] for v in at["y"]]) + cycler(x_motor, [v * per_metre[0] for v in at["x"]])
 
 
 def check_limits(name: str, trajectory: Cycler[Any, Any]) -> None:

@@ -150,20 +150,6 @@ def readback_key(motor: Any) -> str:
     return str(fields[0])
 
 
-def extent_m(
-    trajectory: Cycler[Any, Any], motors: Sequence[Any], per_metre: Sequence[float], signs: Sequence[int]
-) -> dict[str, list[float]]:
-    """Give the lowest and highest position of a trajectory in object coordinates, m, for ``x`` and ``y``.
-
-    Live pictures are made as large as that from the first frame on.
-    """
-    at = trajectory.by_key()
-    return {
-        axis: sorted(sign * float(end(at[motor])) / scale for end in (min, max))
-        for axis, motor, scale, sign in zip(("x", "y"), motors, per_metre, signs, strict=True)
-    }
-
-
 def axes_metadata(x_motor: Any, y_motor: Any) -> dict[str, Any]:
     """Name motors and dimensions, slow first, for live tables and plots."""
     motors = (y_motor, x_motor)

@@ -37,26 +37,9 @@ def new_session(root: Path) -> Path:
 
 @dataclass
 class WorkerStatus:
-    """Where a worker stands.
+    """Where a worker stands; see `Status`, whose ``worker`` is the `state` here.
 
-    Parameters
-    ----------
-    state : str
-        ``starting``, ``ready``, ``stopped`` or ``failed``.
-    pid : int
-        Its process.
-    device : str
-        What it computes on.
-    problem : str
-        The last thing that went wrong, in words.
-    problem_kind : str
-        What that is about, see `ProblemKind`.
-    runs : dict of str to Progress
-        By uid, the last hundred.
-    model : str
-        ``name/version`` of the model that the next run will have, unless another becomes champion before.
-    model_folder : str
-        Where that lies; empty for one that was given loaded.
+    `runs` are the last hundred, and `model` what the next run will have, unless another becomes champion before.
     """
 
     state: str = "starting"
@@ -66,7 +49,7 @@ class WorkerStatus:
     problem_kind: str = ""
     runs: dict[str, Progress] = field(default_factory=dict)
     model: str = ""
-    model_folder: str = ""
+    model_folder: str = ""  # empty for a model that was given loaded
 
     def save(self, folder: Path) -> None:
         """Write into a session's folder."""

@@ -169,7 +169,7 @@ def side_by_side(cards: Sequence[tuple[ModelCard, str]]) -> list[str]:
     columns = [_column(card) for card, _ in cards]
     rows |= {title: [column[title] for column in columns] for title in columns[0]}
     for key in dict.fromkeys(key for card, _ in cards for key in card.held_out):
-        rows[f"held out: {key}"] = [_or_dash(card.held_out.get(key)) for card, _ in cards]
+        rows[f"held out: {key}"] = [f"{card.held_out[key]:.4f}" if key in card.held_out else "-" for card, _ in cards]
     curves = [points for card, _ in cards for points in (card.sampling, *(curve.points for curve in card.labelled))]
     for step in sorted({point.step_m for points in curves for point in points}):
         rows[f"error at {step * 1e6:.3f} µm (rad)"] = [_error(card, step) for card, _ in cards]
@@ -191,10 +191,6 @@ def _column(card: ModelCard) -> dict[str, str]:
         **{title: str(training.get(key, "-")) for title, key in _TRAINING.items()},
         "weights sha256": card.weights_sha256[:12],
     }
-
-
-def _or_dash(value: float | None) -> str:
-    return "-" if value is None else f"{value:.4f}"
 
 
 def _error(card: ModelCard, step_m: float) -> str:
