@@ -34,10 +34,6 @@ def _path(value: str = "") -> dict[str, Any]:
     return {"value": value or " ", "dtype": ChannelType.CHAR, "max_length": 256}
 
 
-def _path_of(pair: Any) -> str:
-    return str(pair.setpoint.value).strip().strip("\x00")
-
-
 class Motor(PVGroup):  # type: ignore[misc]  # caproto is untyped
     """A motor record, in mm, that goes where it is told."""
 
@@ -145,7 +141,8 @@ class Plugin(PVGroup):  # type: ignore[misc]
         if not wanted:
             return
         number = int(self.FileNumber.setpoint.value)
-        template, path, name = (_path_of(pair) for pair in (self.FileTemplate, self.FilePath, self.FileName))
+        pairs = (self.FileTemplate, self.FilePath, self.FileName)
+        template, path, name = (str(pair.setpoint.value).strip().strip("\x00") for pair in pairs)
         full = Path(template % (path, name, number))
         self.file = FrameFile(full, self.parent.frame_shape)
         await self.FullFileName_RBV.write(str(full))

@@ -19,7 +19,7 @@ from bluesky_ptychonn.catalog.connection.address import is_same_catalog
 from bluesky_ptychonn.files import is_locked, read_json, write_json
 from bluesky_ptychonn.journal.append_file import SUFFIX, run_files
 from bluesky_ptychonn.live.pipeline.progress import Progress
-from bluesky_ptychonn.live.pipeline.settings import SETTINGS_FILE, SPOOL, ReconstructionSettings
+from bluesky_ptychonn.live.pipeline.settings import SETTINGS_FILE, ReconstructionSettings
 
 log = logging.getLogger(__name__)
 
@@ -138,16 +138,6 @@ class Session:
     alive: bool
     unfinished: int  # runs
     silent_s: float = 0.0
-
-    @property
-    def log(self) -> Path:
-        """Log of the worker."""
-        return self.folder / LOG
-
-    @property
-    def spool(self) -> Path:
-        """Where results wait for the catalog."""
-        return self.folder / SPOOL
 
 
 def find_sessions(root: Path) -> list[Session]:

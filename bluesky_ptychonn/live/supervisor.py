@@ -138,7 +138,7 @@ class WorkerSupervisor(Supervisor):
         _close_input(self._process)
 
     def close(self, timeout: float) -> bool:
-        """Let the worker finish what was journaled, at most `timeout` s, then end it; whether it finished."""
+        """End a worker that is not done in time; see `Supervisor.close`."""
         self.detach()
         try:
             finished = self._process.wait(timeout) == 0
@@ -206,7 +206,9 @@ def resume(sessions: list[Path], api_key: str | None) -> threading.Thread:
             for folder in list(left):
                 log.info("taking up the runs that were left unfinished in %s", folder)
                 try:
-                    code = _finish(folder, api_key)
+                    process = _start(folder, ReconstructionSettings.load(folder), api_key)
+                    _close_input(process)  # no more will come: finish and end
+                    code = process.wait()
                 except (OSError, ValueError) as error:
                     log.info("%s: %s", folder, error)
                     continue
@@ -219,13 +221,6 @@ def resume(sessions: list[Path], api_key: str | None) -> threading.Thread:
     thread = threading.Thread(target=work, name="ptychonn taking up", daemon=True)
     thread.start()
     return thread
-
-
-def _finish(folder: Path, api_key: str | None) -> int:
-    """Let a worker finish what is in a session's folder; returns its exit code."""
-    process = _start(folder, ReconstructionSettings.load(folder), api_key)
-    _close_input(process)  # no more will come: finish and end
-    return process.wait()
 
 
 def _start(folder: Path, settings: ReconstructionSettings, api_key: str | None) -> subprocess.Popen[bytes]:

@@ -70,7 +70,8 @@ class _LoadedModel:
 class TiledComponentFactory:
     """Makes reconstructors, sources and sinks; loads the network and warms it up at once.
 
-    Where they name a champion, its model is what the catalog says when a run begins.
+    Where the settings name a champion, its model is what the catalog says when a run begins; `problem` says why another
+    is at work. ValueError when model or device cannot be used.
 
     Parameters
     ----------
@@ -86,16 +87,6 @@ class TiledComponentFactory:
         answer is the caller's.
     before_request : callable, optional
         Called before every request to the catalog.
-
-    Attributes
-    ----------
-    problem : str
-        Why it is not the champion that is at work, in words; empty when it is, or none is followed.
-
-    Raises
-    ------
-    ValueError
-        When model or device cannot be used.
     """
 
     def __init__(
