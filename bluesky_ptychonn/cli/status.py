@@ -48,10 +48,8 @@ def status(
             typer.echo(f"  scan {run.scan_id}: {run}")
         totals = Status(worker.state, runs=worker.runs)
         if totals.spooled:
-            size = f"{totals.spool_bytes / 2**20:.1f} MiB"
-            typer.echo(
-                f"  {totals.spooled} frames on disk until the catalog takes them, {size} in {session.folder / SPOOL}"
-            )
+            where = f"{totals.spool_bytes / 2**20:.1f} MiB in {session.folder / SPOOL}"
+            typer.echo(f"  {totals.spooled} frames on disk until the catalog takes them, {where}")
         if worker.problem:
             typer.echo(f"  last problem: {worker.problem}")
         typer.echo(f"  log: {session.folder / LOG}")
