@@ -50,6 +50,7 @@ if TYPE_CHECKING:
     from bluesky_ptychonn.live.pipeline.progress import Progress as Progress
     from bluesky_ptychonn.live.pipeline.progress import Status as Status
     from bluesky_ptychonn.live.pipeline.progress import Timing as Timing
+    from bluesky_ptychonn.live.pipeline.settings import LiveOptions as LiveOptions
     from bluesky_ptychonn.optics.cxi import CxiScan as CxiScan
     from bluesky_ptychonn.optics.cxi import read_cxi as read_cxi
     from bluesky_ptychonn.optics.framing import PreprocessConfig as PreprocessConfig
@@ -85,6 +86,7 @@ _HOMES = {
     # reconstruct, live and again
     "live.callback": "LiveReconstruction",
     "live.pipeline.progress": "Progress Status Timing",
+    "live.pipeline.settings": "LiveOptions",
     "live.batch.reconstruct": "reconstruct",
     "live.batch.backfill": "backfill unfinished",
     "recon.mosaic.refine_config": "Refinement",

@@ -40,6 +40,7 @@ def spoil(catalog_server: CatalogServer, name: str, version: str) -> None:
     weights.write_block(data, (0,))
 
 
+@pytest.mark.slow
 @pytest.mark.system
 def test_a_session_follows_the_champion_from_run_to_run(
     RE: Any,

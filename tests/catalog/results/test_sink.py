@@ -239,7 +239,7 @@ def test_a_mosaic_grows_while_others_read_it(catalog_server: CatalogServer) -> N
 
     thread = threading.Thread(target=read)
     thread.start()
-    corners = [(0, 0), (0, 0), (-4, -2), (-4, -40), (-60, -40), (-60, -40)]
+    corners = [(0, 0), (-4, -2), (-4, -40), (-60, -40), (-60, -40)]
     for step, corner in enumerate(corners, start=2):
         image = picture(20 + 12 * step, 20 + 12 * step, corner, value=float(step))
         sink.write_mosaic(image)
