@@ -70,6 +70,7 @@ class SimAxis(Device, PositionerBase):  # type: ignore[misc]
     user_offset = Component(Signal, value=0.0, kind=Kind.config)
     velocity = Component(Signal, value=0.0, kind=Kind.config)
     motor_egu = Component(Signal, value="mm", kind=Kind.config)
+    precision = 7
 
     def __init__(
         self,
@@ -81,10 +82,8 @@ class SimAxis(Device, PositionerBase):  # type: ignore[misc]
         velocity: float = 0.0,
         settle_error: float = 0.0,
         seed: int = 0,
-        precision: int = 7,
         **kwargs: Any,
     ) -> None:
-        self.precision = precision
         super().__init__(prefix, name=name, **kwargs)
         self.user_readback.name = self.name
         self._lock = threading.RLock()  # a finished move and a new one must not mix
