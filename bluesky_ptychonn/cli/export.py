@@ -39,8 +39,14 @@ Writer = Callable[[Path, "MosaicImage", "pd.DataFrame", dict[str, Any]], None]
 
 def writer_for(path: Path) -> Writer:
     """Choose by suffix; ValueError for one that nobody here writes."""
-    writers: dict[str, Writer] = dict.fromkeys((".cxi", ".h5", ".hdf5"), write_cxi)
-    writers |= {".npz": write_npz, ".tif": write_tiff, ".tiff": write_tiff}
+    writers: dict[str, Writer] = {
+        ".cxi": write_cxi,
+        ".h5": write_cxi,
+        ".hdf5": write_cxi,
+        ".npz": write_npz,
+        ".tif": write_tiff,
+        ".tiff": write_tiff,
+    }
     try:
         return writers[path.suffix.lower()]
     except KeyError:
