@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
+import hypothesis
 import pytest
 
 if TYPE_CHECKING:
@@ -28,6 +29,9 @@ def pytest_configure(config: pytest.Config) -> None:
     config.add_cleanup(home.cleanup)
     for name in ("STATE", "CONFIG", "DATA", "CACHE"):
         os.environ[f"XDG_{name}_HOME"] = str(Path(home.name) / name.lower())
+    # The same examples every time, and however busy the machine is.
+    hypothesis.settings.register_profile("ptychonn", deadline=None, derandomize=True)
+    hypothesis.settings.load_profile("ptychonn")
     for name in ("PTYCHONN_MODELS", "PTYCHONN_CONFIG", "PTYCHONN_CATALOG", "PTYCHONN_TRACEBACK", "TILED_API_KEY"):
         os.environ.pop(name, None)
 

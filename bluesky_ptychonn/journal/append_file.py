@@ -80,6 +80,7 @@ class AppendFile:
         self.held_bytes = 0
         self.locked = False
         self._torn = False
+        self._refused = False  # by the disk, and not written since
         self._held: deque[bytes] = deque()
         self._mutex = threading.Lock()
         self._syncer = Syncer()
@@ -161,6 +162,7 @@ class AppendFile:
             try:
                 self._write()
             except OSError as error:
+                self._refused = True
                 if self.held_bytes <= room(self):
                     raise
                 self.held_bytes -= len(self._held.pop())
@@ -192,6 +194,7 @@ class AppendFile:
             self._torn = False
             self.size = os.lseek(fd, 0, os.SEEK_END)
             self.held_bytes -= len(self._held.popleft())
+        self._refused = False
 
     def _take_back(self, fd: int) -> None:
         """Remove half a line: no reader has taken it, and it comes again."""
@@ -203,8 +206,8 @@ class AppendFile:
 
     @property
     def held(self) -> int:
-        """Documents that are in memory only."""
-        return len(self._held)
+        """Documents that the disk has refused so far; one that is being written for the first time is none."""
+        return len(self._held) if self._refused else 0
 
     def sync(self) -> None:
         """Have the disk keep what was written, at most once a second."""

@@ -251,7 +251,7 @@ def test_status_says_what_sessions_do(ptychonn, tmp_path) -> None:
         ReconstructionSettings(model="model", catalog="http://127.0.0.1:9/api/v1").save(folder)
     run = Progress("abcdefgh-1", 7, state="live", expected=9, seen=5, done=3, waiting=2, rejected={"beam lost": 1})
     run.spooled, run.spool_bytes = 2, 5 << 19
-    WorkerStatus("ready", 4242, "a processor", "the catalog is away", {run.uid: run}).save(new)
+    WorkerStatus("ready", 4242, "a processor", "the catalog is away", runs={run.uid: run}).save(new)
     journal = Journal(new, slimmed=True)
     journal.append("start", {"uid": run.uid, "time": 0.0})
     owned = lock(new / WORKER_LOCK)

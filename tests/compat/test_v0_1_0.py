@@ -89,7 +89,7 @@ def taking_up(server: CatalogServer, place: Path, session: Path) -> Iterator[thr
     (result,) = reconstructions(server, raw=UNFINISHED)
     assert (result.status, len(result.frames)) == ("live", 4)
     assert len(list(session.glob("spool/*/*.npz"))) == 1
-    assert left_behind(place / "journal", str(server.client.uri)) == [session]
+    assert left_behind(place / "journal", server.uri) == [session]
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PTYCHONN_MODELS", str(place / "models"))
         thread = resume([session], server.api_key)

@@ -59,6 +59,20 @@ def test_what_a_full_disk_does_not_take_goes_first_when_there_is_room(
     file.remove()
 
 
+def test_a_line_that_is_being_written_is_not_held(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another thread that asks meanwhile must not say that the disk is full."""
+    file, write, seen = AppendFile(tmp_path / "run.jsonl"), os.write, []
+
+    def look(fd: int, data: Any) -> int:
+        seen.append(file.held)
+        return write(fd, data)
+
+    monkeypatch.setattr(os, "write", look)
+    file.append(line(1))
+    assert seen == [0]
+    file.remove()
+
+
 def test_one_session_at_a_time_has_a_file(tmp_path: Path) -> None:
     path = tmp_path / "run.jsonl"
     file = AppendFile(path)

@@ -42,7 +42,10 @@ def network_config(values: Mapping[str, Any] | FamilyConfig) -> FamilyConfig:
     try:
         return family_class(values.get("family")).config_class.model_validate(dict(values))
     except ValidationError as error:
-        wrong = "; ".join(f"{'.'.join(map(str, e['loc']))}: got {e.get('input')!r}, {e['msg']}" for e in error.errors())
+        family = values.get("family")
+        wrong = "; ".join(
+            f"{'.'.join(map(str, (family, *e['loc'])))}: got {e.get('input')!r}, {e['msg']}" for e in error.errors()
+        )
         raise ValueError(f"network configuration is not usable: {wrong}") from None
 
 
