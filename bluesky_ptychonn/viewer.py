@@ -13,8 +13,6 @@ from numpy.typing import NDArray
 from bluesky_ptychonn.catalog.results import plot
 
 if TYPE_CHECKING:
-    from types import TracebackType
-
     import pandas as pd
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
@@ -79,13 +77,12 @@ def _aligned_phases(image: MosaicImage, truth: NDArray[np.complex64]) -> tuple[N
     """Our phase and the true one (H, W), the global phase taken out where we cover, around the truth's mean."""
     if truth.shape != image.phase.shape:
         raise ValueError(f"reconstruction_figure: truth {truth.shape} px and mosaic {image.phase.shape} px differ")
+    from bluesky_ptychonn.recon.evaluation.metrics import phase_error
+
     covered = np.isfinite(image.phase)
-    unit = truth / np.maximum(np.abs(truth), 1e-12)
-    centre = unit[covered].sum() if covered.any() else 1.0
-    theirs = np.angle(unit * np.conj(centre))
-    turn = (np.exp(1j * image.phase[covered]) * np.conj(unit[covered])).sum() if covered.any() else 1.0
-    difference = np.angle(np.exp(1j * image.phase) * np.conj(unit) * np.conj(turn))
-    return np.asarray(theirs + difference), np.asarray(theirs)
+    unit = np.exp(1j * np.angle(truth))
+    theirs = np.angle(unit * np.conj(unit[covered].sum() or 1.0))
+    return (theirs + phase_error(image.phase, truth) if covered.any() else image.phase), theirs
 
 
 def _draw_trusted_points(axis: Axes, frames: pd.DataFrame, probe_diameter_m: float | None) -> None:
@@ -181,11 +178,7 @@ class LiveView:
         """Draw the newest snapshot into the figure, if it is not there yet; None while there is none at all."""
         newest = self._newest
         if newest is not None and newest is not self._drawn:
-            if self.figure is None:
-                from matplotlib.figure import Figure
-
-                self.figure = Figure(figsize=_LIVE_SIZE, layout="constrained")
-            newest.draw(self.figure)
+            self.figure = newest.draw(self.figure)
             self.figure.canvas.draw_idle()
             self._drawn = newest
         return self.figure
@@ -201,7 +194,7 @@ class LiveView:
     def __enter__(self) -> LiveView:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, tb: TracebackType | None) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def __repr__(self) -> str:
@@ -233,11 +226,7 @@ class LiveView:
         self._newest = _Snapshot(version, result.mosaic(), result.frames, repr(result).strip("<>"))
         self.snapshots += 1
         if self._path is not None:
-            from matplotlib.figure import Figure
-
-            figure = Figure(figsize=_LIVE_SIZE, layout="constrained")
-            self._newest.draw(figure)
-            figure.savefig(self._path, dpi=100)
+            self._newest.draw().savefig(self._path, dpi=100)
 
     def _latest(self) -> Any:
         if hasattr(self._source, "result"):
@@ -259,10 +248,14 @@ class _Snapshot:
     frames: pd.DataFrame
     title: str
 
-    def draw(self, figure: Figure) -> None:
+    def draw(self, figure: Figure | None = None) -> Figure:
+        from matplotlib.figure import Figure
+
+        figure = Figure(figsize=_LIVE_SIZE, layout="constrained") if figure is None else figure
         figure.clear()
         plot.draw_all(figure.subplots(2, 2, sharex=True, sharey=True), self.image, self.frames)
         figure.suptitle(self.title, fontsize="medium")
+        return figure
 
 
 def _has_windows() -> bool:

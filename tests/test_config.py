@@ -8,8 +8,8 @@ import pytest
 
 from bluesky_ptychonn.catalog.runs.data_keys import DataKeys
 from bluesky_ptychonn.config import CONFIG_VARIABLE, Config
-from bluesky_ptychonn.live.pipeline.keywords import LiveKeywords, with_keywords
 from bluesky_ptychonn.live.pipeline.progress import Timing
+from bluesky_ptychonn.live.pipeline.settings import LiveKeywords, with_keywords
 
 FULL = """
 [catalog]

@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
+from event_model import compose_resource, compose_stream_resource
+
 from bluesky_ptychonn.beamline.frames import DATASET
 
 Documents = Literal["stream", "classic"]
@@ -20,10 +22,7 @@ Asset = tuple[str, dict[str, Any]]
 class ClassicAssets:
     """Resource and Datum, spec ``AD_HDF5_SWMR``, as ophyd's file store mixins emit them.
 
-    Parameters
-    ----------
-    root : Path
-        The part of the path that may change when files move; ``resource_path`` is relative to it.
+    `root` is the part of the path that may change when files move; ``resource_path`` is relative to it.
     """
 
     kind: Documents = "classic"
@@ -36,9 +35,6 @@ class ClassicAssets:
 
     def open(self, path: Path, frame_shape: tuple[int, int]) -> None:
         """Announce a new file."""
-        from event_model import compose_resource
-
-        self._pending.clear()
         self._reading = None
         self._bundle = compose_resource(
             spec="AD_HDF5_SWMR",
@@ -47,7 +43,7 @@ class ClassicAssets:
             resource_kwargs={"frame_per_point": 1},
             path_semantics="posix",
         )
-        self._pending.append(("resource", self._bundle.resource_doc))
+        self._pending = deque([("resource", self._bundle.resource_doc)])
 
     def note(self, index: int, timestamp: float) -> None:
         """Make the datum of the frame at `index`."""
@@ -55,16 +51,9 @@ class ClassicAssets:
         self._pending.append(("datum", datum))
         self._reading = {"value": datum["datum_id"], "timestamp": timestamp}
 
-    def data_key(self, frame_shape: tuple[int, int], dtype: str, source: str) -> dict[str, Any]:
+    def data_key(self, frame_shape: tuple[int, int]) -> dict[str, Any]:
         """Describe one point: frames of the exposure, rows, columns, as areaDetector does."""
-        return {
-            "source": source,
-            "dtype": "array",
-            "dtype_numpy": dtype,
-            "shape": [1, *frame_shape],
-            "units": "counts",
-            "external": "FILESTORE:",
-        }
+        return {"shape": [1, *frame_shape], "external": "FILESTORE:"}
 
     def reading(self) -> dict[str, Any] | None:
         """Datum id of the last frame."""
@@ -77,52 +66,33 @@ class ClassicAssets:
 
 
 class StreamAssets:
-    """StreamResource and StreamDatum, mimetype ``application/x-hdf5``, as ophyd-async emits them.
-
-    Parameters
-    ----------
-    data_key : str
-        Name of the image in the descriptor.
-    """
+    """StreamResource and StreamDatum, mimetype ``application/x-hdf5``, as ophyd-async emits them for one data key."""
 
     kind: Documents = "stream"
 
     def __init__(self, data_key: str) -> None:
         self._data_key = data_key
-        self._resource: dict[str, Any] | None = None
+        self._bundle: Any = None
         self._announced = False
-        self._compose: Any = None
         self._index: int | None = None
 
     def open(self, path: Path, frame_shape: tuple[int, int]) -> None:
         """Announce a new file."""
-        from event_model import compose_stream_resource
-
-        bundle: Any = compose_stream_resource(
+        self._bundle = compose_stream_resource(
             mimetype="application/x-hdf5",
             uri=f"file://localhost{path.absolute().as_posix()}",
             data_key=self._data_key,
             parameters={"dataset": DATASET, "swmr": True, "chunk_shape": [1, *frame_shape]},
         )
-        self._resource, self._compose = bundle.stream_resource_doc, bundle.compose_stream_datum
-        self._announced = False
-        self._index = None
+        self._announced, self._index = False, None
 
     def note(self, index: int, timestamp: float) -> None:
         """Keep the index for the next `collect`."""
         self._index = index
 
-    def data_key(self, frame_shape: tuple[int, int], dtype: str, source: str) -> dict[str, Any]:
+    def data_key(self, frame_shape: tuple[int, int]) -> dict[str, Any]:
         """Describe one event: rows and columns of its frame."""
-        return {
-            "source": source,
-            "dtype": "array",
-            "dtype_numpy": dtype,
-            "shape": list(frame_shape),
-            "dims": ["row", "column"],
-            "units": "counts",
-            "external": "STREAM:",
-        }
+        return {"shape": list(frame_shape), "dims": ["row", "column"], "external": "STREAM:"}
 
     def reading(self) -> dict[str, Any] | None:
         """Return None: events do not mention streamed data."""
@@ -130,23 +100,17 @@ class StreamAssets:
 
     def collect(self) -> Iterator[Asset]:
         """Hand over the file once, then one StreamDatum a frame; the RunEngine fills in sequence numbers."""
-        if self._index is None or self._resource is None:
+        if self._index is None:
             return
         if not self._announced:
             self._announced = True
-            yield "stream_resource", self._resource
+            yield "stream_resource", self._bundle.stream_resource_doc
         index, self._index = self._index, None
-        yield "stream_datum", self._compose(indices={"start": index, "stop": index + 1})
+        yield "stream_datum", self._bundle.compose_stream_datum(indices={"start": index, "stop": index + 1})
 
 
 def make_assets(documents: Documents, data_key: str, root: Path) -> ClassicAssets | StreamAssets:
-    """Choose the form of a camera's external-data documents.
-
-    Raises
-    ------
-    ValueError
-        When `documents` is neither ``"stream"`` nor ``"classic"``.
-    """
+    """Choose the form of a camera's external-data documents; ValueError for one that is unknown."""
     if documents == "stream":
         return StreamAssets(data_key)
     if documents == "classic":

@@ -47,7 +47,7 @@ class SimAxis(Device, PositionerBase):  # type: ignore[misc]
     name : str
         Also the data key of its readback.
     egu : str
-        Engineering unit, one of `LENGTH_UNITS`.
+        Engineering unit, one of `LENGTH_UNITS`; ValueError for another.
     limits : tuple of float
         Soft limits in `egu`; (0, 0) means none, as for EPICS motors.
     velocity : float
@@ -70,6 +70,7 @@ class SimAxis(Device, PositionerBase):  # type: ignore[misc]
     user_offset = Component(Signal, value=0.0, kind=Kind.config)
     velocity = Component(Signal, value=0.0, kind=Kind.config)
     motor_egu = Component(Signal, value="mm", kind=Kind.config)
+    precision = 7
 
     def __init__(
         self,
@@ -81,10 +82,8 @@ class SimAxis(Device, PositionerBase):  # type: ignore[misc]
         velocity: float = 0.0,
         settle_error: float = 0.0,
         seed: int = 0,
-        precision: int = 7,
         **kwargs: Any,
     ) -> None:
-        self.precision = precision
         super().__init__(prefix, name=name, **kwargs)
         self.user_readback.name = self.name
         self._lock = threading.RLock()  # a finished move and a new one must not mix
@@ -96,13 +95,7 @@ class SimAxis(Device, PositionerBase):  # type: ignore[misc]
     def configure_axis(
         self, egu: str, limits: tuple[float, float], velocity: float, settle_error: float, seed: int | list[int]
     ) -> None:
-        """Set what the constructor sets; a stage does so for its axes.
-
-        Raises
-        ------
-        ValueError
-            When `egu` is not a length.
-        """
+        """Set what the constructor sets; a stage does so for its axes."""
         to_metres(1.0, egu, f"axis {self.name}")
         self.motor_egu.put(egu)
         self.velocity.put(velocity)
@@ -121,13 +114,7 @@ class SimAxis(Device, PositionerBase):  # type: ignore[misc]
         return self._limits
 
     def check_value(self, value: float) -> None:
-        """Refuse a position outside the soft limits.
-
-        Raises
-        ------
-        LimitError
-            With the axis, the value, the limits and the unit.
-        """
+        """Refuse a position outside the soft limits with a LimitError."""
         low, high = self.limits
         if low < high and not low <= value <= high:
             raise LimitError(
@@ -208,20 +195,9 @@ class SimAxis(Device, PositionerBase):  # type: ignore[misc]
 
 
 class SimStage(Device):  # type: ignore[misc]
-    """Two simulated axes that carry the sample.
+    """Two simulated axes ``<name>_x`` and ``<name>_y`` that carry the sample, see `SimAxis`.
 
-    Parameters
-    ----------
-    name : str
-        The axes are ``<name>_x`` and ``<name>_y``.
-    egu : str
-        Unit of both axes.
-    travel : float, optional
-        Soft limits are ±travel, in `egu`; ±100 µm when not given.
-    velocity, settle_error : float
-        See `SimAxis`.
-    seed : int
-        Of the settle errors.
+    Soft limits are ±travel, in `egu`; ±100 µm when it is not given.
     """
 
     x = Component(SimAxis, "x", labels={"motors"})

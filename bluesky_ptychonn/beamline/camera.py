@@ -89,12 +89,9 @@ class Faults:
     keep_orphans: bool = False
 
     def for_documents(self, documents: Documents) -> Faults:
-        """Choose what a dropped frame leaves, where nobody did, and check that it can.
+        """Choose what a dropped frame leaves, where nobody did.
 
-        Raises
-        ------
-        ValueError
-            When classic documents should leave a frame out: an event must name a datum for every data key.
+        ValueError when classic documents should leave a frame out: an event must name a datum for every data key.
         """
         missed = self.missed or ("absent" if documents == "stream" else "blank")
         if documents == "classic" and missed == "absent":
@@ -145,10 +142,9 @@ class SimCamera(Device):  # type: ignore[misc]
         folder: Path | str,
         documents: Documents = "stream",
         exposure_s: float = 0.0,
-        labels: Collection[str] = ("detectors",),
         **faults: Any,
     ) -> None:
-        super().__init__(prefix, name=name, labels=set(labels))
+        super().__init__(prefix, name=name, labels={"detectors"})
         self.source = source
         self.stage_device = stage
         self.folder = Path(folder).absolute()
@@ -264,8 +260,13 @@ class SimCamera(Device):  # type: ignore[misc]
     def describe(self) -> dict[str, Any]:
         """Describe the image and what else an event holds."""
         described: dict[str, Any] = super().describe()
-        source = f"SIM:{self.name}"
-        described[self.image_key] = self.assets.data_key(self.geometry.frame_shape, self.source.dtype.str, source)
+        described[self.image_key] = {
+            "source": f"SIM:{self.name}",
+            "dtype": "array",
+            "dtype_numpy": self.source.dtype.str,
+            "units": "counts",
+            **self.assets.data_key(self.geometry.frame_shape),
+        }
         return described
 
     def read(self) -> dict[str, Any]:

@@ -44,21 +44,7 @@ class FrameFile:
     Beside the frames it holds what areaDetector adds of its own accord: ``NDArrayUniqueId`` (counts exposures from 1,
     so a gap in it is a frame that never reached the file) and ``NDArrayTimeStamp`` (s since the epoch).
 
-    Parameters
-    ----------
-    path : Path
-        The file to make; it must not exist.
-    frame_shape : tuple of int
-        Rows and columns.
-    dtype : dtype
-        Of the counts.
-    compression : {"none", "zlib"}
-        Filter of the frames. Only a filtered chunk can be written unreadable.
-
-    Raises
-    ------
-    FileExistsError
-        When the file exists: frames are never overwritten.
+    Only a chunk with a filter (`compression`) can be written unreadable. FileExistsError when the file exists.
 
     Examples
     --------
@@ -123,25 +109,11 @@ class FrameFile:
     def write(
         self, index: int, frame: NDArray[Any], *, unique_id: int, timestamp: float, readable: bool = True
     ) -> None:
-        """Write one frame and flush it to readers.
+        """Write one frame (N, N) at `index`, where an earlier one is replaced, and flush it to readers.
 
-        Parameters
-        ----------
-        index : int
-            Position in the file, at most `count`; an earlier one is replaced.
-        frame : (N, N) ndarray
-            Counts, of the file's dtype.
-        unique_id : int
-            Number of the exposure, from 1.
-        timestamp : float
-            s since the epoch.
-        readable : bool
-            False writes a chunk that HDF5 cannot decode, a fault for tests.
-
-        Raises
-        ------
-        ValueError
-            When the frame does not fit the file, or a gap would open.
+        `unique_id` is the number of the exposure, from 1, `timestamp` in s since the epoch. A frame that is not
+        `readable` is a chunk that HDF5 cannot decode, a fault for tests. ValueError when the frame does not fit the
+        file, or a gap would open.
         """
         if frame.shape != self.frame_shape or frame.dtype != self.dtype:
             raise ValueError(

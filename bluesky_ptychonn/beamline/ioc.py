@@ -13,7 +13,6 @@ import subprocess
 import sys
 import tempfile
 import time
-from types import TracebackType
 from typing import Any
 
 from bluesky_ptychonn.optics.simulate import SimulatedExperiment
@@ -27,21 +26,8 @@ class IocProcess:
     Channel Access reads its environment when ophyd is imported: start the client's process with `environment`, or put
     it into `os.environ` before the first ``import ophyd``.
 
-    Parameters
-    ----------
-    prefix : str
-        Of all PVs.
-    sample : str
-        See `make_sample`.
-    seed : int
-        Of the sample.
-    timeout_s : float
-        For the start.
-
-    Raises
-    ------
-    RuntimeError
-        When the process ends, or says nothing within `timeout_s`; holds what it printed.
+    For sample and seed see `make_sample`. RuntimeError with what it printed when the process ends, or says nothing
+    within `timeout_s`.
 
     Examples
     --------
@@ -101,9 +87,7 @@ class IocProcess:
     def __enter__(self) -> IocProcess:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
 

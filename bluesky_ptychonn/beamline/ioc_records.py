@@ -34,10 +34,6 @@ def _path(value: str = "") -> dict[str, Any]:
     return {"value": value or " ", "dtype": ChannelType.CHAR, "max_length": 256}
 
 
-def _path_of(pair: Any) -> str:
-    return str(pair.setpoint.value).strip().strip("\x00")
-
-
 class Motor(PVGroup):  # type: ignore[misc]  # caproto is untyped
     """A motor record, in mm, that goes where it is told."""
 
@@ -145,7 +141,8 @@ class Plugin(PVGroup):  # type: ignore[misc]
         if not wanted:
             return
         number = int(self.FileNumber.setpoint.value)
-        template, path, name = (_path_of(pair) for pair in (self.FileTemplate, self.FilePath, self.FileName))
+        pairs = (self.FileTemplate, self.FilePath, self.FileName)
+        template, path, name = (str(pair.setpoint.value).strip().strip("\x00") for pair in pairs)
         full = Path(template % (path, name, number))
         self.file = FrameFile(full, self.parent.frame_shape)
         await self.FullFileName_RBV.write(str(full))
@@ -224,16 +221,9 @@ class Driver(PVGroup):  # type: ignore[misc]
 
 
 class BeamlineIoc(PVGroup):  # type: ignore[misc]
-    """Two motors and a camera; serve its ``pvdb``.
+    """Two motors and a camera that sees an experiment; serve its ``pvdb``.
 
-    Parameters
-    ----------
-    prefix : str
-        Of all PVs; the records are ``m1``, ``m2`` (x, y in mm), ``cam1:…``, ``HDF1:…``.
-    experiment : SimulatedExperiment
-        What the camera sees.
-    velocity_mm_s, travel_mm : float
-        Of the motors; soft limits are ± the travel.
+    The records are ``m1``, ``m2`` (x, y in mm, soft limits ± the travel), ``cam1:…``, ``HDF1:…`` after the prefix.
     """
 
     m1 = SubGroup(Motor, prefix="m1")

@@ -9,17 +9,17 @@ model's card, not its weights.
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import bluesky.plan_stubs as bps
 import bluesky.plans as bp
 import bluesky.preprocessors as bpp
-from bluesky.protocols import Movable, Readable
-from bluesky.utils import MsgGenerator
+from bluesky.protocols import Locatable, Movable, Readable
+from bluesky.utils import Msg, MsgGenerator
+from cycler import Cycler, cycler
 
-from bluesky_ptychonn.beamline.motors import check_limits, in_motor_units, read_position, read_unit
 from bluesky_ptychonn.beamline.patterns import Pattern, ScanField
 from bluesky_ptychonn.beamline.start_document import (
     UM,
     ScanSetup,
-    extent_m,
     grid_metadata,
     join_metadata,
     recorded_plan,
@@ -227,17 +227,49 @@ def _scan(
         unit = yield from read_unit(motor)
         per_metre.append(1 / to_metres(1.0, unit, motor.name))
         middle.append(center_m[axis] * per_metre[axis] if center_m else (yield from read_position(motor)))
-    center = (middle[0] / per_metre[0], middle[1] / per_metre[1])
-    trajectory = in_motor_units(field.points("x", "y", center), motors, per_metre)
+    at = field.points("x", "y", (middle[0] / per_metre[0], middle[1] / per_metre[1])).by_key()
+    x, y = ([value * scale for value in at[axis]] for axis, scale in zip("xy", per_metre, strict=True))
+    trajectory = cycler(setup.y_motor, y) + cycler(setup.x_motor, x)
     check_limits(str((md or {}).get("plan_name")), trajectory)
-    dense = metadata["dense_equivalent_frames"]
+    dense, signs = metadata["dense_equivalent_frames"], {"x": setup.x_sign, "y": setup.y_sign}
     ptychography = {
         **metadata,
         "dose_saved_fraction": None if dense is None else 1 - len(trajectory) / dense,
-        "extent_m": extent_m(trajectory, motors, per_metre, (setup.x_sign, setup.y_sign)),
+        # In object coordinates; live pictures are as large as that from the first frame on.
+        "extent_m": {axis: sorted(sign * float(end(at[axis])) for end in (min, max)) for axis, sign in signs.items()},
     }
     start = join_metadata(grid_metadata(field, trajectory, *motors), ptychography, md)
     scan: MsgGenerator[str] = bp.scan_nd(list(setup.detectors), trajectory, md=start)
     if center_m is None:
         scan = bpp.reset_positions_wrapper(scan, list(motors))  # type: ignore[no-untyped-call]
     return (yield from scan)
+
+
+def read_unit(motor: Any) -> MsgGenerator[str]:
+    """Read the unit of a motor: `egu` of ophyd's, `motor_egu` of ophyd-async's."""
+    unit = getattr(motor, "egu", None)
+    if unit is None and hasattr(motor, "motor_egu"):
+        unit = yield from bps.rd(motor.motor_egu)
+    if not unit:
+        raise ValueError(f"{motor.name}: says no engineering unit (egu); set it at the device, a length is needed")
+    return str(unit)
+
+
+def read_position(motor: Any) -> MsgGenerator[float]:
+    """Read where a motor is, in its own unit."""
+    if isinstance(motor, Locatable):
+        location = yield Msg("locate", motor, squeeze=True)  # type: ignore[no-untyped-call]
+        return float(location["setpoint"])
+    return float((yield from bps.rd(motor)))
+
+
+def check_limits(name: str, trajectory: Cycler[Any, Any]) -> None:
+    """Refuse before anything moves: a scan that stops at a limit half-way wastes the sample's dose."""
+    for motor, positions in trajectory.by_key().items():
+        low, high = getattr(motor, "limits", None) or (0, 0)
+        first, last = min(positions), max(positions)
+        if low < high and not (low <= first and last <= high):
+            raise ValueError(
+                f"{name}: {motor.name} would move from {first:g} to {last:g} {motor.egu}, outside its soft limits "
+                f"{low:g} to {high:g} {motor.egu}. Move the centre, or make the field smaller"
+            )

@@ -25,26 +25,13 @@ from bluesky_ptychonn.optics.simulate import illuminated_diameter_px
 
 
 class ReplaySource:
-    """The frames of a recorded scan as a `FrameProvider`.
+    """The frames of a recorded scan as a `FrameProvider`; ValueError from `frame_at` where nothing was measured."""
 
-    Parameters
-    ----------
-    scan : CxiScan
-        The recorded scan.
-    tolerance_m : float, optional
-        How far the stage may be from a measured position, m; a thousandth of an object pixel when not given.
-
-    Raises
-    ------
-    ValueError
-        From `frame_at`, where nothing was measured.
-    """
-
-    def __init__(self, scan: CxiScan, tolerance_m: float | None = None) -> None:
+    def __init__(self, scan: CxiScan) -> None:
         from scipy.spatial import cKDTree
 
         self.scan = scan
-        self.tolerance_m = scan.geometry.object_pixel_m / 1000 if tolerance_m is None else tolerance_m
+        self._tolerance_m = scan.geometry.object_pixel_m / 1000  # how far the stage may be from a measured position
         self._tree = cKDTree(np.stack([scan.y_m, scan.x_m], axis=1))
         self._played: Counter[int] = Counter()
         self._lock = threading.Lock()
@@ -68,7 +55,7 @@ class ReplaySource:
 
     def frame_at(self, y_m: float, x_m: float, exposure: int) -> NDArray[Any]:
         """Frame (N, N) measured at (y_m, x_m) in m; of several at one place, the one played least so far."""
-        near = self._tree.query_ball_point((y_m, x_m), self.tolerance_m)
+        near = self._tree.query_ball_point((y_m, x_m), self._tolerance_m)
         if not near:
             distance, index = self._tree.query((y_m, x_m))
             raise ValueError(
@@ -84,14 +71,7 @@ class ReplaySource:
 
 @dataclass(frozen=True)
 class ReplayBeamline:
-    """A stage and a camera that play a recorded scan.
-
-    Parameters
-    ----------
-    stage : SimStage
-    camera : SimCamera
-    scan : CxiScan
-    """
+    """A stage and a camera that play a recorded scan."""
 
     stage: SimStage
     camera: SimCamera

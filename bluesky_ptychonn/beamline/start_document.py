@@ -73,13 +73,7 @@ def spacing(
 
 @dataclass(frozen=True)
 class ScanSetup:
-    """The devices of a scan, and what the caller says of them; the parameters are those of `ptycho_scan`.
-
-    Raises
-    ------
-    ValueError
-        When there is no detector, or a sign is not 1 or -1.
-    """
+    """The devices of a scan, and what the caller says of them, as in `ptycho_scan`."""
 
     detectors: Sequence[Readable[Any]]
     x_motor: Any
@@ -98,19 +92,9 @@ class ScanSetup:
                 raise ValueError(f"{name} {sign!r} must be 1 or -1: object coordinate = sign × motor readback")
 
     def metadata(self, field: ScanField, card: ModelCard | None = None) -> dict[str, Any]:
-        """Compose what the start document says under ``ptychography``.
+        """Compose what the start document says under ``ptychography`` of a field (m) and the model to reconstruct it.
 
-        Parameters
-        ----------
-        field : ScanField
-            In m.
-        card : ModelCard, optional
-            Of the model that will reconstruct.
-
-        Raises
-        ------
-        ValueError
-            For a geometry that lacks something or does not fit the model, or a probe's diameter not above 0.
+        ValueError for a geometry that lacks something or does not fit the model, or a probe's diameter not above 0.
         """
         camera: Any = next((d for d in self.detectors if hasattr(d, "image_key")), self.detectors[0])
         geometry = self._geometry(camera)
@@ -130,12 +114,8 @@ class ScanSetup:
             "step_m": field.step,
             "sampling": None if diameter_m is None else field.step / diameter_m,
             "probe_diameter_m": diameter_m,
-            "dense_equivalent_frames": None
-            if diameter_m is None
-            else replace(field, step=DENSE_SAMPLING * diameter_m).count,
-            "model": None
-            if card is None
-            else {"name": card.name, "version": card.version, "weights_sha256": card.weights_sha256},
+            "dense_equivalent_frames": diameter_m and replace(field, step=DENSE_SAMPLING * diameter_m).count,
+            "model": card and card.model_dump(include={"name", "version", "weights_sha256"}),
             "expected_error_rad": _expected_error(card, field.step),
         }
 
@@ -168,20 +148,6 @@ def readback_key(motor: Any) -> str:
     """Name the data key of a motor's readback."""
     fields = (getattr(motor, "hints", None) or {}).get("fields") or [motor.name]
     return str(fields[0])
-
-
-def extent_m(
-    trajectory: Cycler[Any, Any], motors: Sequence[Any], per_metre: Sequence[float], signs: Sequence[int]
-) -> dict[str, list[float]]:
-    """Give the lowest and highest position of a trajectory in object coordinates, m, for ``x`` and ``y``.
-
-    Live pictures are made as large as that from the first frame on.
-    """
-    at = trajectory.by_key()
-    return {
-        axis: sorted(sign * float(end(at[motor])) / scale for end in (min, max))
-        for axis, motor, scale, sign in zip(("x", "y"), motors, per_metre, signs, strict=True)
-    }
 
 
 def axes_metadata(x_motor: Any, y_motor: Any) -> dict[str, Any]:

@@ -9,18 +9,17 @@ from typing import Annotated
 import typer
 
 from bluesky_ptychonn import __version__
-from bluesky_ptychonn.cli.backfill import backfill
 from bluesky_ptychonn.cli.demo import demo
 from bluesky_ptychonn.cli.export import export
 from bluesky_ptychonn.cli.label import label
 from bluesky_ptychonn.cli.learn import learn
 from bluesky_ptychonn.cli.models.app import models
-from bluesky_ptychonn.cli.reconstruct import reconstruct
+from bluesky_ptychonn.cli.reconstruct import backfill, reconstruct
 from bluesky_ptychonn.cli.recover import recover
 from bluesky_ptychonn.cli.replay import replay
 from bluesky_ptychonn.cli.serve import serve
 from bluesky_ptychonn.cli.status import status
-from bluesky_ptychonn.cli.train.command import train
+from bluesky_ptychonn.cli.train import train
 from bluesky_ptychonn.cli.view import view
 
 #: Set to see the traceback behind an error's sentence.

@@ -41,13 +41,7 @@ _LOOK_BACK = 300  # newest entries among which a shortened uid is looked for: th
 
 @contextlib.contextmanager
 def open_catalog(catalog: str) -> Iterator[Any]:
-    """Tiled client of a catalog's root; a folder that nobody serves is served meanwhile.
-
-    Raises
-    ------
-    ValueError
-        When there is no such catalog.
-    """
+    """Tiled client of a catalog's root; a folder that nobody serves is served meanwhile. ValueError for none at all."""
     from bluesky_ptychonn.catalog.connection.connect import LOCK_FILE
     from bluesky_ptychonn.catalog.connection.server import connect, serve_catalog
     from bluesky_ptychonn.cli.local_session import FRAMES
@@ -83,13 +77,7 @@ def split_name(name: str) -> tuple[str, str | None]:
 
 
 def check_model(model: str) -> None:
-    """Say what is wrong with a model before a server is started; a bare name may be one that only the catalog knows.
-
-    Raises
-    ------
-    ValueError
-        For an unknown version or folder.
-    """
+    """Refuse an unknown version or folder before a server is started; a bare name only the catalog may know."""
     from bluesky_ptychonn.card import load_card
     from bluesky_ptychonn.catalog.registry.champion import bare_name
 
@@ -98,13 +86,7 @@ def check_model(model: str) -> None:
 
 
 def find_reconstruction(root: Any, which: str) -> Any:
-    """Find the newest reconstruction that `which` names.
-
-    Raises
-    ------
-    LookupError
-        When there is none, or a shortened uid fits several runs.
-    """
+    """Find the newest reconstruction that `which` names; LookupError for none, or where it fits several runs."""
     from bluesky_ptychonn.catalog.results.client import reconstructions
 
     if which == "latest":

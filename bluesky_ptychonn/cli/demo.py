@@ -97,24 +97,17 @@ def _judge(result: PtychoReconstruction, image: MosaicImage, truth: NDArray[np.c
 
 def _query(catalog: Path, uid: str) -> None:
     """Print what a user would type to find the reconstruction, and run exactly that."""
-    run_lines(
-        [
-            "from pathlib import Path",
-            "from bluesky_ptychonn import connect, reconstructions",
-            f"catalog = connect(Path({str(catalog)!r}))",
-            f"found = reconstructions(catalog, raw={uid!r}, status='complete')",
-            "found",
-            "found[0].phase.read().shape",
-            "found[0].frames[['seq_num', 'x_m', 'y_m', 'trust']].head(3)",
-            "found[0].raw.metadata['start']['ptychography']['dose_saved_fraction']",
-        ]
-    )
-
-
-def run_lines(lines: list[str]) -> None:
-    """Print each line as if typed at a prompt, run it, and print what it gives."""
     names: dict[str, Any] = {}
-    for line in lines:
+    for line in (
+        "from pathlib import Path",
+        "from bluesky_ptychonn import connect, reconstructions",
+        f"catalog = connect(Path({str(catalog)!r}))",
+        f"found = reconstructions(catalog, raw={uid!r}, status='complete')",
+        "found",
+        "found[0].phase.read().shape",
+        "found[0].frames[['seq_num', 'x_m', 'y_m', 'trust']].head(3)",
+        "found[0].raw.metadata['start']['ptychography']['dose_saved_fraction']",
+    ):
         typer.echo(f">>> {line}")
         sys.stdout.flush()
         exec(compile(line, "<query>", "single"), names)

@@ -38,13 +38,7 @@ Writer = Callable[[Path, "MosaicImage", "pd.DataFrame", dict[str, Any]], None]
 
 
 def writer_for(path: Path) -> Writer:
-    """Choose by suffix.
-
-    Raises
-    ------
-    ValueError
-        For a suffix nobody here writes.
-    """
+    """Choose by suffix; ValueError for one that nobody here writes."""
     writers: dict[str, Writer] = {
         ".cxi": write_cxi,
         ".h5": write_cxi,

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from bluesky_ptychonn.cli.catalogs import CatalogOption, open_catalog
-from bluesky_ptychonn.cli.models.table import printable
+from bluesky_ptychonn.cli.models.cards import printable
 
 if TYPE_CHECKING:
     from bluesky_ptychonn.live.learning.config import LearnerConfig
@@ -37,9 +37,11 @@ def learn(
     Live sessions take a new champion up with their next run; 'ptychonn models rollback' undoes a promotion.
     """
     began = None if since is None else _parse_time(since)
-    settings, place = _settings(config)
+    from bluesky_ptychonn.config import Config, LearningSection
+
+    section = LearningSection() if config is None else Config.load(config).learning
     given = {key: value for key, value in (("share", share), ("device", device)) if value is not None}
-    settings = settings.model_validate({**settings.model_dump(), **given})
+    settings = LearningSection.model_validate({**section.model_dump(), **given})
     with open_catalog(catalog) as root:
         if history:
             _echo_history(root, name)
@@ -47,11 +49,11 @@ def learn(
         from bluesky_ptychonn.live.learning.service import CatalogLearner
         from bluesky_ptychonn.live.session import log_to
 
-        learner = CatalogLearner(root, name, folder or place, settings, since=began)
+        learner = CatalogLearner(root, name, folder or settings.folder, settings, since=began)
         handler = log_to(learner.folder)
         try:
             _limit_resources(settings)
-            with _stop_signals() as closing, _log_on_stderr():
+            with stop_signals() as closing, _log_on_stderr():
                 learner.run(closing, once=once)
         except MemoryError:
             raise RuntimeError(
@@ -68,18 +70,6 @@ def _parse_time(text: str) -> float:
         return datetime.fromisoformat(text).timestamp()
     except ValueError:
         raise ValueError(f"--since {text!r}: give a day or a time, as 2026-01-31 or 2026-01-31T18:30") from None
-
-
-def _settings(config: Path | None) -> tuple[LearnerConfig, Path | None]:
-    """[learning] of a configuration file, and the folder it names."""
-    from bluesky_ptychonn.live.learning.config import LearnerConfig
-
-    if config is None:
-        return LearnerConfig(), None
-    from bluesky_ptychonn.config import Config
-
-    section = Config.load(config).learning
-    return LearnerConfig.model_validate(section.model_dump(exclude={"folder"})), section.folder
 
 
 def _echo_history(root: Any, name: str) -> None:
@@ -114,12 +104,10 @@ def _limit_resources(settings: LearnerConfig) -> None:
 
 
 @contextlib.contextmanager
-def _stop_signals() -> Iterator[threading.Event]:
+def stop_signals() -> Iterator[threading.Event]:
     """Event that Ctrl-C and SIGTERM set: what is under way is brought to a point that can be gone on from."""
     closing = threading.Event()
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    for number in before:
-        signal.signal(number, lambda *_: closing.set())
+    before = {number: signal.signal(number, lambda *_: closing.set()) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield closing
     finally:

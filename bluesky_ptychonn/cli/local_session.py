@@ -40,15 +40,7 @@ class LocalSession:
     def scan(self, plan: Any, *, reconstruct: bool = True, title: str = "scan") -> tuple[str, float]:
         """Run a plan of one run under a progress bar of that title, and reconstruct it live where that is wanted.
 
-        Returns
-        -------
-        tuple
-            Uid of the run, and the seconds it took.
-
-        Raises
-        ------
-        RuntimeError
-            When the plan failed or was interrupted.
+        Returns the uid and the seconds it took; RuntimeError when the plan failed or was interrupted.
         """
         from bluesky.utils import FailedStatus, RunEngineInterrupted
 
@@ -82,13 +74,7 @@ class LocalSession:
             time.sleep(0.2)
 
     def finish(self, uid: str, timeout: float = 120.0) -> PtychoReconstruction:
-        """Wait for a run's reconstruction and return it.
-
-        Raises
-        ------
-        RuntimeError
-            When there is none, with the reason.
-        """
+        """Wait for a run's reconstruction and return it; RuntimeError with the reason when there is none."""
         (progress,) = self.live.wait(uid, timeout)
         if progress.key is None or progress.state == "failed":
             raise RuntimeError(f"nothing was reconstructed: {progress}")
@@ -120,14 +106,7 @@ class LocalSession:
 def open_local_session(folder: Path, model: str, *, device: str = "auto") -> Iterator[LocalSession]:
     """Serve the catalog of `folder`, make a RunEngine that writes into it, and start the worker of `model`.
 
-    Parameters
-    ----------
-    folder : Path
-        Gets ``catalog/`` with ``frames/`` in it, and ``journal/``; what is there already stays.
-    model : str
-        Name or folder.
-    device : str
-        ``auto``, ``cpu``, ``cuda``.
+    The folder gets ``catalog/`` with ``frames/`` in it, and ``journal/``; what is there already stays.
     """
     from bluesky_ptychonn.catalog.connection.server import serve_catalog
     from bluesky_ptychonn.live.callback import LiveReconstruction

@@ -1,7 +1,8 @@
-"""``ptychonn reconstruct``: a run that is already in the catalog."""
+"""``ptychonn reconstruct``: a run that is already in the catalog; ``backfill``: all runs that lack a reconstruction."""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from typing import Annotated, Any
 
@@ -63,3 +64,28 @@ def _probe_note(refinement: Mapping[str, Any]) -> str:
     aberrations = ", ".join(large) or "nothing above 0.03"
     used = "used" if found["used"] else "not used: the frames are explained as well without"
     return f"probe: {aberrations} rad (RMS over the pupil), {used}"
+
+
+def backfill(
+    catalog: CatalogOption,
+    model: Annotated[str, typer.Option(help=MODEL_HELP)],
+    days: Annotated[float | None, typer.Option(help="only runs of the last days")] = None,
+    limit: Annotated[int | None, typer.Option(help="most runs to reconstruct")] = None,
+    device: DeviceOption = "auto",
+    list_only: Annotated[bool, typer.Option("--list", help="say which runs there are, and do nothing")] = False,
+) -> None:
+    """Reconstruct the finished runs of a catalog that have no whole reconstruction."""
+    check_model(model)
+    since = None if days is None else time.time() - 86400 * days
+    with open_catalog(catalog) as root:
+        from bluesky_ptychonn.live.batch.backfill import backfill as fill
+        from bluesky_ptychonn.live.batch.backfill import unfinished
+
+        count, found = 0, ((run, "") for run in unfinished(root, since=since))
+        if not list_only:
+            done = fill(root, model, since=since, limit=limit, device=device)
+            found = ((run, f"; now {result!r}") for run, result in done)
+        for run, now in found:
+            count += 1
+            typer.echo(f"scan {run.scan_id}, run {run.uid[:8]}: {run.reason}{now}")
+        typer.echo(f"{count} runs" if count else "every finished ptychography run has its reconstruction")

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import signal
-import threading
 from pathlib import Path
 from typing import Annotated
 
 import typer
+
+from bluesky_ptychonn.cli.learn import stop_signals
 
 
 def serve(
@@ -23,11 +23,11 @@ def serve(
     from bluesky_ptychonn.catalog.connection.server import serve_catalog
     from bluesky_ptychonn.cli.local_session import FRAMES
 
-    over = threading.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: over.set())
     allowed = [folder / FRAMES, *(readable or [])]
-    with serve_catalog(folder, port=port, readable=allowed, profile=profile, subscriptions=subscriptions) as server:
+    with (
+        stop_signals() as over,
+        serve_catalog(folder, port=port, readable=allowed, profile=profile, subscriptions=subscriptions) as server,
+    ):
         typer.echo(f"serving {folder} at {server.uri}")
         typer.echo(
             f"reached by: connect(Path({str(server.folder)!r}))" + (f", or connect({profile!r})" if profile else "")

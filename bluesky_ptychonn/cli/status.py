@@ -25,7 +25,8 @@ def status(
     And which raw runs are not whole in the catalog yet.
     """
     from bluesky_ptychonn.live.pipeline.progress import Status
-    from bluesky_ptychonn.live.session import SILENT_S, find_sessions
+    from bluesky_ptychonn.live.pipeline.settings import SPOOL
+    from bluesky_ptychonn.live.session import LOG, SILENT_S, find_sessions
     from bluesky_ptychonn.paths import journal_root
 
     root = (journal or journal_root()).expanduser()
@@ -47,11 +48,11 @@ def status(
             typer.echo(f"  scan {run.scan_id}: {run}")
         totals = Status(worker.state, runs=worker.runs)
         if totals.spooled:
-            size = f"{totals.spool_bytes / 2**20:.1f} MiB"
-            typer.echo(f"  {totals.spooled} frames on disk until the catalog takes them, {size} in {session.spool}")
+            where = f"{totals.spool_bytes / 2**20:.1f} MiB in {session.folder / SPOOL}"
+            typer.echo(f"  {totals.spooled} frames on disk until the catalog takes them, {where}")
         if worker.problem:
             typer.echo(f"  last problem: {worker.problem}")
-        typer.echo(f"  log: {session.log}")
+        typer.echo(f"  log: {session.folder / LOG}")
     _echo_waiting_raw_runs(backup)
 
 

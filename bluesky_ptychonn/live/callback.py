@@ -20,11 +20,16 @@ from bluesky_ptychonn.catalog.raw.writer import RawWriter
 from bluesky_ptychonn.catalog.registry.champion import bare_name, local_or_champion
 from bluesky_ptychonn.journal.router import Journal
 from bluesky_ptychonn.live.notifier import ProblemNotifier
-from bluesky_ptychonn.live.pipeline.keywords import LiveKeywords, takes_options, with_keywords
 from bluesky_ptychonn.live.pipeline.problems import Problem, ProblemKind
 from bluesky_ptychonn.live.pipeline.progress import Progress, Status
 from bluesky_ptychonn.live.pipeline.protocols import ComponentFactory
-from bluesky_ptychonn.live.pipeline.settings import LiveOptions, ReconstructionSettings
+from bluesky_ptychonn.live.pipeline.settings import (
+    LiveKeywords,
+    LiveOptions,
+    ReconstructionSettings,
+    takes_options,
+    with_keywords,
+)
 from bluesky_ptychonn.live.request_pacing import before_request
 from bluesky_ptychonn.live.session import (
     LOG,

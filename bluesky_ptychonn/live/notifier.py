@@ -18,12 +18,7 @@ _OVER_S = 5.0  # quiet for so long: over
 class ProblemNotifier:
     """A light thread that asks for problems and logs each kind once: a warning at first, an info when it is over.
 
-    Parameters
-    ----------
-    find_problems : callable
-        Gives the problems of the moment, each with what is to be said besides where its kind is new.
-    clock : callable
-        Monotonic seconds.
+    `find_problems` gives the problems of the moment, each with what is to be said besides where its kind is new.
     """
 
     def __init__(

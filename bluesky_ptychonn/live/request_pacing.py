@@ -38,15 +38,7 @@ class RequestPacer:
     """Waits until a scan that writes to the catalog leaves it alone; never for long.
 
     The journals of the session tell: the callback's line for an event is appended when the writer before it is done.
-
-    Parameters
-    ----------
-    folder : Path
-        The session's folder.
-    clock : callable
-        POSIX seconds, as file times are.
-    sleep : callable
-        Waits a number of seconds.
+    `clock` gives POSIX seconds, as file times are.
     """
 
     def __init__(

@@ -19,7 +19,7 @@ from bluesky_ptychonn.catalog.connection.address import is_same_catalog
 from bluesky_ptychonn.files import is_locked, read_json, write_json
 from bluesky_ptychonn.journal.append_file import SUFFIX, run_files
 from bluesky_ptychonn.live.pipeline.progress import Progress
-from bluesky_ptychonn.live.pipeline.settings import SETTINGS_FILE, SPOOL, ReconstructionSettings
+from bluesky_ptychonn.live.pipeline.settings import SETTINGS_FILE, ReconstructionSettings
 
 log = logging.getLogger(__name__)
 
@@ -37,26 +37,9 @@ def new_session(root: Path) -> Path:
 
 @dataclass
 class WorkerStatus:
-    """Where a worker stands.
+    """Where a worker stands; see `Status`, whose ``worker`` is the `state` here.
 
-    Parameters
-    ----------
-    state : str
-        ``starting``, ``ready``, ``stopped`` or ``failed``.
-    pid : int
-        Its process.
-    device : str
-        What it computes on.
-    problem : str
-        The last thing that went wrong, in words.
-    problem_kind : str
-        What that is about, see `ProblemKind`.
-    runs : dict of str to Progress
-        By uid, the last hundred.
-    model : str
-        ``name/version`` of the model that the next run will have, unless another becomes champion before.
-    model_folder : str
-        Where that lies; empty for one that was given loaded.
+    `runs` are the last hundred, and `model` what the next run will have, unless another becomes champion before.
     """
 
     state: str = "starting"
@@ -66,7 +49,7 @@ class WorkerStatus:
     problem_kind: str = ""
     runs: dict[str, Progress] = field(default_factory=dict)
     model: str = ""
-    model_folder: str = ""
+    model_folder: str = ""  # empty for a model that was given loaded
 
     def save(self, folder: Path) -> None:
         """Write into a session's folder."""
@@ -147,40 +130,14 @@ def left_behind(root: Path, catalog: str) -> list[Path]:
 
 @dataclass(frozen=True)
 class Session:
-    """A session as it is found on disk.
-
-    Attributes
-    ----------
-    folder : Path
-        Its folder.
-    catalog : str
-        Address of its catalog.
-    worker : WorkerStatus
-        Where its worker stood last.
-    alive : bool
-        Whether a worker has it now.
-    unfinished : int
-        Runs that are not finished.
-    silent_s : float
-        How long ago its worker wrote that, s.
-    """
+    """A session as it is found on disk: where its worker stood last, `silent_s` ago, and whether it has one now."""
 
     folder: Path
-    catalog: str
+    catalog: str  # address
     worker: WorkerStatus
     alive: bool
-    unfinished: int
+    unfinished: int  # runs
     silent_s: float = 0.0
-
-    @property
-    def log(self) -> Path:
-        """Log of the worker."""
-        return self.folder / LOG
-
-    @property
-    def spool(self) -> Path:
-        """Where results wait for the catalog."""
-        return self.folder / SPOOL
 
 
 def find_sessions(root: Path) -> list[Session]:

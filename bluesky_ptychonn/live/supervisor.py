@@ -33,11 +33,6 @@ _CALM_S = 60.0  # a worker that lived this long starts with a clean slate
 class Supervisor(ABC):
     """Keeps a worker alive until it is closed.
 
-    Parameters
-    ----------
-    folder : Path
-        The session's folder.
-
     Attributes
     ----------
     restarts : int
@@ -70,14 +65,7 @@ class Supervisor(ABC):
 class WorkerSupervisor(Supervisor):
     """A worker process, started again, later each time, when it dies.
 
-    Parameters
-    ----------
-    folder : Path
-        The session's folder, with its settings in it.
-    settings : ReconstructionSettings
-        The same settings, for their number of threads.
-    api_key : str or None
-        Key of the catalog; goes down the worker's input, where no other process sees it.
+    The folder has the settings in it; the catalog's key goes down the worker's input, where no other process sees it.
     """
 
     def __init__(self, folder: Path, settings: ReconstructionSettings, api_key: str | None) -> None:
@@ -150,7 +138,7 @@ class WorkerSupervisor(Supervisor):
         _close_input(self._process)
 
     def close(self, timeout: float) -> bool:
-        """Let the worker finish what was journaled, at most `timeout` s, then end it; whether it finished."""
+        """End a worker that is not done in time; see `Supervisor.close`."""
         self.detach()
         try:
             finished = self._process.wait(timeout) == 0
@@ -163,17 +151,7 @@ class WorkerSupervisor(Supervisor):
 
 
 class ThreadSupervisor(Supervisor):
-    """A worker in a thread of this process.
-
-    Parameters
-    ----------
-    folder : Path
-        The session's folder.
-    settings : ReconstructionSettings
-        What to do.
-    make_factory : callable
-        Makes the factory, in the thread.
-    """
+    """A worker in a thread of this process, in which its factory is made."""
 
     def __init__(
         self, folder: Path, settings: ReconstructionSettings, make_factory: Callable[[], ComponentFactory]
@@ -228,7 +206,9 @@ def resume(sessions: list[Path], api_key: str | None) -> threading.Thread:
             for folder in list(left):
                 log.info("taking up the runs that were left unfinished in %s", folder)
                 try:
-                    code = _finish(folder, api_key)
+                    process = _start(folder, ReconstructionSettings.load(folder), api_key)
+                    _close_input(process)  # no more will come: finish and end
+                    code = process.wait()
                 except (OSError, ValueError) as error:
                     log.info("%s: %s", folder, error)
                     continue
@@ -241,13 +221,6 @@ def resume(sessions: list[Path], api_key: str | None) -> threading.Thread:
     thread = threading.Thread(target=work, name="ptychonn taking up", daemon=True)
     thread.start()
     return thread
-
-
-def _finish(folder: Path, api_key: str | None) -> int:
-    """Let a worker finish what is in a session's folder; returns its exit code."""
-    process = _start(folder, ReconstructionSettings.load(folder), api_key)
-    _close_input(process)  # no more will come: finish and end
-    return process.wait()
 
 
 def _start(folder: Path, settings: ReconstructionSettings, api_key: str | None) -> subprocess.Popen[bytes]:

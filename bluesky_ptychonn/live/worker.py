@@ -68,16 +68,14 @@ class Worker:
     folder : Path
         The session's folder.
     settings : ReconstructionSettings
-        What to do.
     make_factory : callable
-        Makes the `ComponentFactory`; called in `run`, because it loads the network.
+        Called in `run`, because it loads the network.
     silence_s : float
         How long the journal of a run without stop document must be silent before its RunEngine counts as gone, s.
 
     Attributes
     ----------
     status : WorkerStatus
-        Where it stands.
     misconfigured : bool
         Whether it cannot do what it was asked: to begin again would end the same.
     """

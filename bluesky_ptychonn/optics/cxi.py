@@ -244,12 +244,8 @@ def near_field_shadow(scan: CxiScan) -> str | None:
     that motion is the magnification, and the width of the bright field divided by it is the width of the beam at the
     sample. In far-field ptychography the beam is smaller than the window ``N x object pixel`` of the Fraunhofer
     relation. So: a shadow that follows the stage (linear fit, R² of at least 0.9), from a beam wider than that window.
-    A defocused far-field probe throws a shadow too, but its beam fits the window.
-
-    Parameters
-    ----------
-    scan : CxiScan
-        Needs at least 8 frames at different positions; fewer say nothing.
+    A defocused far-field probe throws a shadow too, but its beam fits the window. Fewer than 8 frames at different
+    positions say nothing.
     """
     n = len(scan)
     if n < 8:

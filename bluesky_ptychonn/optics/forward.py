@@ -36,19 +36,9 @@ def back_propagate(far: Tensor) -> Tensor:
 
 
 def far_field(patch: Tensor, probe: Tensor) -> Tensor:
-    """Linear model from object to far field, ``F(P o)``.
+    """Linear model from object to far field, ``F(P o)``, zero frequency first.
 
-    Parameters
-    ----------
-    patch : (..., N, N) complex64 Tensor
-        Object under the probe.
-    probe : (N, N) or (..., N, N) complex64 Tensor
-        Square-root photons.
-
-    Returns
-    -------
-    (..., N, N) complex64 Tensor
-        Zero frequency first.
+    Patch (..., N, N) and probe (N, N) or (..., N, N), in square-root photons, are complex64, and so is the result.
     """
     return propagate(probe * patch)
 

@@ -19,13 +19,7 @@ _OUT = "is {}; only what the file itself holds is read: copy the data into it"
 
 @contextlib.contextmanager
 def open_hdf5(path: Path) -> Iterator[Any]:
-    """Open a file for reading.
-
-    Raises
-    ------
-    ValueError
-        When it, or what is read of it inside the block, is not HDF5, damaged, or cut short.
-    """
+    """Open a file for reading; ValueError when it, or what is read of it inside the block, is no HDF5 or damaged."""
     import h5py
 
     try:
@@ -84,13 +78,7 @@ def find_first(group: Any, places: Iterable[str], who: str) -> str | None:
 
 
 def refuse_external_data(dataset: Any, who: str) -> None:
-    """Refuse a dataset that keeps its numbers in another file.
-
-    Raises
-    ------
-    ValueError
-        When it does.
-    """
+    """Refuse a dataset that keeps its numbers in another file with a ValueError."""
     if dataset.is_virtual:
         raise ValueError(f"{who} {_OUT.format('a virtual dataset, made of others')}")
     if dataset.external:
@@ -98,13 +86,7 @@ def refuse_external_data(dataset: Any, who: str) -> None:
 
 
 def numeric_dataset(group: Any, place: str, who: str) -> Any:
-    """Dataset of numbers at a place, nothing of it read yet.
-
-    Raises
-    ------
-    ValueError
-        When something else stands there, or it leads out of the file.
-    """
+    """Dataset of numbers at a place, nothing of it read yet; ValueError for anything else, and see `find_inside`."""
     import h5py
 
     found = find_inside(group, place, who)
@@ -115,12 +97,9 @@ def numeric_dataset(group: Any, place: str, who: str) -> Any:
 
 
 def read_numeric(group: Any, place: str, who: str) -> NDArray[Any]:
-    """Read an array of numbers whole.
+    """Read an array of numbers whole, see `numeric_dataset`.
 
-    Raises
-    ------
-    ValueError
-        When something else stands there, or it is larger than `MOST_BYTES`: a file of a kilobyte may claim any size.
+    ValueError too where it is larger than `MOST_BYTES`: a file of a kilobyte may claim any size.
     """
     found = numeric_dataset(group, place, who)
     size = math.prod(found.shape) * found.dtype.itemsize

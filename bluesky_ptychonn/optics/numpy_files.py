@@ -26,13 +26,7 @@ _HEADER_DAMAGE = (ValueError, TypeError, LookupError, SyntaxError, tokenize.Toke
 
 
 def read_npy(path: Path) -> NDArray[Any]:
-    """Read a ``.npy``.
-
-    Raises
-    ------
-    ValueError
-        When it is not one, cut short, or holds Python objects.
-    """
+    """Read a ``.npy``; ValueError when it is not one, cut short, or holds Python objects."""
     with path.open("rb") as stream:
         return _read(stream, path.stat().st_size, path.name)
 
@@ -40,18 +34,7 @@ def read_npy(path: Path) -> NDArray[Any]:
 def read_npz(path: Path, names: Sequence[str], what: str) -> dict[str, NDArray[Any]]:
     """Read named arrays of a ``.npz``; others are left alone.
 
-    Parameters
-    ----------
-    path : Path
-    names : sequence of str
-        What must be in it.
-    what : str
-        What it then is, for the error.
-
-    Raises
-    ------
-    ValueError
-        When it is not one, damaged, or lacks an array.
+    ValueError, which says that it is no `what`, when the file is damaged or lacks an array.
     """
     try:
         with zipfile.ZipFile(path) as archive:

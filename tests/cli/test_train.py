@@ -13,7 +13,7 @@ import pytest
 
 from bluesky_ptychonn.card import load_card
 from bluesky_ptychonn.cli import main
-from bluesky_ptychonn.cli.train.scans import read_scans
+from bluesky_ptychonn.cli.train import read_scans
 from bluesky_ptychonn.recon.data.batches import Mix
 from bluesky_ptychonn.recon.data.scans import MeasuredScan
 from bluesky_ptychonn.recon.training.metrics_table import read_rows

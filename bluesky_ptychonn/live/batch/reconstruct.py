@@ -13,10 +13,15 @@ from bluesky_ptychonn.catalog.connection.connect import PROCESSED
 from bluesky_ptychonn.catalog.registry.champion import resolve_model
 from bluesky_ptychonn.catalog.runs.data_keys import RunError
 from bluesky_ptychonn.catalog.runs.stored_documents import documents_of, find_run
-from bluesky_ptychonn.live.pipeline.keywords import ReconstructionKeywords, takes_options, with_keywords
 from bluesky_ptychonn.live.pipeline.progress import Progress, Timing
 from bluesky_ptychonn.live.pipeline.run import RunReconstruction
-from bluesky_ptychonn.live.pipeline.settings import ReconstructionOptions, ReconstructionSettings
+from bluesky_ptychonn.live.pipeline.settings import (
+    ReconstructionKeywords,
+    ReconstructionOptions,
+    ReconstructionSettings,
+    takes_options,
+    with_keywords,
+)
 
 # No scan waits for the server, and nothing more will come: large blocks, no patience.
 _OPTIONS = ReconstructionOptions(

@@ -19,32 +19,18 @@ BY = "ptychonn learn"
 
 
 class Promotions:
-    """Decides on candidates of one learner and records it; everything may be repeated after an interruption.
+    """Decides on candidates for a model's champion and records it; all may be repeated after an interruption.
 
-    Parameters
-    ----------
-    registry : Registry
-    records : LearningLog
-    name : str
-        Of the model.
-    learner : str
-        Which learner: rounds are counted by each for itself.
+    Rounds are counted by each `learner` for itself.
     """
 
     def __init__(self, registry: Registry, records: LearningLog, name: str, learner: str) -> None:
         self._registry, self._records, self._name, self._learner = registry, records, name, learner
 
     def promote(self, candidate: Candidate, champion: str, reason: str, numbers: dict[str, Any]) -> Kind:
-        """Make a candidate champion, unless somebody decided otherwise; returns what was recorded.
+        """Make a candidate champion over the version `champion` that it was compared with; returns what was recorded.
 
-        Parameters
-        ----------
-        candidate : Candidate
-        champion : str
-            Version that it was compared with.
-        reason : str
-        numbers : dict
-            JSON values.
+        It is kept out where somebody decided otherwise.
         """
         if reason_against := self._rolled_back(candidate.model.card.weights_sha256):
             return self.record(candidate, "keep", champion, reason_against, numbers)
@@ -77,15 +63,7 @@ class Promotions:
             log.info("%s", record)
 
     def make_good(self, rounds: int, champion: str) -> None:
-        """Record rounds that ended just before a kill: promoted ones from the history, others without their numbers.
-
-        Parameters
-        ----------
-        rounds : int
-            That have ended.
-        champion : str
-            Version of now.
-        """
+        """Record rounds that ended just before a kill: promoted ones from the history, others without their numbers."""
         ours = (record.numbers for record in self._records.read() if record.numbers.get("learner") == self._learner)
         for number in sorted(set(range(1, rounds + 1)) - {numbers.get("round") for numbers in ours}):
             about = {"round": number, "learner": self._learner}

@@ -27,7 +27,6 @@ from bluesky_ptychonn.catalog.registry.registry import Registry
 from bluesky_ptychonn.catalog.runs.run_list import EndedRuns, Listed, RunList
 from bluesky_ptychonn.files import lock, read_json, write_json
 from bluesky_ptychonn.live.learning.config import LearnerConfig
-from bluesky_ptychonn.live.learning.duty_cycle import DutyCycle
 from bluesky_ptychonn.live.learning.promotion import BY, Promotions
 from bluesky_ptychonn.live.learning.training_run import newest_reconstruction, training_run
 from bluesky_ptychonn.paths import learning_root
@@ -362,3 +361,39 @@ def _identity(folder: Path) -> str:
         known = {"learner": uuid.uuid4().hex[:12]}
         write_json(folder / _IDENTITY, known, private=True)
     return str(known["learner"])
+
+
+class DutyCycle:
+    """Keeps work below a part of the time.
+
+    `wait` waits a number of seconds, and may return sooner.
+
+    Examples
+    --------
+    >>> waits, now = [], iter([0.0, 3.0])
+    >>> duty = DutyCycle(0.25, waits.append, lambda: next(now))
+    >>> duty.begin()
+    >>> duty.rest()
+    >>> waits
+    [9.0]
+    """
+
+    def __init__(
+        self, share: float, wait: Callable[[float], object], clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._rest = 1 / share - 1
+        self._wait = wait
+        self._clock = clock
+        self._since: float | None = None
+
+    def begin(self) -> None:
+        """Work begins now."""
+        self._since = self._clock()
+
+    def rest(self) -> None:
+        """Wait as long as the work since `begin` asks for; nothing where none began."""
+        if self._since is None:
+            return
+        worked, self._since = self._clock() - self._since, None
+        if worked * self._rest > 0:
+            self._wait(worked * self._rest)

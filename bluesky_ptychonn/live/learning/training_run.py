@@ -52,20 +52,7 @@ def newest_reconstruction(root: Any, uid: str, name: str) -> Any:
 
 
 def training_run(root: Any, uid: str, model: Any, *, raw: str = RAW, memory_bytes: int | None = None) -> TrainingRun:
-    """Read a run.
-
-    Parameters
-    ----------
-    root : Tiled client
-        Root of the catalog.
-    uid : str
-        Of the run.
-    model : Model
-        The champion, with a probe.
-    raw : str
-        Container of the runs.
-    memory_bytes : int, optional
-        Most that learning from it may take.
+    """Read a run for a champion with a probe; learning from it may take `memory_bytes` at most.
 
     Raises
     ------

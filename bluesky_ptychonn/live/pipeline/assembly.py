@@ -72,21 +72,9 @@ class Assembly:
     def work(self, pairing: RunPairing, *, running: bool, over: bool) -> float:
         """Take a block of frames from documents to the catalog; returns the seconds the catalog was asked.
 
-        Parameters
-        ----------
-        pairing : RunPairing
-            Says which frames there are.
-        running : bool
-            Whether more may come.
-        over : bool
-            Whether a frame that is not there now never will be.
-
-        Raises
-        ------
-        ConnectionError
-            When frames cannot be read or there is no room for what becomes of them. They are kept for the next call.
-        RunError
-            When the run cannot be reconstructed.
+        More frames may come while `running`; one that is not there now never will be when that is `over`.
+        ConnectionError when frames cannot be read, or there is no room for what becomes of them: they are kept for the
+        next call. RunError when the run cannot be reconstructed.
         """
         if self.frames.under_way or pairing.ready:
             self.sink.make_room()
@@ -200,12 +188,8 @@ class Assembly:
     def conclude(self, pairing: RunPairing, progress: Progress) -> bool:
         """After the last frame: name what is missing, let all patches agree, write the last mosaic.
 
-        What takes long is done once, however often this is called.
-
-        Returns
-        -------
-        bool
-            False when there is more to do: a point measured again is in the mosaic twice, and all is stitched anew.
+        What takes long is done once, however often this is called. False when there is more to do: a point measured
+        again is in the mosaic twice, and all is stitched anew.
         """
         for seq_num, reason in pairing.unpaired().items():
             self._refiner.forget(seq_num)

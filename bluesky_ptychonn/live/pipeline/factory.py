@@ -26,9 +26,11 @@ log = logging.getLogger(__name__)
 class _LoadedModel:
     """A loaded model with its reconstructors, one for each geometry; the network is shared."""
 
-    def __init__(self, model: Any, folder: str, settings: ReconstructionSettings) -> None:
+    def __init__(self, settings: ReconstructionSettings, folder: str = "", model: Any = None) -> None:
         from bluesky_ptychonn.recon.inference.reconstructor import Reconstructor
+        from bluesky_ptychonn.recon.models.checkpoint import load_model
 
+        model = load_model(folder, "cpu") if model is None else model
         self.folder = folder
         self.name = f"{model.card.name}/{model.card.version}"
         self._model = model = model.on_cpu()  # from where it goes to the device: one that is lost takes nothing with it
@@ -42,12 +44,6 @@ class _LoadedModel:
         self._first = self._last = Reconstructor(model, settings.geometry, **self._options)
         self._reconstructors: dict[str, Reconstructor] = {}
         self._warm = False
-
-    @classmethod
-    def load(cls, folder: str, settings: ReconstructionSettings) -> _LoadedModel:
-        from bluesky_ptychonn.recon.models.checkpoint import load_model
-
-        return cls(load_model(folder, "cpu"), folder, settings)
 
     @property
     def device(self) -> str:
@@ -74,18 +70,16 @@ class _LoadedModel:
 class TiledComponentFactory:
     """Makes reconstructors, sources and sinks; loads the network and warms it up at once.
 
-    Where they name a champion, its model is what the catalog says when a run begins.
+    Where the settings name a champion, its model is what the catalog says when a run begins; `problem` says why another
+    is at work. ValueError when model or device cannot be used.
 
     Parameters
     ----------
     settings : ReconstructionSettings
-        What to make them of.
     session : str
-        Name of the session; a run has one result in each.
+        Its name; a run has one result in each.
     root : tiled client, optional
-        Root of the catalog; connected to when not given.
-    api_key : str, optional
-        Its key.
+        Root of the catalog; connected to, with the `api_key`, when not given.
     model : Model, optional
         A loaded model; else the one in the settings' folder.
     folder : Path, optional
@@ -93,16 +87,6 @@ class TiledComponentFactory:
         answer is the caller's.
     before_request : callable, optional
         Called before every request to the catalog.
-
-    Attributes
-    ----------
-    problem : str
-        Why it is not the champion that is at work, in words; empty when it is, or none is followed.
-
-    Raises
-    ------
-    ValueError
-        When model or device cannot be used.
     """
 
     def __init__(
@@ -129,7 +113,7 @@ class TiledComponentFactory:
         self.problem = ""
         loaded = None
         if model is not None or settings.model:  # what is wrong with it is said at once, not when the catalog answers
-            loaded = _LoadedModel.load(settings.model, settings) if model is None else _LoadedModel(model, "", settings)
+            loaded = _LoadedModel(settings, settings.model if model is None else "", model)
         _import_early()
         if root is None:
             require_answer(settings.catalog)
@@ -164,13 +148,7 @@ class TiledComponentFactory:
         return self._loaded.folder
 
     def for_run(self, made_by: str = "") -> TiledComponentFactory:
-        """Make a factory that keeps its model for one run; looks once whether the champion changed.
-
-        Parameters
-        ----------
-        made_by : str
-            Model that an earlier worker began the run with, ``name/version``.
-        """
+        """Look once whether the champion changed; see `ComponentFactory.for_run`."""
         if self._champion is None:
             return copy.copy(self)
         before = self._loaded
@@ -190,7 +168,7 @@ class TiledComponentFactory:
             found = self._champion.current()
             folder = self._settings.model if found is None else str(found)
             if folder and (at_work is None or at_work.folder != folder):
-                loaded = _LoadedModel.load(folder, self._settings)
+                loaded = _LoadedModel(self._settings, folder)
                 loaded.warm_up()
                 at_work = loaded
             self.problem = ""
@@ -207,10 +185,10 @@ class TiledComponentFactory:
             return at_work
         try:
             if self._settings.model:
-                local = _LoadedModel.load(self._settings.model, self._settings)
+                local = _LoadedModel(self._settings, self._settings.model)
                 if local.name == made_by:
                     return local
-            return _LoadedModel.load(str(champion.version(made_by.partition("/")[2])), self._settings)
+            return _LoadedModel(self._settings, str(champion.version(made_by.partition("/")[2])))
         except Exception as error:  # noqa: BLE001  # as above
             log.warning("model %s, which the run began with: %s; %s goes on with it", made_by, error, self.model)
             return self._loaded

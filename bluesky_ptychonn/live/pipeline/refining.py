@@ -20,14 +20,9 @@ _KEPT_BYTES = 2**28  # refining takes about six times as much for a moment
 
 
 class MosaicRefiner:
-    """The frames of a run, kept for refinement where the reconstructor is asked for it.
+    """The frames of a run, kept for refinement where the reconstructor's `refinement` asks for it.
 
-    Parameters
-    ----------
-    reconstructor : FrameReconstructor
-        Refines; keeps nothing and does nothing when its `refinement` is None.
-    limit_bytes : int
-        Most to keep of frames. A run with more is not refined, and its result says so.
+    A run with frames of more than `limit_bytes` is not refined, and its result says so.
     """
 
     def __init__(self, reconstructor: FrameReconstructor, limit_bytes: int = _KEPT_BYTES) -> None:

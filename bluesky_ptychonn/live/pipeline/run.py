@@ -17,8 +17,7 @@ from bluesky_ptychonn.live.pipeline.assembly import LONGEST_REST, Assembly
 from bluesky_ptychonn.live.pipeline.problems import Problem, ProblemKind
 from bluesky_ptychonn.live.pipeline.progress import Progress, Timing
 from bluesky_ptychonn.live.pipeline.protocols import ComponentFactory, Sink
-from bluesky_ptychonn.live.pipeline.raw_run_wait import RawRunWait
-from bluesky_ptychonn.live.pipeline.retry import Retry
+from bluesky_ptychonn.live.pipeline.waiting import RawRunWait, Retry
 from bluesky_ptychonn.optics.geometry import Geometry
 
 log = logging.getLogger(__name__)
@@ -54,13 +53,8 @@ class RunReconstruction:
     start : mapping
         The start document.
     factory : ComponentFactory
-        Makes reconstructor, source and sink.
-    geometry : Geometry, optional
-        Overrides the start document's.
-    keys : DataKeys, optional
-        Which data are frames and positions.
-    pace : Timing, optional
-        How often.
+    geometry, keys, pace
+        See `ReconstructionOptions`.
     clock : callable
         Monotonic seconds.
     made_by : str
@@ -113,18 +107,8 @@ class RunReconstruction:
     # -- documents in
 
     def feed(self, name: str, doc: Mapping[str, Any], age_s: float = 0.0) -> None:
-        """Take a document of this run; one that cannot be used is passed over, and counted.
-
-        Parameters
-        ----------
-        name : str
-            Kind of document.
-        doc : mapping
-            The document.
-        age_s : float
-            How long ago it was made, s: a run that was left behind has been waited for already.
-        """
-        self._age_s = max(0.0, age_s)
+        """Take a document of this run, made so long ago; one that cannot be used is passed over, and counted."""
+        self._age_s = max(0.0, age_s)  # a run that was left behind has been waited for already
         if self._pairing is not None and self._error is None:
             try:
                 self._pairing.feed(name, doc, time.time() - self._age_s)

@@ -75,7 +75,7 @@ class FakeReconstructor:
 
 @dataclass
 class FakeSource:
-    """A `FrameSource` of frames in memory; row → frame; missing rows are not there (yet)."""
+    """A `FrameReader` of frames in memory; row → frame; missing rows are not there (yet)."""
 
     frames: dict[int, NDArray[Any]] = field(default_factory=dict)
     broken: set[int] = field(default_factory=set)
@@ -165,7 +165,7 @@ class FakeSink:
 
 @dataclass
 class FakeComponentFactory:
-    """A `Factory` of fakes; one source and one sink a run, by its uid."""
+    """A `ComponentFactory` of fakes; one source and one sink a run, by its uid."""
 
     sources: dict[str, FakeSource] = field(default_factory=dict)
     sinks: dict[str, FakeSink] = field(default_factory=dict)

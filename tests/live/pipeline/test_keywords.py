@@ -10,9 +10,16 @@ import pytest
 from bluesky_ptychonn.catalog.runs.data_keys import DataKeys
 from bluesky_ptychonn.live.batch.reconstruct import reconstruct
 from bluesky_ptychonn.live.callback import LiveReconstruction
-from bluesky_ptychonn.live.pipeline.keywords import _DATA_KEYS, LiveKeywords, ReconstructionKeywords, with_keywords
 from bluesky_ptychonn.live.pipeline.progress import Timing
-from bluesky_ptychonn.live.pipeline.settings import LiveOptions, ReconstructionOptions, ReconstructionSettings
+from bluesky_ptychonn.live.pipeline.settings import (
+    _DATA_KEYS,
+    LiveKeywords,
+    LiveOptions,
+    ReconstructionKeywords,
+    ReconstructionOptions,
+    ReconstructionSettings,
+    with_keywords,
+)
 from bluesky_ptychonn.recon.mosaic.refine_config import Refinement
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from bluesky_ptychonn.live.pipeline.retry import Retry
+from bluesky_ptychonn.live.pipeline.waiting import Retry
 
 
 @pytest.mark.parametrize(

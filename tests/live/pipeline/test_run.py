@@ -14,7 +14,6 @@ from bluesky_ptychonn.catalog.results.field_of_view import FieldOfView
 from bluesky_ptychonn.catalog.runs.data_keys import DataKeys
 from bluesky_ptychonn.catalog.runs.pairing import FrameRef, NoFrame
 from bluesky_ptychonn.live.pipeline.progress import Timing
-from bluesky_ptychonn.live.pipeline.raw_run_wait import RAW_BEHIND
 from bluesky_ptychonn.live.pipeline.refining import MosaicRefiner
 from bluesky_ptychonn.live.pipeline.run import RunReconstruction
 from bluesky_ptychonn.live.pipeline.testing import (
@@ -26,6 +25,7 @@ from bluesky_ptychonn.live.pipeline.testing import (
     RunMaker,
     frame_of,
 )
+from bluesky_ptychonn.live.pipeline.waiting import RAW_BEHIND
 from bluesky_ptychonn.optics.geometry import Geometry
 from bluesky_ptychonn.recon.mosaic.refine_config import Refinement
 from bluesky_ptychonn.recon.mosaic.stitch import Mosaic

@@ -5,13 +5,13 @@ from __future__ import annotations
 import contextlib
 import shlex
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from bluesky_ptychonn.cli.catalogs import CATALOG_VARIABLE
-from bluesky_ptychonn.cli.train.progress_bar import TrainingBar
+from bluesky_ptychonn.cli.catalogs import CATALOG_VARIABLE, open_catalog, run_key
 
 if TYPE_CHECKING:
     from bluesky_ptychonn.card import ModelCard
@@ -81,7 +81,7 @@ def train(
     """
     import torch
 
-    from bluesky_ptychonn.cli.train.scans import read_scans
+    from bluesky_ptychonn.cli.train import read_scans
     from bluesky_ptychonn.recon.training.distributed import rank_here
     from bluesky_ptychonn.recon.training.model import ModelInfo
     from bluesky_ptychonn.recon.training.request import TrainRequest
@@ -116,23 +116,75 @@ def train(
     unlabelled: list[Any] = []
     if not request.any_probe:
         labelled, unlabelled = read_scans(labels, measured, catalog, request.probe_wave, request.start_model)
-    with TrainingBar() if rank_here() == 0 else contextlib.nullcontext() as bar:
+    with _training_bar() if rank_here() == 0 else contextlib.nullcontext() as bar:
         card = request.run(labelled, unlabelled, bar)
     if card is not None:  # a helper of the process that writes has none
         _print_result(card, out)
 
 
 def _print_result(card: ModelCard, out: Path) -> None:
-    error = card.held_out["patch_phase_mae_rad"]
+    any_probe, of_probes = (", for any probe", ", held-out probes") if card.for_any_probe else ("", "")
+    typer.echo(f"{card.name} {card.version} in {out}{any_probe}")
+    typer.echo(f"held-out patches{of_probes}: phase error {card.held_out['patch_phase_mae_rad']:.3f} rad")
     if card.for_any_probe:
-        typer.echo(f"{card.name} {card.version} in {out}, for any probe")
-        typer.echo(f"held-out patches, held-out probes: phase error {error:.3f} rad")
         return
-    typer.echo(f"{card.name} {card.version} in {out}")
-    typer.echo(f"held-out patches: phase error {error:.3f} rad")
     typer.echo("held-out scans:   step / probe   step (µm)   phase error (rad)   correlation   frames")
     for point in card.sampling:
         typer.echo(
             f"{point.sampling:>30.2f} {point.step_m * 1e6:>11.3f} {point.phase_mae_rad:>19.3f} "
             f"{point.phase_correlation:>13.3f} {point.frames:>8d}"
         )
+
+
+@contextlib.contextmanager
+def _training_bar() -> Iterator[Callable[[int, int, float], None]]:
+    """Progress bar of frames, time left and the smoothed loss; what it yields takes frames done, all, and the loss."""
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("frames"))
+    with Progress(*columns, TimeRemainingColumn(), TextColumn("loss {task.fields[loss]:.4f}")) as progress:
+        task = progress.add_task("training", total=None, loss=float("nan"))
+        yield lambda done, total, loss: progress.update(task, completed=done, total=total, loss=loss)
+
+
+def read_scans(
+    labels: list[str] | None, measured: list[str] | None, catalog: str | None, probe: Any, model: Any = None
+) -> tuple[list[Any], list[Any]]:
+    """Read labelled and measured scans, each an .npz file or something in the catalog.
+
+    Measured runs get the probe (N, N), and are preprocessed as the model's card says. ValueError in words when there is
+    no such file, label or run, or no catalog to look it up in.
+    """
+    from bluesky_ptychonn.recon.data.scans import LabelledScan, MeasuredScan
+
+    labels, measured = labels or [], measured or []
+    stored = [name for name in (*labels, *measured) if not _is_file(name)]
+    if stored and catalog is None:
+        raise ValueError(
+            f"train: {', '.join(stored)} would be in a catalog; say which with --catalog, or give .npz files"
+        )
+    with open_catalog(catalog) if stored and catalog is not None else contextlib.nullcontext() as root:
+        return (
+            [LabelledScan.load(name) if _is_file(name) else _label(root, name) for name in labels],
+            [MeasuredScan.load(name) if _is_file(name) else _run(root, name, probe, model) for name in measured],
+        )
+
+
+def _is_file(name: str) -> bool:
+    return name.endswith(".npz") or Path(name).is_file()
+
+
+def _label(root: Any, which: str) -> Any:
+    from bluesky_ptychonn.live.batch.label import read_label
+
+    return read_label(root, run_key(which))
+
+
+def _run(root: Any, which: str, probe: Any, model: Any) -> Any:
+    from bluesky_ptychonn.catalog.runs.measured import ProbeSetup, measured_run
+    from bluesky_ptychonn.catalog.runs.stored_documents import find_run
+
+    preprocess = None if model is None else model.card.input.preprocess
+    return measured_run(
+        root, find_run(root, run_key(which)), ProbeSetup.from_source(probe=probe, preprocess=preprocess)
+    ).scan

@@ -1,11 +1,45 @@
-"""How long a frame that is not in the catalog may still come there."""
+"""What a run waits for: the next try after a failure, and its raw run in the catalog."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
+from bluesky_ptychonn.backoff import Backoff
 from bluesky_ptychonn.live.pipeline.problems import Problem, ProblemKind
 from bluesky_ptychonn.live.pipeline.progress import Timing
+
+_FIRST_S = 0.5
+_OUTAGE_S, _MISTAKE_S = 2.0, 10.0  # longest between tries
+_MISTAKES = 3  # failures in a row, the last of which is no outage
+
+
+class Retry:
+    """When to try a run again, later and later: after an outage for ever, after a mistake of ours three times.
+
+    On the clock, `since` says when the first failure in a row was, None while all is well, and `due_at` when to try
+    again; `exhausted` says whether that would be in vain.
+    """
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self.since: float | None = None
+        self.due_at = 0.0
+        self.exhausted = False
+        self._clock = clock
+        self._backoff = Backoff(_FIRST_S, _OUTAGE_S, clock)
+
+    def fail(self, *, outage: bool) -> None:
+        """Count a failure: of the catalog, or another one."""
+        now = self._clock()
+        self.since = now if self.since is None else self.since
+        self._backoff.longest_s = _OUTAGE_S if outage else _MISTAKE_S
+        self.due_at = now + self._backoff.fail()
+        self.exhausted = not outage and self._backoff.failures >= _MISTAKES
+
+    def succeed(self) -> None:
+        """Forget all failures."""
+        self.since = None
+        self._backoff.succeed()
+
 
 _ASK_S = 1.5  # between questions whether the raw run is complete
 RAW_BEHIND = "waiting for the raw run in the catalog"
@@ -14,23 +48,9 @@ RAW_BEHIND = "waiting for the raw run in the catalog"
 class RawRunWait:
     """Waits for a raw run to be complete in the catalog, and for its frames a while longer.
 
-    Before that its writer may be behind, or it lies in a backup: a frame that is late is not missing.
-
-    Parameters
-    ----------
-    is_complete : callable
-        Asks the catalog; ConnectionError when there is no answer.
-    pace : Timing
-        How long to wait.
-    clock : callable
-        Monotonic seconds.
-
-    Attributes
-    ----------
-    ask_at : float
-        When to ask next, on the clock.
-    problem : Problem
-        Why frames are waited for until then.
+    Before that its writer may be behind, or it lies in a backup: a frame that is late is not missing. `is_complete`
+    asks the catalog (ConnectionError without an answer), next at `ask_at` on the clock; `problem` says what is waited
+    for until then.
     """
 
     def __init__(self, is_complete: Callable[[], bool], pace: Timing, clock: Callable[[], float]) -> None:

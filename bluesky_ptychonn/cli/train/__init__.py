@@ -1,1 +1,0 @@
-"""``ptychonn train``: a model for a probe, or for many."""
