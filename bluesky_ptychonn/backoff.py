@@ -11,10 +11,8 @@ class Backoff:
 
     Parameters
     ----------
-    first_s : float
-        Wait after the first failure, s.
-    longest_s : float
-        Longest wait, s.
+    first_s, longest_s : float
+        Wait after the first failure, and at most, s.
     clock : callable
         Monotonic seconds.
 
@@ -47,11 +45,6 @@ class Backoff:
     def due(self) -> bool:
         """Whether it is time to try."""
         return self._clock() >= self._due_at
-
-    @property
-    def wait_s(self) -> float:
-        """How long until then, s."""
-        return max(0.0, self._due_at - self._clock())
 
     def fail(self) -> float:
         """Count a failure; returns how long to wait now, s."""

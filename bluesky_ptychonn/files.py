@@ -41,20 +41,13 @@ def replacing(path: Path, *, private: bool = False, durable: bool = False) -> It
             os.close(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600))
         yield draft
         if durable:
-            _sync(draft)
+            with draft.open("rb") as file:
+                os.fsync(file.fileno())
         draft.replace(path)
     except BaseException:
         with contextlib.suppress(OSError):
             draft.unlink()  # half of it, on a disk that is full
         raise
-
-
-def _sync(path: Path) -> None:
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
 
 
 def write_whole(path: Path, data: bytes, *, private: bool = False, durable: bool = False) -> None:

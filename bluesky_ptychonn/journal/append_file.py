@@ -43,13 +43,8 @@ class Syncer:
 class AppendFile:
     """One run's file, whose every line is whole, also after a disk that was full for a while.
 
-    Lines that the disk does not take are held, and go before the next. One thread appends; another may read, flush
-    and sync.
-
-    Parameters
-    ----------
-    path : Path
-        Opened at the first `append`, or by `claim`.
+    Opened at the first `append`, or by `claim`. Lines that the disk does not take are held, and go before the next. One
+    thread appends; another may read, flush and sync.
 
     Attributes
     ----------
@@ -87,14 +82,9 @@ class AppendFile:
 
     @classmethod
     def claim(cls, path: Path) -> AppendFile:
-        """Take over a file that another session left.
+        """Take over a file that another session left; BlockingIOError when a living one has it.
 
-        Raises
-        ------
-        BlockingIOError
-            When a living session holds it.
-        FileNotFoundError
-            When it is gone.
+        FileNotFoundError when it is gone.
         """
         file = cls(path)
         file.hold()
@@ -140,14 +130,9 @@ class AppendFile:
             return False
 
     def append(self, line: bytes, room: Callable[[AppendFile], float] = lambda _: HELD_BYTES) -> None:
-        """Append one line; while the disk takes none it is held, to be written before the next one.
+        """Append one line from `encode`; while the disk takes none it is held, to be written before the next one.
 
-        Parameters
-        ----------
-        line : bytes
-            From `encode`.
-        room : callable
-            How many bytes this file may hold, this line with them; asked only when the disk takes nothing.
+        Asked only when the disk takes nothing: `room`, how many bytes this file may hold, this line with them.
 
         Raises
         ------
@@ -169,13 +154,7 @@ class AppendFile:
                 raise MemoryError(f"{error}; and too many documents wait already, this one is lost") from error
 
     def flush(self) -> None:
-        """Try again to write what is held.
-
-        Raises
-        ------
-        OSError
-            When the disk still takes nothing.
-        """
+        """Try again to write what is held; OSError when the disk still takes nothing."""
         if self._held:
             with self._mutex:
                 self._write()

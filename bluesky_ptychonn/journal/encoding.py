@@ -31,21 +31,11 @@ _SCALARS = (int, float, str, bool, type(None))
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One journaled document.
+    """One journaled document."""
 
-    Parameters
-    ----------
-    name : str
-        Kind of document: ``start``, ``event``, …
-    doc : dict
-        The document.
-    time : float
-        When it was journaled, seconds since the epoch; NaN where the line does not say.
-    """
-
-    name: str
+    name: str  # kind of document: start, event, …
     doc: dict[str, Any]
-    time: float
+    time: float  # when it was journaled, seconds since the epoch; NaN where the line does not say
 
 
 def encode(name: str, doc: Mapping[str, Any], when: float) -> bytes:
@@ -72,11 +62,10 @@ def _encode_slowly(entry: Mapping[str, Any]) -> bytes:
 
 
 def _plain(value: Any) -> Any:
-    if isinstance(value, np.ndarray):
-        if value.ndim and value.dtype.kind in _PACKED and (value.size > _SMALL_ARRAY or value.dtype.kind == "c"):
-            data = base64.b64encode(value.tobytes()).decode("ascii")
-            return {_ARRAY: data, "dtype": value.dtype.str, "shape": value.shape}
-        return value.tolist()
+    packed = isinstance(value, np.ndarray) and value.ndim and value.dtype.kind in _PACKED
+    if packed and (value.size > _SMALL_ARRAY or value.dtype.kind == "c"):
+        data = base64.b64encode(value.tobytes()).decode("ascii")
+        return {_ARRAY: data, "dtype": value.dtype.str, "shape": value.shape}
     if hasattr(value, "tolist"):
         plain = value.tolist()
         return plain if isinstance(plain, _PLAIN) else str(plain)
@@ -123,19 +112,7 @@ def slim(name: str, doc: Mapping[str, Any]) -> Mapping[str, Any] | None:
     """Keep of a document what pairing frames with positions needs.
 
     In-event arrays are replaced by their names under ``arrays``: Tiled has the data. A document that is slim already
-    comes back as it is.
-
-    Parameters
-    ----------
-    name : str
-        Kind of document.
-    doc : mapping
-        The document; not changed.
-
-    Returns
-    -------
-    mapping or None
-        None for a kind of document that has no part in a reconstruction.
+    comes back as it is; of a kind that has no part in a reconstruction nothing does.
 
     Examples
     --------
@@ -155,14 +132,11 @@ def slim(name: str, doc: Mapping[str, Any]) -> Mapping[str, Any] | None:
 
 def _slim_event(doc: Mapping[str, Any], scalars: Mapping[str, Any]) -> dict[str, Any]:
     slimmed = {key: doc[key] for key in _EVENT_KEYS if key in doc}
-    slimmed["data"] = scalars
-    slimmed["timestamps"] = doc.get("timestamps", {})
+    slimmed |= {"data": scalars, "timestamps": doc.get("timestamps", {})}
     arrays = doc.get("arrays", [])
     if len(scalars) < len(doc["data"]):
         arrays = [*arrays, *(key for key in doc["data"] if key not in scalars)]
-    if arrays:
-        slimmed["arrays"] = arrays
-    return slimmed
+    return slimmed | {"arrays": arrays} if arrays else slimmed
 
 
 def _is_scalar(value: Any) -> bool:

@@ -14,23 +14,14 @@ _LONGEST_LINE = 1 << 30
 
 
 class JournalReader:
-    """Follows the file of one run.
-
-    Parameters
-    ----------
-    file : Path or AppendFile
-        Another process's file, which need not be there yet, or one that this process holds.
-    offset : int
-        Byte to begin at: 0, or another reader's `offset`.
-    slimmed : bool
-        Keep of each document what `slim` keeps, and no array.
+    """Follows the file of one run: another process's, which need not be there yet, or one that this process holds.
 
     Attributes
     ----------
-    path : Path
-        Of the file.
     offset : int
-        Byte after the last whole line that was read.
+        Byte after the last whole line that was read; where another reader may go on.
+    slimmed : bool
+        Keep of each document what `slim` keeps, and no array.
     corrupt : int
         Whole lines that were no documents, passed over: torn when their writer was killed, or not ours.
     """
@@ -47,11 +38,7 @@ class JournalReader:
     def read(self, max_bytes: int = 1 << 20) -> list[Entry]:
         """Entries appended since the last call, at most about `max_bytes` of them; never a line still being written.
 
-        Returns
-        -------
-        list of Entry
-            Empty when there is nothing new, or no file yet; also where no line of a piece is a document, and then
-            `offset` has moved.
+        None when there is nothing new, or no file yet; also where no line of a piece is a document: `offset` has moved.
         """
         fd = self._descriptor()
         if fd is None:

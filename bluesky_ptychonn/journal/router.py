@@ -18,10 +18,6 @@ _DATA = ("event", "event_page", "datum", "datum_page", "stream_datum")
 _UNOWNED = ("resource", "stream_resource")
 
 
-def _unlimited(file: AppendFile) -> float:
-    return math.inf  # for documents without which the others are nothing
-
-
 class Journal:
     """Appends documents to one file for each run; thread-safe.
 
@@ -91,7 +87,7 @@ class Journal:
             files = [file for run in runs if (file := self._open[run]) is not None]
         try:
             if files and (line := line or self._line(name, doc)) is not None:
-                self._write(line, files, unlimited=name not in _DATA)
+                self._write(line, files, unlimited=name not in _DATA)  # data mean nothing without the others
         finally:
             if name == "stop":  # only now: until then the file is not another's to close
                 for run in runs:
@@ -107,7 +103,7 @@ class Journal:
         failure: OSError | MemoryError | None = None
         for file in files:
             try:
-                file.append(line, _unlimited if unlimited else self._room)
+                file.append(line, (lambda _: math.inf) if unlimited else self._room)
             except (OSError, MemoryError) as error:
                 failure = error
                 self.lost += isinstance(error, MemoryError)
@@ -158,10 +154,7 @@ class Journal:
     def follow(self, run: str, other: Journal) -> bool:
         """Let `other`, which has just begun a run, write it for this journal too: one file with a name in both folders.
 
-        Returns
-        -------
-        bool
-            False where there can be no such file: the run is not open there, or its folder lies on another disk.
+        False where there can be no such file: the run is not open there, or its folder lies on another disk.
         """
         with other._mutex:
             file = other._open.get(run)

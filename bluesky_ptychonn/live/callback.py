@@ -14,8 +14,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Unpack
 
-from bluesky_ptychonn.catalog.connection.address import Address
-from bluesky_ptychonn.catalog.connection.connect import PROCESSED
+from bluesky_ptychonn.catalog.connection.connect import PROCESSED, Address
 from bluesky_ptychonn.catalog.raw.writer import RawWriter
 from bluesky_ptychonn.catalog.registry.champion import bare_name, local_or_champion
 from bluesky_ptychonn.journal.router import Journal

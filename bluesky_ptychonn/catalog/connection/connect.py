@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import functools
-import json
+import os
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit, urlunsplit
 
 from bluesky_ptychonn.catalog.connection.errors import is_untrusted
-from bluesky_ptychonn.catalog.connection.requests import reason
-from bluesky_ptychonn.files import write_whole
+from bluesky_ptychonn.catalog.connection.requests import IN_PROCESS, reason
+from bluesky_ptychonn.files import read_json, write_whole
 
 RAW, PROCESSED, MODELS = "raw", "processed", "models"
 
@@ -49,10 +50,14 @@ def connect(catalog: Any, api_key: str | None = None) -> Any:
             "an http(s):// address, a Tiled profile name, a Tiled client"
         )
     if catalog.startswith(("http://", "https://")):
-        parts = urlsplit(catalog)
-        found = parse_qs(parts.query).get("api_key", [None])[0]
-        return _connection(urlunsplit(parts._replace(query="")), api_key or found)
+        uri, found = _split_key(catalog)
+        return _connection(uri, api_key or found)
     return _profile_connection(catalog)
+
+
+def _split_key(address: str) -> tuple[str, str | None]:
+    parts = urlsplit(address)
+    return urlunsplit(parts._replace(query="")), parse_qs(parts.query).get("api_key", [None])[0]
 
 
 _connections: dict[str, tuple[str | None, Any]] = {}
@@ -100,6 +105,56 @@ def _profile_connection(name: str) -> Any:
     return _profile_client(name, str(known[name][1].get("uri")))
 
 
+@dataclass(frozen=True, repr=False)
+class Address:
+    """Where a catalog is, so that another process can reach it too; the key is kept out of every repr."""
+
+    uri: str  # of the root
+    api_key: str | None
+    given: Any  # what it was made of
+
+    @classmethod
+    def from_catalog(cls, catalog: Any) -> Address:
+        """Address of whatever `connect` takes; ValueError when it does not."""
+        if hasattr(catalog, "uri") and hasattr(catalog, "api_key"):
+            return cls(catalog.uri, catalog.api_key, catalog)
+        if isinstance(catalog, str) and catalog.startswith(("http://", "https://")):
+            # Not connected to here: a catalog that is away now may be back when the first scan begins.
+            uri, api_key = _split_key(catalog)
+            return cls(uri, api_key or os.environ.get("TILED_API_KEY"), catalog)
+        client = connect(catalog)
+        return cls(str(client.context.api_uri), client.context.api_key, client)
+
+    @property
+    def client(self) -> Any:
+        """Tiled client of the root."""
+        client = connect(self.uri, self.api_key) if isinstance(self.given, str) else connect(self.given)
+        if not client.path_parts:
+            return client
+        from tiled.client import from_context
+
+        return from_context(client.context)  # a client of some container was given: go to its root
+
+    @property
+    def in_process(self) -> bool:
+        """Whether the server is an app inside this process."""
+        return IN_PROCESS in self.uri
+
+
+def is_same_catalog(uri: str, other: str) -> bool:
+    """Whether two addresses are of one catalog: clients say ``…/api/v1/``, servers ``…/api/v1``, people neither.
+
+    Examples
+    --------
+    >>> is_same_catalog("http://127.0.0.1:8000/api/v1/", "http://127.0.0.1:8000")
+    True
+    >>> is_same_catalog("http://127.0.0.1:8000/api/v1", "http://127.0.0.1:8001/api/v1")
+    False
+    """
+    one, two = (address.rstrip("/").removesuffix("/api/v1") for address in (uri, other))
+    return one == two
+
+
 def write_profile(name: str, uri: str, api_key: str) -> Path:
     """Write a Tiled profile that its owner alone can read; see `CatalogServer.write_profile`."""
     import yaml
@@ -119,13 +174,7 @@ def write_profile(name: str, uri: str, api_key: str) -> Path:
 
 
 def read_key(folder: Path) -> str:
-    """Key of the catalog in a folder.
-
-    Raises
-    ------
-    ValueError
-        When there is none.
-    """
+    """Key of the catalog in a folder; ValueError when there is none."""
     try:
         return (Path(folder) / KEY_FILE).read_text(encoding="utf-8").strip()
     except FileNotFoundError:
@@ -133,15 +182,8 @@ def read_key(folder: Path) -> str:
 
 
 def running_uri(folder: Path) -> str:
-    """Address that the folder is served at, or was last.
-
-    Raises
-    ------
-    ValueError
-        When it never was.
-    """
-    try:
-        state = json.loads((folder / STATE_FILE).read_text(encoding="utf-8"))
-        return str(state["uri"])
-    except FileNotFoundError:
-        raise ValueError(f"{folder}: no catalog is served from here; start one with serve_catalog") from None
+    """Address that the folder is served at, or was last; ValueError when it never was."""
+    state = read_json(folder / STATE_FILE)
+    if state is None:
+        raise ValueError(f"{folder}: no catalog is served from here; start one with serve_catalog")
+    return str(state["uri"])

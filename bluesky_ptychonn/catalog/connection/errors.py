@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import re
 import ssl
+
+_REQUIRED = re.compile(r"Requires scopes \[(.*?)\]")
+_GRANTED = re.compile(r"had scopes \[(.*?)\]")
+_NAME = re.compile(r"['\"]([a-z:]+)['\"]")
 
 
 class CatalogUnavailableError(ConnectionError):
@@ -58,3 +63,19 @@ def is_untrusted(error: BaseException) -> bool:
     while cause is not None and not isinstance(cause, ssl.SSLCertVerificationError):
         cause = cause.__cause__ or cause.__context__
     return cause is not None
+
+
+def lacking(answer: str) -> str:
+    """Name the scopes that a key lacks, from an answer of 401 or 403; empty where it is about something else.
+
+    Examples
+    --------
+    >>> lacking("Requires scopes ['read:data', 'write:data']. Request had scopes ['read:data']")
+    "this key lacks the scope 'write:data'"
+    """
+    required, granted = _REQUIRED.search(answer), _GRANTED.search(answer)
+    if required is None:
+        return ""
+    had = set(_NAME.findall(granted[1])) if granted else set()
+    missing = [repr(name) for name in _NAME.findall(required[1]) if name not in had]
+    return f"this key lacks the scope{'s' if len(missing) > 1 else ''} {', '.join(missing)}" if missing else ""

@@ -16,9 +16,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bluesky_ptychonn.catalog.connection.errors import CatalogRefusedError, CatalogUnavailableError
+from bluesky_ptychonn.catalog.connection.errors import CatalogRefusedError, CatalogUnavailableError, lacking
 from bluesky_ptychonn.catalog.connection.requests import request_at_most, send_once
-from bluesky_ptychonn.catalog.connection.scopes import lacking
 
 if TYPE_CHECKING:
     import httpx
@@ -46,6 +45,8 @@ class TiledNode:
 
     Attributes
     ----------
+    path : str
+        Of the container in the catalog.
     requests : int
         How many were sent.
     seconds : float
@@ -62,26 +63,29 @@ class TiledNode:
     def __init__(self, root: Any, path: Sequence[str] = (), before_request: Callable[[], None] | None = None) -> None:
         self._http: httpx.Client = root.context.http_client
         self._api = str(root.context.api_uri).rstrip("/")
-        self._path = "/".join(part for part in (*root.path_parts, *path) if part)
+        self.path = "/".join(part for part in (*root.path_parts, *path) if part)
         self._before_request = before_request
         self._users = _has_users(root)
         self.requests = 0
         self.seconds = 0.0
 
-    @property
-    def path(self) -> str:
-        """Path of the container in the catalog."""
-        return self._path
-
     def _send(
-        self, method: str, route: str, path: str, accept: str = _JSON, most_bytes: int = _MOST_BYTES, **options: Any
+        self,
+        method: str,
+        route: str,
+        path: str,
+        *,
+        accept: str = _JSON,
+        content_type: str = "",
+        most_bytes: int = _MOST_BYTES,
+        **options: Any,
     ) -> httpx.Response:
-        url = f"{self._api}/{route}/{self._path}" + (f"/{path}" if path else "")
+        url = f"{self._api}/{route}/{self.path}" + (f"/{path}" if path else "")
         if self._http.is_closed:
             raise CatalogUnavailableError(f"catalog {self._api}: this connection was closed; connect again")
         if self._before_request is not None:
             self._before_request()
-        headers = {"Accept": accept, **options.pop("headers", {})}
+        headers = {"Accept": accept} | ({"Content-Type": content_type} if content_type else {})
         self.requests += 1
         began = time.monotonic()
         try:
@@ -94,7 +98,7 @@ class TiledNode:
         if response.is_success:
             return response
         status = response.status_code
-        message = f"catalog {self._api}: {method} {route} of {self._path}/{path} answered {status}"
+        message = f"catalog {self._api}: {method} {route} of {self.path}/{path} answered {status}"
         lacks = lacking(response.text) if status in (401, 403) else ""
         raise CatalogRefusedError(f"{message}: {lacks and f'{lacks}. '}{response.text[:500]}", status, lacks)
 
@@ -110,7 +114,7 @@ class TiledNode:
     def _send_json(self, method: str, path: str, body: Mapping[str, Any], **params: str) -> None:
         from tiled.utils import safe_json_dump
 
-        self._send(method, "metadata", path, content=safe_json_dump(body), params=params, headers=_type(_JSON))
+        self._send(method, "metadata", path, content=safe_json_dump(body), params=params, content_type=_JSON)
 
     def attributes(self, path: str = "", *, sources: bool = False) -> dict[str, Any] | None:
         """Metadata, structure and specs of a node; None where there is none."""
@@ -158,11 +162,8 @@ class TiledNode:
     ) -> bool:
         """Make a node in this container.
 
-        Returns
-        -------
-        bool
-            False where it was there already: ours, when the answer to an earlier try was lost. It is left alone, or
-            made anew to `replace` what a process that died left there: three requests.
+        False where it was there already: ours, when the answer to an earlier try was lost. It is left alone, or made
+        anew to `replace` what a process that died left there: three requests.
         """
         body = {
             "id": key,
@@ -223,7 +224,7 @@ class TiledNode:
         return self.create(key, "array", source={"structure": asdict(structure)}, replace=replace)
 
     def _put_block(self, path: str, block: str, content: bytes) -> None:
-        self._send("PUT", "array/block", path, params={"block": block}, content=content, headers=_type(_BYTES))
+        self._send("PUT", "array/block", path, params={"block": block}, content=content, content_type=_BYTES)
 
     def put_array(self, path: str, data: NDArray[np.float32]) -> None:
         """Replace an array of one chunk; a reader sees the old one or the new one."""
@@ -233,7 +234,7 @@ class TiledNode:
         """Write rows ``first : first + len(data)``; the array grows to hold them."""
         offset = ",".join(map(str, (first, *(0,) * (data.ndim - 1))))
         params = {"offset": offset, "shape": ",".join(map(str, data.shape)), "extend": "true"}
-        self._send("PATCH", "array/full", path, params=params, content=_f4(data), headers=_type(_BYTES))
+        self._send("PATCH", "array/full", path, params=params, content=_f4(data), content_type=_BYTES)
 
     def read_array(self, path: str, shape: tuple[int, ...], rows: tuple[int, int] | None = None) -> NDArray[np.float32]:
         """Read an array whose shape is known, or some of its rows."""
@@ -249,10 +250,7 @@ class TiledNode:
     def read_slice(self, path: str, first: int, stop: int, item_bytes: int = 1) -> bytes:
         """Read the items ``first : stop`` along an array's first axis, each of `item_bytes`; fewer at its end.
 
-        Raises
-        ------
-        TooLargeError
-            When more are sent.
+        TooLargeError when more are sent.
         """
         return self._array_bytes(path, (stop - first) * item_bytes, slice=f"{first}:{stop}")
 
@@ -310,7 +308,7 @@ class TiledNode:
         with pa.ipc.new_file(buffer, rows.schema) as writer:
             writer.write_table(rows)
         content = buffer.getvalue().to_pybytes()
-        self._send("PATCH", "table/partition", path, params={"partition": 0}, content=content, headers=_type(_ARROW))
+        self._send("PATCH", "table/partition", path, params={"partition": 0}, content=content, content_type=_ARROW)
 
     def read_rows(self, path: str, schema: pa.Schema) -> pa.Table:
         """Read a whole table, in the columns and types of `schema`; Tiled sends them in any order and adds an index."""
@@ -331,10 +329,6 @@ def _has_users(root: Any) -> bool:
     """Whether the server knows users, rather than one key."""
     authentication = getattr(getattr(root.context, "server_info", None), "authentication", None)
     return bool(getattr(authentication, "providers", None))
-
-
-def _type(media_type: str) -> dict[str, str]:
-    return {"Content-Type": media_type}
 
 
 def _f4(data: NDArray[np.float32]) -> bytes:

@@ -48,13 +48,7 @@ def send_once(send: Callable[[], httpx.Response], catalog: str, *, repeatable: b
 
 
 def request_at_most(client: httpx.Client, most_bytes: int, method: str, url: str, **options: Any) -> httpx.Response:
-    """Send a request whose answer is to be no longer than `most_bytes`, however small it was when compressed.
-
-    Raises
-    ------
-    TooLargeError
-        When it is longer.
-    """
+    """Send a request; TooLargeError when the answer is longer than `most_bytes`, however small it was compressed."""
     import httpx
 
     content = bytearray()

@@ -13,10 +13,8 @@ import secrets
 import select
 import subprocess
 import sys
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 from bluesky_ptychonn.catalog.connection.connect import (
@@ -50,10 +48,9 @@ class CatalogServer:
         Address without the key, for `connect`.
     """
 
-    def __init__(self, folder: Path, uri: str, process: subprocess.Popen[bytes], start_s: float) -> None:
+    def __init__(self, folder: Path, uri: str, process: subprocess.Popen[bytes]) -> None:
         self.folder = folder
         self.uri = uri
-        self.start_s = start_s
         self._process = process
         self._closed = False
 
@@ -132,7 +129,7 @@ class CatalogServer:
     def __enter__(self) -> CatalogServer:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, tb: TracebackType | None) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def __repr__(self) -> str:
@@ -181,7 +178,6 @@ def serve_catalog(
     >>> with serve_catalog("beamtime", readable=["frames"]) as server:  # doctest: +SKIP
     ...     RE.subscribe(TiledWriter(server.raw, batch_size=1))
     """
-    started = time.perf_counter()
     if not 0 <= port <= 65535:
         raise ValueError(f"serve_catalog: port {port} is not a TCP port; allowed: 0 (any) to 65535")
     folder = Path(folder).expanduser().resolve()
@@ -193,6 +189,9 @@ def serve_catalog(
         "readable": [str(Path(path).expanduser().resolve()) for path in readable],
         "subscriptions": subscriptions,
     }
+    # No credentials meant for another server.
+    dropped = ("TILED_API_KEY", "TILED_SINGLE_USER_API_KEY")
+    environment = {key: value for key, value in os.environ.items() if key not in dropped}
     log_file = os.open(folder / _LOG_FILE, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
     with os.fdopen(log_file, "ab") as log:
         process = subprocess.Popen(
@@ -201,7 +200,7 @@ def serve_catalog(
             stdout=subprocess.PIPE,
             stderr=log,
             cwd=folder,
-            env=_child_environment(),
+            env=environment | {"OMP_NUM_THREADS": "1"},
             start_new_session=True,  # Ctrl-C at the prompt pauses the plan and must not stop the catalog
         )
     try:
@@ -210,7 +209,7 @@ def serve_catalog(
         process.kill()
         process.communicate()  # waits, and closes the pipes
         raise
-    server = CatalogServer(folder, answer["uri"], process, time.perf_counter() - started)
+    server = CatalogServer(folder, answer["uri"], process)
     try:
         if profile is not None:
             server.write_profile(profile)
@@ -230,12 +229,6 @@ def _store_key(folder: Path, api_key: str | None) -> None:
         # Tiled refuses other characters when the server starts, in a long traceback.
         raise ValueError("serve_catalog: api_key may hold letters and digits only")
     write_whole(path, key.encode(), private=True)
-
-
-def _child_environment() -> dict[str, str]:
-    """Environment of the server: no credentials meant for another one, and one thread for its arithmetic."""
-    dropped = ("TILED_API_KEY", "TILED_SINGLE_USER_API_KEY")
-    return {k: v for k, v in os.environ.items() if k not in dropped} | {"OMP_NUM_THREADS": "1"}
 
 
 def _ask(process: subprocess.Popen[bytes], settings: Mapping[str, Any], folder: Path) -> dict[str, Any]:

@@ -32,12 +32,9 @@ def main() -> None:
     """Serve until the input ends: what `serve_catalog` runs in its child."""
     report = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)  # whatever else prints goes to the log; the pipe carries one line
-    line = b""
-    while not line.endswith(b"\n"):
-        piece = os.read(0, 4096)
-        if not piece:
-            return
-        line += piece
+    line = os.fdopen(0, "rb", 0, closefd=False).readline()
+    if not line.endswith(b"\n"):
+        return
     settings = json.loads(line)
 
     def answer(**values: Any) -> None:
@@ -58,23 +55,22 @@ def main() -> None:
 
 
 def _listen(port: int, folder: Path) -> socket.socket:
-    wanted = [port]
     if port == 0:
         with contextlib.suppress(ValueError, KeyError, OSError):
             # Profiles and running workers know the old address: keep it where possible.
-            wanted.insert(0, urlsplit(running_uri(folder)).port or 0)
-    for last, candidate in enumerate(wanted, start=1):
-        listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            listener.bind(("127.0.0.1", candidate))
-        except OSError:
-            listener.close()
-            if last == len(wanted):
-                raise
-        else:
-            return listener
-    raise OSError(f"no port of {wanted} is free")
+            return _bind(urlsplit(running_uri(folder)).port or 0)
+    return _bind(port)
+
+
+def _bind(port: int) -> socket.socket:
+    listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind(("127.0.0.1", port))
+    except OSError:
+        listener.close()
+        raise
+    return listener
 
 
 def _serve(folder: Path, settings: Mapping[str, Any], listener: socket.socket, answer: Any) -> None:
@@ -154,9 +150,7 @@ async def _make_containers(app: Any, api_key: str) -> None:
         headers={"Authorization": f"Apikey {api_key}"},
     ) as client:
         for key, spec in specs.items():
-            found = await client.get(f"/api/v1/metadata/{key}")
-            if found.status_code == httpx.codes.NOT_FOUND:
-                node = {"id": key, "structure_family": "container", "metadata": {}, "data_sources": [], "specs": spec}
-                (await client.post("/api/v1/metadata/", json=node)).raise_for_status()
-            else:
-                found.raise_for_status()
+            node = {"id": key, "structure_family": "container", "metadata": {}, "data_sources": [], "specs": spec}
+            made = await client.post("/api/v1/metadata/", json=node)
+            if made.status_code != httpx.codes.CONFLICT:  # else it is there
+                made.raise_for_status()

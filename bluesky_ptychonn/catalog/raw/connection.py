@@ -22,15 +22,7 @@ _REPEATABLE = ("GET", "HEAD", "PUT", "DELETE")
 
 
 class RawCatalog:
-    """Where raw runs go, however a user names it; connects when it is asked to. For one thread.
-
-    Parameters
-    ----------
-    catalog : CatalogServer, Tiled client, address or profile name
-        See `bluesky_ptychonn.catalog.connection.connect.connect`.
-    raw : str
-        Container of the runs; empty where runs lie at the root.
-    """
+    """Where raw runs go, see `raw.writer.raw_writer`; connects when it is asked to. For one thread."""
 
     def __init__(self, catalog: Any, raw: str) -> None:
         self._catalog = catalog

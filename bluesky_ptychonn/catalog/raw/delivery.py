@@ -5,12 +5,13 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from bluesky_ptychonn.backoff import Backoff
 from bluesky_ptychonn.catalog.connection.errors import CatalogUnavailableError
 from bluesky_ptychonn.catalog.raw.connection import RawCatalog
-from bluesky_ptychonn.catalog.raw.upload import NotARunError, RunUpload, describe
+from bluesky_ptychonn.catalog.raw.upload import CHUNK, NotARunError, RunUpload, describe
 from bluesky_ptychonn.journal.append_file import AppendFile, run_files
 from bluesky_ptychonn.journal.router import Journal
 
@@ -30,15 +31,6 @@ _BESIDE_BYTES = 256 << 10  # bytes of an old run taken in at a time while anothe
 
 class Delivery:
     """Takes runs in, those of this session as they grow, older ones beside them.
-
-    Parameters
-    ----------
-    journal : Journal
-        Of this session.
-    catalog : RawCatalog
-        Where to.
-    problems : ProblemLog
-        Gets what is wrong.
 
     Attributes
     ----------
@@ -110,7 +102,7 @@ class Delivery:
         self._flush_and_sync()
         if not self._is_reachable():
             return False
-        own = [job for job in self._jobs.values() if not job.old and job.due]
+        own = [job for job in self._jobs.values() if not job.old and job.refusals.due]
         busy = False
         for job in own:
             busy |= self._advance(job)
@@ -120,7 +112,7 @@ class Delivery:
 
     def _take_begun(self) -> None:
         for uid, file in self._journal.take_over():
-            self._jobs[file.path] = _Job(file, uid, fresh=True)
+            self._jobs[file.path] = _Job(file, uid)
 
     def _flush_and_sync(self) -> None:
         try:
@@ -138,14 +130,14 @@ class Delivery:
             return True
         if not self._outage.due and not self._closing.is_set():
             return False
+        there, why = False, "it does not answer"
         try:
             there = self._catalog.answers()
-            why = "it does not answer"
         except (ValueError, KeyError) as error:
             if not self._asked_once.is_set():
                 self.invalid_catalog = error
                 self._closing.set()
-            there, why = False, f"{type(error).__name__}: {error}"
+            why = f"{type(error).__name__}: {error}"
         if there:
             self._outage.succeed()
             self._problems.resolve("catalog")
@@ -171,11 +163,11 @@ class Delivery:
 
     def _advance_old(self, *, beside: bool) -> bool:
         """Take in a piece of the oldest run that waits; whether there was one."""
-        job = next((job for job in self._jobs.values() if job.old and job.due), None)
+        job = next((job for job in self._jobs.values() if job.old and job.refusals.due), None)
         if job is None and (self._closing.is_set() or time.monotonic() - self._claimed_at >= _IDLE_S):
             self._claimed_at = time.monotonic()
             job = self._claim()
-        return job is not None and self._advance(job, _BESIDE_BYTES if beside else None)
+        return job is not None and self._advance(job, _BESIDE_BYTES if beside else CHUNK)
 
     def _claim(self) -> _Job | None:
         for path in run_files(self._journal.folder):
@@ -192,11 +184,11 @@ class Delivery:
                 self._problems.report(path.stem, describe(path, error))
                 continue
             self._problems.resolve(path.stem)
-            job = self._jobs[path] = _Job(file, path.stem, fresh=False)
+            job = self._jobs[path] = _Job(file, path.stem, old=True)
             return job
         return None
 
-    def _advance(self, job: _Job, max_bytes: int | None = None) -> bool:
+    def _advance(self, job: _Job, max_bytes: int = CHUNK) -> bool:
         """Take in a piece of a run; whether there may be more of it."""
         try:
             if not self._journal.is_open(job.file) and not job.file.held:
@@ -229,32 +221,28 @@ class Delivery:
         self._problems.report(job.uid, describe(job.file.path, error))
 
 
+@dataclass(eq=False)
 class _Job:
     """One file on its way, with when to try again."""
 
-    def __init__(self, file: AppendFile, uid: str, *, fresh: bool) -> None:
-        self.file = file
-        self.uid = uid
-        self.old = not fresh
-        self.upload: RunUpload | None = None
-        self.refusals = Backoff(*_REFUSED_S)
-        self._tried = False
-
-    @property
-    def due(self) -> bool:
-        return self.refusals.due
+    file: AppendFile
+    uid: str
+    old: bool = False
+    upload: RunUpload | None = None
+    tried: bool = False
+    refusals: Backoff = field(default_factory=lambda: Backoff(*_REFUSED_S))
 
     @property
     def done(self) -> bool:
         return self.upload is not None and bool(self.upload.outcome)
 
-    def step(self, runs: Any, max_bytes: int | None) -> bool:
+    def step(self, runs: Any, max_bytes: int) -> bool:
         if self.upload is None:
-            fresh = not self.old and not self._tried
+            fresh = not self.old and not self.tried
             # Every other time arrays go as lists, which TiledWriter takes in some cases where it refuses arrays.
             self.upload = RunUpload(self.file, fresh=fresh, growing=not self.old, plain=self.refusals.failures % 2 == 1)
-            self._tried = True
-        return self.upload.step(runs, **({} if max_bytes is None else {"max_bytes": max_bytes}))
+            self.tried = True
+        return self.upload.step(runs, max_bytes)
 
     def finish(self) -> None:
         """Delete the file, or keep it where a line of it could not be read."""

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import io
 import itertools
 from array import array
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -15,7 +14,6 @@ from numpy.typing import NDArray
 from bluesky_ptychonn.catalog.connection.http import TiledNode
 
 _TABLE = "internal"  # TiledWriter's; several of them, numbered, where a stream has more than a thousand columns
-_ARROW = "application/vnd.apache.arrow.file"
 
 
 class EventCounter:
@@ -70,39 +68,21 @@ def read_back(runs: Any, uid: str) -> dict[str, NDArray[np.int64]]:
     """Sequence numbers of all events of a catalog's run, by stream. Two requests, and two more for each stream.
 
     Not through Tiled's own table client: that brings dask with it, whose threads a session that ends has no more.
-
-    Parameters
-    ----------
-    runs : Tiled container client
-        Where the run is.
-    uid : str
-        Of the run.
     """
-    node = TiledNode(runs, (uid,))
     found = {}
-    for stream in node.children():
-        for table in _tables(TiledNode(runs, (uid, stream))):
-            found[stream] = _column(runs, f"{node.path}/{stream}/{table}", "seq_num")
+    for stream in TiledNode(runs, (uid,)).children():
+        node = TiledNode(runs, (uid, stream))
+        if table := _table(node):
+            found[stream] = node.read_column(table, "seq_num").astype(np.int64)
     return found
 
 
-def _tables(stream: TiledNode) -> Iterator[str]:
-    """Give the name of the table that has the sequence numbers, where there is one."""
+def _table(stream: TiledNode) -> str:
+    """Name of the table that has the sequence numbers; empty where there is none."""
     for name in itertools.chain([_TABLE], (f"{_TABLE}_{number}" for number in itertools.count())):
         node = stream.attributes(name)
-        if node is None and name != _TABLE:
-            return
         if node is not None and "seq_num" in node["structure"].get("columns", ()):
-            yield name
-            return
-
-
-def _column(runs: Any, path: str, column: str) -> NDArray[np.int64]:
-    import pyarrow as pa
-
-    url = f"{str(runs.context.api_uri).rstrip('/')}/table/partition/{path}"
-    params = {"partition": 0, "column": column}
-    response = runs.context.http_client.get(url, params=params, headers={"Accept": _ARROW})
-    response.raise_for_status()
-    with pa.ipc.open_file(io.BytesIO(response.read())) as reader:
-        return np.asarray(reader.read_all().column(column).to_numpy(), np.int64)
+            return name
+        if node is None and name != _TABLE:
+            break
+    return ""

@@ -19,15 +19,7 @@ class _Batch(int):
 
 
 class BatchedTiledWriter:
-    """One run into TiledWriter: what comes in one turn goes out in one request for each table or array.
-
-    Parameters
-    ----------
-    runs : Tiled container client
-        Where to.
-    uid : str
-        Of the run.
-    """
+    """One run into TiledWriter: what comes in one turn goes out in one request for each table or array."""
 
     def __init__(self, runs: Any, uid: str) -> None:
         from bluesky_tiled_plugins import TiledWriter
@@ -38,14 +30,11 @@ class BatchedTiledWriter:
         self._writer = TiledWriter(runs, normalizer=None, batch_size=self._batch)
         self._held: list[tuple[str, dict[str, Any]]] = []
         self._normalizer = RunNormalizer()
-        self._normalizer.subscribe(self._take)
+        self._normalizer.subscribe(lambda name, doc: self._held.append((name, doc)))
 
     def put(self, name: str, doc: dict[str, Any]) -> None:
         """Bring one document to today's schema and hold it until `flush`."""
         self._normalizer(name, doc)
-
-    def _take(self, name: str, doc: dict[str, Any]) -> None:
-        self._held.append((name, doc))
 
     def flush(self) -> None:
         """Write what is held."""

@@ -18,7 +18,7 @@ from bluesky_ptychonn.journal.reader import JournalReader
 
 log = logging.getLogger(__name__)
 
-_CHUNK = 4 << 20  # bytes of documents in one turn: some hundred images of 64 x 64, thousands of events without
+CHUNK = 4 << 20  # bytes of documents in one turn: some hundred images of 64 x 64, thousands of events without
 _KEY = r"(?!\.{1,2}$)[^/\\?#%\x00-\x1f]+"  # a uid that is one step of a path in the catalog
 
 ENDED = "the session that measured this run ended without a word; this stop document was added when it was recovered"
@@ -70,18 +70,8 @@ class RunUpload:
         """Lines of the file that could not be read."""
         return max(self._corrupt, self._reader.corrupt)
 
-    def step(self, runs: Any, max_bytes: int = _CHUNK) -> bool:
-        """Write what is new in the file, about `max_bytes` of it.
-
-        Parameters
-        ----------
-        runs : Tiled container client
-            Where to.
-
-        Returns
-        -------
-        bool
-            Whether there was anything to do. Once `outcome` is set there never is.
+    def step(self, runs: Any, max_bytes: int = CHUNK) -> bool:
+        """Write what is new in the file, about `max_bytes` of it, into the container of runs; whether there was any.
 
         Raises
         ------
@@ -103,8 +93,7 @@ class RunUpload:
             self._writer.put(entry.name, with_lists(entry.doc) if self._plain else entry.doc)
         self._writer.flush()
         if any(entry.name == "stop" for entry in entries):
-            wrong = self._counter.compare(read_back(runs, self.uid))
-            if wrong:
+            if wrong := self._counter.compare(read_back(runs, self.uid)):
                 raise RuntimeError(wrong)
             if self.corrupt:
                 log.warning("run %s: %d lines of its file could not be read", self.uid, self.corrupt)

@@ -34,11 +34,6 @@ class RawWriter:
 
     Never raises and never waits, except for the local disk. ``repr`` says how things stand.
 
-    Parameters
-    ----------
-    catalog, backup, raw
-        See `raw_writer`.
-
     Attributes
     ----------
     folder : Path
@@ -59,7 +54,7 @@ class RawWriter:
         self._delivery.wait_until_asked(_FIRST_S)
         if self._delivery.invalid_catalog is not None:
             raise self._delivery.invalid_catalog
-        atexit.register(self._at_exit)
+        atexit.register(self.close, _EXIT_S)
 
     def __call__(self, name: str, doc: Mapping[str, Any]) -> None:
         """Append a document to its run's file."""
@@ -110,7 +105,7 @@ class RawWriter:
             Whether every run is in the catalog.
         """
         self._delivery.close(timeout)
-        atexit.unregister(self._at_exit)
+        atexit.unregister(self.close)
         waiting = self.pending
         if waiting:
             log.warning("%d raw runs stay in %s for the next session or 'ptychonn recover'", len(waiting), self.folder)
@@ -121,9 +116,6 @@ class RawWriter:
     def shutdown(self, wait: bool = True) -> None:
         """Close, as bluesky's own ``BufferingWrapper`` calls it."""
         self.close(_CLOSE_S if wait else 0.0)
-
-    def _at_exit(self) -> None:
-        self.close(_EXIT_S)
 
 
 def raw_writer(catalog: Any, backup: str | Path, *, raw: str = "raw") -> RawWriter:

@@ -49,17 +49,7 @@ def cache_folder(journals: Path | None = None) -> Path:
 
 
 class Champion:
-    """Looks after the champion of a name.
-
-    Parameters
-    ----------
-    catalog : anything `connect` takes
-    name : str
-    folder : Path
-        Gets the downloaded models, the last eight.
-    before_request : callable, optional
-        Called before every request.
-    """
+    """Looks after the champion of a name; `folder` gets the downloaded models, the last eight."""
 
     def __init__(self, catalog: Any, name: str, folder: Path, before_request: Callable[[], None] | None = None) -> None:
         self.name = name
@@ -123,13 +113,7 @@ def resolve_model(model: Any, catalog: Any) -> Any:
 
 
 def local_or_champion(model: Any, address: Any) -> str:
-    """Folder of a model of this machine; empty for a name that only the catalog knows.
-
-    Parameters
-    ----------
-    model : str or path
-    address : Address
-        Of the catalog; asked only for a name unknown here.
+    """Folder of a model of this machine; empty for a name that only the catalog knows, which is asked only then.
 
     Raises
     ------

@@ -49,13 +49,7 @@ class Decision:
 
     @classmethod
     def from_metadata(cls, values: Mapping[str, Any]) -> Decision:
-        """Read what `as_metadata` made.
-
-        Raises
-        ------
-        ValueError
-            When something is missing.
-        """
+        """Read what `as_metadata` made; ValueError when something is missing."""
         try:
             texts = {name: str(values[name]) for name in ("version", "kind", "time", "by", "reason")}
             before = values["from"]

@@ -1,8 +1,7 @@
 """What a learner decided and why, run by run and candidate by candidate: a table in the catalog, ``learning/<name>``.
 
 The history of champions (`decisions`) holds what changed the champion and nothing else; here is all that was
-considered.
-A row takes about a kilobyte, so the runs of years stay a few megabytes, read in one request.
+considered. A row takes about a kilobyte, so the runs of years stay a few megabytes, read in one request.
 """
 
 from __future__ import annotations
@@ -77,16 +76,7 @@ class LearningRecord:
 
 
 class LearningLog:
-    """The decisions of the learner of one model, in a catalog.
-
-    Parameters
-    ----------
-    catalog : anything `connect` takes
-    name : str
-        Of the model.
-    before_request : callable, optional
-        Called before every request.
-    """
+    """The decisions of the learner of the model `name`, in whatever catalog `connect` takes."""
 
     def __init__(self, catalog: Any, name: str, before_request: Callable[[], None] | None = None) -> None:
         self._name = check_name(name)
@@ -104,10 +94,7 @@ class LearningLog:
     def add(self, record: LearningRecord) -> bool:
         """Add a decision; False where its key is there already, from an attempt whose answer was lost.
 
-        Raises
-        ------
-        ConnectionError
-            When the catalog does not answer.
+        ConnectionError when the catalog does not answer.
         """
         for attempt in range(_ATTEMPTS):
             there = self.read()

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 _CHUNK_BYTES = 2**20
 _COLUMNS: dict[str, Any] = {
-    "y_m": np.float64, "x_m": np.float64, "trust": np.float32, "valid": np.bool_, "flag": np.str_,
+    "x_m": np.float64, "y_m": np.float64, "trust": np.float32, "valid": np.bool_, "flag": np.str_,
     "time_raw": np.float64, "time_done": np.float64,
 }  # fmt: skip
 
@@ -26,12 +26,8 @@ def frames_schema() -> pa.Schema:
     """Columns of a reconstruction's table of frames."""
     import pyarrow as pa
 
-    return pa.schema(
-        [
-            ("seq_num", pa.int64()), ("x_m", pa.float64()), ("y_m", pa.float64()), ("trust", pa.float32()),
-            ("valid", pa.bool_()), ("flag", pa.string()), ("time_raw", pa.float64()), ("time_done", pa.float64()),
-        ]
-    )  # fmt: skip
+    columns = {"seq_num": np.int64, **_COLUMNS}
+    return pa.schema([(name, pa.from_numpy_dtype(dtype)) for name, dtype in columns.items()])
 
 
 @dataclass(frozen=True)
@@ -129,13 +125,7 @@ class Block:
         return pa.table({**columns, "flag": self.flag.tolist()}, schema=schema)
 
     def save(self, path: Path) -> None:
-        """Write to one file, whole or not at all.
-
-        Raises
-        ------
-        OSError
-            When the disk will not take it; what was written of it is removed.
-        """
+        """Write to one file, whole or not at all; OSError when the disk will not take it."""
         with replacing(path) as draft, draft.open("wb") as file:
             np.savez(file, **vars(self))
 

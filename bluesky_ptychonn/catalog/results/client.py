@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from bluesky_ptychonn.catalog.connection.connect import RAW
 from bluesky_ptychonn.catalog.connection.errors import CatalogRefusedError, CatalogUnavailableError
 from bluesky_ptychonn.catalog.results.block import frames_schema
-from bluesky_ptychonn.catalog.results.canvas import PICTURES, Canvas
 from bluesky_ptychonn.catalog.results.derived import DerivedData, find_derived
+from bluesky_ptychonn.catalog.results.mosaics import PICTURES, Canvas
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -138,7 +138,10 @@ class PtychoReconstruction(DerivedData):
         cuts = np.flatnonzero(np.diff(wanted[order]) > 64) + 1  # frames apart are asked for apart
         for part in np.split(order, cuts):
             first, stop = int(wanted[part[0]]) - 1, int(wanted[part[-1]])
-            amplitude, phase = (self._patches(f"{name}_patches", first, stop) for name in ("amplitude", "phase"))
+            shape = (stop, rows, columns)
+            amplitude, phase = (
+                self._node.read_array(f"{name}_patches", shape, (first, stop)) for name in ("amplitude", "phase")
+            )
             pick = wanted[part] - 1 - first
             out[part] = amplitude[pick] * np.exp(1j * phase[pick])
         return out
@@ -288,10 +291,6 @@ class PtychoReconstruction(DerivedData):
         if not mosaic or not node:
             raise LookupError(f"reconstruction {self._uid[:8]} ({metadata['status']}) has no {name} yet")
         return self._node.read_array(node, tuple(mosaic["shape"]))
-
-    def _patches(self, node: str, first: int, stop: int) -> NDArray[np.float32]:
-        shape = (stop, *self.metadata["patch_shape"])
-        return self._node.read_array(node, shape, (first, stop))
 
     def _read_again(self, read: Callable[[], T]) -> T:
         """Read again what was moved meanwhile."""

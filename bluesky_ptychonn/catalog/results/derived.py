@@ -25,26 +25,7 @@ class DerivedData(Container):  # type: ignore[misc]  # Tiled is not typed
 
 
 def find_derived(catalog: Any, spec: str, raw: Any, limit: int, **conditions: Any) -> list[Any]:
-    """Find what was derived from runs, newest first.
-
-    Parameters
-    ----------
-    catalog : anything `connect` takes
-        The catalog.
-    spec : str
-        What to find.
-    raw : str, int, run or None
-        The run it was made from: its uid, its scan id, or the run itself.
-    limit : int
-        Most to return.
-    **conditions
-        What the metadata say; None says nothing.
-
-    Raises
-    ------
-    ValueError
-        When the catalog has no ``processed/``.
-    """
+    """Find what was derived from runs, newest first, see `reconstructions`; a condition of None is none."""
     from tiled.queries import Key, SpecsQuery
 
     if isinstance(raw, int):

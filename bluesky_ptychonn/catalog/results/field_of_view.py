@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from bluesky_ptychonn.catalog.results.canvas import PICTURES
+from bluesky_ptychonn.catalog.results.mosaics import PICTURES
 from bluesky_ptychonn.recon.mosaic.stitch import MosaicImage
 
 _LARGEST_PX = 4096  # on a side: beyond that an empty picture costs more than moving a small one
@@ -20,27 +20,16 @@ _LARGEST_PX = 4096  # on a side: beyond that an empty picture costs more than mo
 
 @dataclass(frozen=True)
 class FieldOfView:
-    """A rectangle of object coordinates, patches included.
-
-    Parameters
-    ----------
-    y_m, x_m : tuple of float
-        Lowest and highest coordinate, m.
-    """
+    """A rectangle of object coordinates, patches included: lowest and highest `y_m` and `x_m`, m."""
 
     y_m: tuple[float, float]
     x_m: tuple[float, float]
 
     @classmethod
     def announced(cls, start: Mapping[str, Any], patch_m: tuple[float, float]) -> FieldOfView | None:
-        """Field of ``md["ptychography"]["extent_m"]`` with room for readbacks half a step off; None without one.
+        """Field of the start document's ``md["ptychography"]["extent_m"]``; None without one.
 
-        Parameters
-        ----------
-        start : mapping
-            The start document.
-        patch_m : tuple of float
-            Height and width of a patch, m.
+        With room for readbacks half a step off, and for patches of `patch_m`, height and width, m.
         """
         given = start.get("ptychography")
         try:

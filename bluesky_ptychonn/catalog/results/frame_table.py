@@ -22,15 +22,10 @@ _CORRECT_S = 2.0  # between corrections, at least
 class FrameTable:
     """Rows keyed by sequence number. Rows can only be appended, so a changed row means a new table.
 
-    Parameters
-    ----------
-    container : TiledNode
-        Of the reconstruction.
-
     Attributes
     ----------
     node : str or None
-        Node in use, named in the container's metadata under ``nodes``.
+        Node in use, named in the reconstruction's metadata under ``nodes``.
     written : set of int
         Sequence numbers in the table.
     """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
@@ -26,10 +27,8 @@ def software() -> dict[str, str]:
     """Versions of what writes to the catalog."""
     found = {}
     for name in ("bluesky-ptychonn", "tiled", "numpy"):
-        try:
+        with contextlib.suppress(PackageNotFoundError):
             found[name] = version(name)
-        except PackageNotFoundError:
-            continue
     return found
 
 

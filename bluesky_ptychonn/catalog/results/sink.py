@@ -7,7 +7,6 @@ so a block that is sent again, after a pause of the plan, a lost answer or a res
 from __future__ import annotations
 
 import time
-import uuid
 from collections.abc import Callable, Mapping, Set
 from typing import TYPE_CHECKING, Any
 
@@ -34,9 +33,7 @@ _SLICE_S = 0.5  # of sending what waits, before others have their turn
 
 
 class ResultSink:
-    """One reconstruction in the catalog, being written.
-
-    Not for several threads at once.
+    """One reconstruction in the catalog, being written: a `live.pipeline.protocols.Sink`, for one thread.
 
     Parameters
     ----------
@@ -44,8 +41,8 @@ class ResultSink:
         Root of the catalog, as `catalog.connection.connect.connect` returns it.
     metadata : mapping
         See `provenance.initial_metadata`; patches have its ``patch_shape``.
-    key : str, optional
-        Uid of a reconstruction begun before, to go on with it; by default a new one.
+    key : str
+        Uid of the reconstruction; one that was begun before goes on.
     spool : Spool, optional
         For blocks that the catalog cannot take now, beyond whose limit `write_block` waits; without one `write_block`
         raises `CatalogUnavailableError` instead.
@@ -53,13 +50,6 @@ class ResultSink:
         Asked before every request of a run under way, and told of every one without an answer.
     patience_s : float
         How long to wait for a catalog that does not answer, where waiting is all that is left, s.
-
-    Attributes
-    ----------
-    key : str
-        Uid of the reconstruction.
-    problem : str
-        Why what waits could not be sent, in words; empty when the last request was answered.
 
     Raises
     ------
@@ -74,13 +64,13 @@ class ResultSink:
         root: Any,
         metadata: Mapping[str, Any],
         *,
-        key: str | None = None,
+        key: str,
         spool: Spool | None = None,
         breaker: CircuitBreaker | None = None,
         patience_s: float = 60.0,
     ) -> None:
         shape = metadata["patch_shape"]
-        self.key = key or uuid.uuid4().hex
+        self.key = key
         self.patch_shape: tuple[int, int] | None = None if shape is None else (shape[0], shape[1])
         self.problem = ""
         self._patience_s = patience_s
@@ -109,22 +99,22 @@ class ResultSink:
 
     @property
     def spooled(self) -> Set[int]:
-        """Sequence numbers in the local spool, each once."""
+        """See `Sink.spooled`."""
         return frozenset() if self._spool is None else self._spool.seq_nums
 
     @property
     def spool_bytes(self) -> int:
-        """Bytes on disk that wait for the catalog."""
+        """See `Sink.spool_bytes`."""
         return 0 if self._spool is None else self._spool.nbytes
 
     @property
     def waits_since(self) -> float | None:
-        """Since when the oldest frame waits in the spool, POSIX seconds; None where none does."""
+        """See `Sink.waits_since`."""
         return None if self._spool is None else self._spool.since
 
     @property
     def behind(self) -> bool:
-        """Whether anything waits for the catalog: frames, a mosaic, metadata."""
+        """See `Sink.behind`."""
         return bool(self.pending or self._image_due is not None or self._metadata_due)
 
     @property
@@ -139,7 +129,7 @@ class ResultSink:
 
     @property
     def asked_s(self) -> float:
-        """Seconds that the catalog took to answer, so far."""
+        """See `Sink.asked_s`."""
         return self._container.seconds
 
     def write_block(self, block: Block) -> None:
@@ -169,13 +159,7 @@ class ResultSink:
             self._keep(block, self._spool)
 
     def make_room(self) -> None:
-        """See to it that the next block can be taken, before frames are read and reconstructed for it.
-
-        Raises
-        ------
-        CatalogUnavailableError
-            When the spool is full and the catalog does not answer.
-        """
+        """See `Sink.make_room`; asked before frames are read and reconstructed."""
         if self._spool is not None and self._spool.full and not self._drain(_SLICE_S) and self._spool.full:
             raise CatalogUnavailableError(self._full(self._spool))
 
@@ -188,14 +172,8 @@ class ResultSink:
     def write_mosaic(self, image: MosaicImage, **metadata: Any) -> None:
         """Replace the mosaic by this snapshot: five requests, more when it outgrew its place.
 
-        When the catalog does not answer and there is a spool, the snapshot is kept and sent later; the latest wins.
-
-        Parameters
-        ----------
-        image : MosaicImage
-            The whole mosaic.
-        **metadata
-            Merged into the reconstruction's, in the same request.
+        When the catalog does not answer and there is a spool, the snapshot is kept and sent later; the latest wins. The
+        metadata are merged into the reconstruction's, in the same request.
         """
         self._image_due = image
         self._metadata_due.update(metadata)
@@ -387,10 +365,3 @@ class ResultSink:
         self._table.resume(metadata.get("nodes") or {})
         if metadata.get("status") != "live":
             self._container.update({"status": "live", "problems": None})
-
-
-def warm_up() -> None:
-    """Import what the first block would import (1.5 s), before it comes."""
-    import pyarrow as pa
-
-    pa.table({"seq_num": np.zeros(1, np.int64)}, schema=pa.schema([("seq_num", pa.int64())]))

@@ -119,13 +119,7 @@ class Spool:
         return total
 
     def put(self, block: Block) -> None:
-        """Keep a block until `drop`.
-
-        Raises
-        ------
-        OSError
-            When the disk will not take it; then nothing of it is left there.
-        """
+        """Keep a block until `drop`; OSError when the disk will not take it, and then nothing of it is left there."""
         self.folder.mkdir(parents=True, exist_ok=True)
         path = self.folder / f"{self._next:08d}.npz"
         block.save(path)

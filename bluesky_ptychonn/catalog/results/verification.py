@@ -11,7 +11,7 @@ import numpy as np
 from bluesky_ptychonn.catalog.connection.errors import CatalogRefusedError
 from bluesky_ptychonn.catalog.connection.http import TiledNode
 from bluesky_ptychonn.catalog.results.block import frames_schema
-from bluesky_ptychonn.catalog.results.canvas import PICTURES
+from bluesky_ptychonn.catalog.results.mosaics import PICTURES
 
 if TYPE_CHECKING:
     from bluesky_ptychonn.catalog.results.block import Block
@@ -20,19 +20,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ReadBack:
-    """What was read from the catalog.
+    """What was read from the catalog."""
 
-    Attributes
-    ----------
-    valid, invalid : int
-        Rows of the table.
-    problems : tuple of str
-        Where the catalog does not hold what was written.
-    """
-
-    valid: int
+    valid: int  # rows of the table
     invalid: int
-    problems: tuple[str, ...]
+    problems: tuple[str, ...]  # where the catalog does not hold what was written
 
 
 def differences(
@@ -43,13 +35,7 @@ def differences(
     image: MosaicImage | None,
     patch_shape: tuple[int, int] | None,
 ) -> ReadBack:
-    """Read back the whole table, the arrays' sizes, the last block and the mosaic, and compare. About ten requests.
-
-    Raises
-    ------
-    CatalogUnavailableError
-        When the catalog does not answer.
-    """
+    """Read back the whole table, the arrays' sizes, the last block and the mosaic, and compare. About ten requests."""
     problems: list[str] = []
     valid = invalid = 0
     if "frames" in nodes:
@@ -96,21 +82,7 @@ def _picture(container: TiledNode, nodes: Mapping[str, str], name: str, image: M
 
 
 def decide_status(exit_status: str, counts: Mapping[str, Any], found: ReadBack) -> tuple[str, list[str]]:
-    """Decide on a status, and say why it is not ``complete``.
-
-    Parameters
-    ----------
-    exit_status : str
-        Of the run.
-    counts : mapping
-        What the worker counted: ``expected``, ``seen``, ``reconstructed``, ``rejected``.
-    found : ReadBack
-        What the catalog holds.
-
-    Returns
-    -------
-    tuple of str and list of str
-        ``complete``, ``partial`` or ``failed``, and the reasons.
+    """Decide on a status, see `ResultSink.finish`, and say why it is not ``complete``.
 
     Examples
     --------

@@ -84,13 +84,7 @@ def _ptychography(start: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def geometry_of(start: Mapping[str, Any], geometry: Geometry | None = None) -> Geometry:
-    """Geometry of a run: the one given, else the start document's.
-
-    Raises
-    ------
-    RunError
-        When neither gives a usable one; says what is missing and where to give it.
-    """
+    """Geometry of a run: the one given, else the start document's; RunError says what lacks and where to set it."""
     if geometry is not None:
         return geometry
     given = _ptychography(start).get("geometry")
@@ -118,23 +112,11 @@ class Axis:
 
 @dataclass(frozen=True)
 class RunLayout:
-    """The keys of a run, found in its descriptor.
-
-    Parameters
-    ----------
-    frame_key : str
-        Data key of the frames.
-    frame_shape : tuple of int
-        Rows and columns of a frame.
-    external : bool
-        Whether frames lie outside the events (files), rather than in them.
-    y, x : Axis
-        The positions.
-    """
+    """The keys of a run, found in its descriptor."""
 
     frame_key: str
-    frame_shape: tuple[int, int]
-    external: bool
+    frame_shape: tuple[int, int]  # rows and columns
+    external: bool  # whether frames lie outside the events (files), rather than in them
     y: Axis
     x: Axis
 

@@ -25,18 +25,7 @@ _NOT_NOW = (None, 429, 502, 503, 504)  # states of a catalog that say nothing of
 
 
 class HTTPFrames:
-    """Frames by slices from the Tiled server. Made in one request.
-
-    Parameters
-    ----------
-    root : Tiled client
-        Root of the catalog.
-    path : sequence of str
-        Keys from there to the array.
-    frame_shape : tuple of int
-        Rows and columns.
-    breaker : CircuitBreaker, optional
-        Told where the catalog does not answer.
+    """Frames by slices from the Tiled server, parameters as of `TiledFrames`. Made in one request.
 
     Attributes
     ----------
@@ -67,15 +56,7 @@ class HTTPFrames:
         self._length = self.shape[0]
 
     def get(self, first: int, stop: int) -> NDArray[Any]:
-        """Read rows; fewer where there are no more.
-
-        Raises
-        ------
-        OSError
-            When they cannot be read.
-        RunError
-            When something else than frames is sent.
-        """
+        """Read rows; fewer where there are no more. OSError when that fails, RunError when something else is sent."""
         if first >= self._length and not self.has(first):
             return np.zeros((0, *self._frame_shape), self.dtype)
         pixels = math.prod(self._frame_shape)
@@ -161,10 +142,8 @@ class LocalFrames:
         The files, in order; their frames are joined.
     dataset : str
         Place of the frames in each.
-    frame_shape : tuple of int
-        Rows and columns.
-    dtype : dtype
-        Of the frames.
+    frame_shape, dtype
+        Rows and columns of a frame, and its dtype.
     from_server : callable
         ``(row) -> (1, H, W)`` frame as the server gives it, or none where it does not have it yet.
 

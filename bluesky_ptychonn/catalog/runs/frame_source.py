@@ -30,27 +30,13 @@ MOST_FRAME_BYTES = 256 << 20
 
 @dataclass(frozen=True)
 class Fetched:
-    """What a source could give of the rows it was asked for.
+    """What a source could give of the rows it was asked for."""
 
-    Parameters
-    ----------
-    frames : (n, H, W) ndarray
-        Detector counts of the rows found, in the order asked, in the detector's dtype.
-    found : (rows,) bool ndarray
-        Which of the rows asked for are in `frames`.
-    broken : (rows,) bool ndarray
-        Which of the rows are there and cannot be decoded.
-    problem : str
-        Why the others are not given; empty when all are.
-    unreachable : bool
-        Whether that is because the catalog does not answer.
-    """
-
-    frames: NDArray[Any]
-    found: NDArray[np.bool_]
-    broken: NDArray[np.bool_]
-    problem: str = ""
-    unreachable: bool = False
+    frames: NDArray[Any]  # (n, H, W) counts of the rows found, in the order asked, in the detector's dtype
+    found: NDArray[np.bool_]  # (rows,) which of the rows asked for are in `frames`
+    broken: NDArray[np.bool_]  # (rows,) which of them are there and cannot be decoded
+    problem: str = ""  # why the others are not given; empty when all are
+    unreachable: bool = False  # whether that is because the catalog does not answer
 
 
 class FrameReader(Protocol):
@@ -79,14 +65,12 @@ def slices(rows: Sequence[int], longest: int) -> Iterator[tuple[int, int]]:
 
 
 class TiledFrames:
-    """Frames of one data key of one run in Tiled.
+    """Frames of one data key of one run in Tiled: a `FrameReader`.
 
     Parameters
     ----------
-    root : tiled client
-        Root of the catalog.
-    path : sequence of str
-        Keys from the root to the array, such as ``("raw", uid, "primary", "camera_image")``.
+    root, path : Tiled client, sequence of str
+        Root of the catalog, and keys from there to the array, such as ``("raw", uid, "primary", "camera_image")``.
     frame_shape : tuple of int
         Rows and columns the descriptor promises.
     local : bool
@@ -123,18 +107,7 @@ class TiledFrames:
         return "file" if self._files is not None and self._files.proven else "http"
 
     def read(self, rows: Sequence[int]) -> Fetched:
-        """Read frames by row.
-
-        Parameters
-        ----------
-        rows : sequence of int
-            Ascending.
-
-        Raises
-        ------
-        RunError
-            When the array in Tiled does not hold frames of the promised shape.
-        """
+        """See `FrameReader.read`; RunError when the array in Tiled does not hold frames of the promised shape."""
         if self.how == "http" and self._breaker is not None:
             self._breaker.wait()
         try:
@@ -176,7 +149,7 @@ class TiledFrames:
         self.close()
 
     def close(self) -> None:
-        """Close local files."""
+        """See `FrameReader.close`."""
         if self._files is not None:
             self._files.close()
             self._files = None
@@ -214,15 +187,7 @@ class TiledFrames:
         return files
 
 
-class _Reader(Protocol):
-    def get(self, first: int, stop: int) -> NDArray[Any]:
-        """Frames (n, H, W) of the rows from `first`, fewer at the end; OSError when they cannot be read."""
-
-    def has(self, row: int) -> bool:
-        """Whether the row exists."""
-
-
-def _assemble(reader: _Reader, rows: Sequence[int], longest: int) -> Fetched:
+def _assemble(reader: HTTPFrames | LocalFrames, rows: Sequence[int], longest: int) -> Fetched:
     """Read `rows` in slices; a slice with a frame that cannot be decoded is read frame by frame."""
     asked = np.asarray(rows)
     found, broken = np.zeros(len(asked), bool), np.zeros(len(asked), bool)

@@ -37,27 +37,14 @@ _MOST_ROWS = 1 << 40
 
 @dataclass(frozen=True, slots=True)
 class FrameRef:
-    """One frame and where it was taken.
+    """One frame and where it was taken."""
 
-    Parameters
-    ----------
-    seq_num : int
-        Sequence number in its stream, from 1.
-    row : int
-        Row of the frame in its array in Tiled.
-    y_m, x_m : float
-        Position in object coordinates, m: signed readbacks.
-    time_raw : float
-        When the frame was taken, seconds since the epoch, by the clock of whatever took it.
-    heard : float
-        When its event was heard of, by the clock of the session's machine: the others may be an hour off.
-    """
-
-    seq_num: int
-    row: int
-    y_m: float
+    seq_num: int  # in its stream, from 1
+    row: int  # of the frame in its array in Tiled
+    y_m: float  # position in object coordinates, m: signed readbacks
     x_m: float
-    time_raw: float
+    time_raw: float  # when the frame was taken, seconds since the epoch, by the clock of whatever took it
+    #: When its event was heard of, by the clock of the session's machine: the others may be an hour off.
     heard: float = field(default=math.nan, repr=False)
 
 
@@ -115,17 +102,7 @@ class _Rows:
 class RunPairing:
     """Takes a run's documents in the order they come and tells which frames can be fetched.
 
-    Parameters
-    ----------
-    start : mapping
-        The start document.
-    keys : DataKeys
-        Which data are frames and positions.
-
-    Raises
-    ------
-    RunError
-        When the start document's keys are not usable.
+    RunError when the start document's keys are not usable.
 
     Examples
     --------

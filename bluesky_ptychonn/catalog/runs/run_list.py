@@ -16,18 +16,10 @@ PAGE = 50
 
 @dataclass(frozen=True)
 class Listed:
-    """A run as the catalog lists it.
-
-    Attributes
-    ----------
-    start : mapping
-        Start document.
-    stop : mapping or None
-        Stop document; None while the run is under way, and for ever where its RunEngine died.
-    """
+    """A run as the catalog lists it."""
 
     start: Mapping[str, Any]
-    stop: Mapping[str, Any] | None
+    stop: Mapping[str, Any] | None  # None while the run is under way, and for ever where its RunEngine died
 
     @property
     def uid(self) -> str:
@@ -49,17 +41,7 @@ class Listed:
 
 
 class RunList(TiledNode):
-    """The container of the runs.
-
-    Parameters
-    ----------
-    root : Tiled client
-        Root of the catalog.
-    raw : str
-        Container of the runs in it; empty where they lie at the root.
-    before_request : callable, optional
-        Called before every request.
-    """
+    """The container of the runs, `raw` in the catalog's root; an empty name where they lie at the root."""
 
     def __init__(self, root: Any, raw: str = RAW, before_request: Callable[[], None] | None = None) -> None:
         super().__init__(root, [part for part in raw.split("/") if part], before_request)
@@ -77,13 +59,7 @@ class RunList(TiledNode):
 class EndedRuns:
     """Ptychography runs that have ended and that nobody has dealt with yet.
 
-    Parameters
-    ----------
-    runs : RunList
-    done : iterable of str
-        Uids of runs that were dealt with before.
-    since : float, optional
-        Runs that began earlier are left alone, POSIX s.
+    `done` are uids of runs that were dealt with before; runs that began before `since`, POSIX s, are left alone.
     """
 
     def __init__(self, runs: RunList, done: Iterable[str], since: float | None = None) -> None:

@@ -19,13 +19,7 @@ Document = tuple[str, dict[str, Any]]
 
 
 def find_run(root: Any, run: Any, raw: str = "raw") -> Any:
-    """Client of a run: itself, or looked up by its uid, the beginning of it, or its scan_id.
-
-    Raises
-    ------
-    ValueError
-        When there is none: with where it was looked for.
-    """
+    """Client of a run: itself, or looked up by its uid, the beginning of it, or its scan_id; ValueError if none."""
     if hasattr(run, "metadata"):
         return run
     try:
@@ -35,19 +29,9 @@ def find_run(root: Any, run: Any, raw: str = "raw") -> Any:
 
 
 def documents_of(run: Any, keys: DataKeys) -> Iterator[Document]:
-    """Start, descriptor, events with their frames, stop; each a few numbers long.
+    """Start, descriptor, events with their frames, stop of a BlueskyRun client; each a few numbers long.
 
-    Parameters
-    ----------
-    run : BlueskyRun client
-        The run.
-    keys : DataKeys
-        Which data are frames and positions.
-
-    Raises
-    ------
-    RunError
-        When it has no such stream, frames or positions. In words.
+    RunError, in words, when it has no such stream, frames or positions as `keys` name.
     """
     start, stop = dict(run.metadata["start"]), run.metadata.get("stop")
     yield "start", start
@@ -63,11 +47,8 @@ def documents_of(run: Any, keys: DataKeys) -> Iterator[Document]:
     stream = getattr(stream, "base", stream)
     table = _table(stream, layout)
     if layout.external:
-        resource = {"uid": "frames", "run_start": start["uid"], "data_key": layout.frame_key}
-        yield "stream_resource", resource
-        rows = _rows(stream, layout, table)
-    else:
-        rows = None
+        yield "stream_resource", {"uid": "frames", "run_start": start["uid"], "data_key": layout.frame_key}
+    rows = _rows(stream, layout, table) if layout.external else None
     yield from _events(table, layout, descriptor["uid"], rows)
     if stop is not None:
         yield "stop", dict(stop)
@@ -125,13 +106,6 @@ def _events(
             event["arrays"] = [layout.frame_key]
         elif rows[i] >= 0:
             index, seq = int(rows[i]), int(seq_num)
-            yield (
-                "stream_datum",
-                {
-                    "stream_resource": "frames",
-                    "descriptor": descriptor,
-                    "indices": {"start": index, "stop": index + 1},
-                    "seq_nums": {"start": seq, "stop": seq + 1},
-                },
-            )
+            spans = {"indices": {"start": index, "stop": index + 1}, "seq_nums": {"start": seq, "stop": seq + 1}}
+            yield "stream_datum", {"stream_resource": "frames", "descriptor": descriptor, **spans}
         yield "event", event

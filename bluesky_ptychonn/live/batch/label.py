@@ -21,8 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
-from bluesky_ptychonn.catalog.connection.address import Address
-from bluesky_ptychonn.catalog.connection.connect import PROCESSED, RAW
+from bluesky_ptychonn.catalog.connection.connect import PROCESSED, RAW, Address
 from bluesky_ptychonn.catalog.connection.errors import CatalogUnavailableError
 from bluesky_ptychonn.catalog.connection.http import TiledNode
 from bluesky_ptychonn.catalog.results.label_client import (

@@ -8,8 +8,7 @@ from collections.abc import Callable
 from typing import Any, Unpack
 
 from bluesky_ptychonn.card import find_model
-from bluesky_ptychonn.catalog.connection.address import Address
-from bluesky_ptychonn.catalog.connection.connect import PROCESSED
+from bluesky_ptychonn.catalog.connection.connect import PROCESSED, Address
 from bluesky_ptychonn.catalog.registry.champion import resolve_model
 from bluesky_ptychonn.catalog.runs.data_keys import RunError
 from bluesky_ptychonn.catalog.runs.stored_documents import documents_of, find_run

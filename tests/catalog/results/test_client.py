@@ -15,8 +15,8 @@ import pytest
 from bluesky_ptychonn.catalog.connection.errors import CatalogUnavailableError
 from bluesky_ptychonn.catalog.connection.http import TiledNode
 from bluesky_ptychonn.catalog.connection.server import CatalogServer
-from bluesky_ptychonn.catalog.results.canvas import PICTURES
 from bluesky_ptychonn.catalog.results.client import PtychoReconstruction, reconstructions
+from bluesky_ptychonn.catalog.results.mosaics import PICTURES
 from bluesky_ptychonn.recon.mosaic.stitch import Mosaic
 from tests.support.results import block_of, counts_of, make_sink, patches_of, picture, start_document
 

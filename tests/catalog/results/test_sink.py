@@ -14,9 +14,9 @@ from bluesky_ptychonn.catalog.connection.errors import CatalogRefusedError, Cata
 from bluesky_ptychonn.catalog.connection.http import TiledNode
 from bluesky_ptychonn.catalog.connection.server import CatalogServer
 from bluesky_ptychonn.catalog.results.block import Block
-from bluesky_ptychonn.catalog.results.canvas import PICTURES, Canvas
 from bluesky_ptychonn.catalog.results.client import PtychoReconstruction
-from bluesky_ptychonn.catalog.results.sink import ResultSink, warm_up
+from bluesky_ptychonn.catalog.results.mosaics import PICTURES, Canvas
+from bluesky_ptychonn.catalog.results.sink import ResultSink
 from bluesky_ptychonn.catalog.results.spool import Spool
 from bluesky_ptychonn.catalog.results.verification import ReadBack, decide_status
 from tests.support.results import PIXEL_M, SHAPE, block_of, counts_of, make_sink, patches_of, picture, start_document
@@ -525,10 +525,3 @@ def test_the_bound_of_a_spool_holds_for_all_runs_of_a_session(tmp_path: Path) ->
     assert two.fits(block_of([1]))
     assert not two.fits(block_of(range(1, 81)))
     assert not two.full  # nothing of its own waits: it may ask
-
-
-def test_warm_up_imports_what_the_first_block_needs() -> None:
-    import sys
-
-    warm_up()
-    assert "pyarrow" in sys.modules
