@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from bluesky_ptychonn.card import ModelCard, SamplingPoint
     from bluesky_ptychonn.catalog.registry.registry import Registry
 
+_TRAINING = {"trained on frames": "frames", "training (s)": "seconds", "seed": "seed"}
+
 
 def list_models(catalog: AlsoCatalogOption = None) -> None:
     """List the models that can be given by name, and those of a catalog."""
@@ -85,9 +87,6 @@ def _in_catalog(registry: Registry, name: str, catalog: str) -> tuple[ModelCard,
         complete = [item.version for item in registry.list() if item.name == model and item.state == "complete"]
         version = complete[-1] if complete else None
     return registry.card(model, version), f"catalog {catalog}"
-
-
-_TRAINING = {"trained on frames": "frames", "training (s)": "seconds", "seed": "seed"}
 
 
 def printable(text: str) -> str:

@@ -88,6 +88,42 @@ class _AtWork:
             self.digest = model.card.weights_sha256
 
 
+class DutyCycle:
+    """Keeps work below a part of the time.
+
+    `wait` waits a number of seconds, and may return sooner.
+
+    Examples
+    --------
+    >>> waits, now = [], iter([0.0, 3.0])
+    >>> duty = DutyCycle(0.25, waits.append, lambda: next(now))
+    >>> duty.begin()
+    >>> duty.rest()
+    >>> waits
+    [9.0]
+    """
+
+    def __init__(
+        self, share: float, wait: Callable[[float], object], clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._rest = 1 / share - 1
+        self._wait = wait
+        self._clock = clock
+        self._since: float | None = None
+
+    def begin(self) -> None:
+        """Work begins now."""
+        self._since = self._clock()
+
+    def rest(self) -> None:
+        """Wait as long as the work since `begin` asks for; nothing where none began."""
+        if self._since is None:
+            return
+        worked, self._since = self._clock() - self._since, None
+        if worked * self._rest > 0:
+            self._wait(worked * self._rest)
+
+
 class CatalogLearner:
     """Learns for the champion of one name in one catalog.
 
@@ -361,39 +397,3 @@ def _identity(folder: Path) -> str:
         known = {"learner": uuid.uuid4().hex[:12]}
         write_json(folder / _IDENTITY, known, private=True)
     return str(known["learner"])
-
-
-class DutyCycle:
-    """Keeps work below a part of the time.
-
-    `wait` waits a number of seconds, and may return sooner.
-
-    Examples
-    --------
-    >>> waits, now = [], iter([0.0, 3.0])
-    >>> duty = DutyCycle(0.25, waits.append, lambda: next(now))
-    >>> duty.begin()
-    >>> duty.rest()
-    >>> waits
-    [9.0]
-    """
-
-    def __init__(
-        self, share: float, wait: Callable[[float], object], clock: Callable[[], float] = time.monotonic
-    ) -> None:
-        self._rest = 1 / share - 1
-        self._wait = wait
-        self._clock = clock
-        self._since: float | None = None
-
-    def begin(self) -> None:
-        """Work begins now."""
-        self._since = self._clock()
-
-    def rest(self) -> None:
-        """Wait as long as the work since `begin` asks for; nothing where none began."""
-        if self._since is None:
-            return
-        worked, self._since = self._clock() - self._since, None
-        if worked * self._rest > 0:
-            self._wait(worked * self._rest)

@@ -11,6 +11,8 @@ from bluesky_ptychonn.live.pipeline.progress import Timing
 _FIRST_S = 0.5
 _OUTAGE_S, _MISTAKE_S = 2.0, 10.0  # longest between tries
 _MISTAKES = 3  # failures in a row, the last of which is no outage
+_ASK_S = 1.5  # between questions whether the raw run is complete
+RAW_BEHIND = "waiting for the raw run in the catalog"
 
 
 class Retry:
@@ -39,10 +41,6 @@ class Retry:
         """Forget all failures."""
         self.since = None
         self._backoff.succeed()
-
-
-_ASK_S = 1.5  # between questions whether the raw run is complete
-RAW_BEHIND = "waiting for the raw run in the catalog"
 
 
 class RawRunWait:
