@@ -109,32 +109,30 @@ def open_local_session(folder: Path, model: str, *, device: str = "auto") -> Ite
     The folder gets ``catalog/`` with ``frames/`` in it, and ``journal/``; what is there already stays.
     """
     from bluesky_ptychonn.catalog.connection.server import serve_catalog
+    from bluesky_ptychonn.catalog.raw.writer import raw_writer
     from bluesky_ptychonn.live.callback import LiveReconstruction
     from bluesky_ptychonn.live.pipeline.progress import Timing
+    from bluesky_ptychonn.live.pipeline.settings import LiveOptions
 
     # Ten seconds of imports, done while the server is busy with its own.
     imports = threading.Thread(target=importlib.import_module, args=("bluesky_tiled_plugins",), daemon=True)
     imports.start()
     frames = folder / CATALOG / FRAMES
     frames.mkdir(parents=True, exist_ok=True)
+    # No scan waits for the server here, so ours may ask more of it.
+    options = LiveOptions(device=device, journal_dir=folder / JOURNAL, pace=Timing(share=0.5))
     with (
         serve_catalog(folder / CATALOG, readable=[frames]) as server,
-        # No scan waits for the server here, so ours may ask more of it.
-        LiveReconstruction(model, server, device=device, journal_dir=folder / JOURNAL, pace=Timing(share=0.5)) as live,
+        contextlib.closing(raw_writer(server, folder / BACKUP)) as writer,
+        LiveReconstruction(model, server, options, raw_writer=writer) as live,
     ):
         imports.join()
         from bluesky import RunEngine
 
-        from bluesky_ptychonn.catalog.raw.writer import raw_writer
-
         engine: Any = RunEngine({}, call_returns_result=False)
-        writer = raw_writer(server, folder / BACKUP)
         engine.subscribe(writer)
         live.wait_ready()
-        try:
-            yield LocalSession(server, engine, live, frames, folder / BACKUP)
-        finally:
-            writer.shutdown()
+        yield LocalSession(server, engine, live, frames, folder / BACKUP)
 
 
 def save_picture(path: Path, result: PtychoReconstruction, title: str, **options: Any) -> None:
