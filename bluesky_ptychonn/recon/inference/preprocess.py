@@ -6,6 +6,7 @@ become the network's are refused.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -233,3 +234,48 @@ def _resized(counts: Tensor, side: int) -> Tensor:
         shape = (1, 1, -1, 1) if axis == 2 else (1, 1, 1, -1)
         x = functional.conv2d(functional.pad(x, pad, mode="reflect"), kernel.reshape(shape))
     return functional.interpolate(x, size=(side, side), mode="bilinear", align_corners=False).squeeze(1)
+
+
+def find_bad_pixels(frames: Sequence[NDArray[Any]] | NDArray[Any], *, hot_ratio: float = 20.0) -> NDArray[np.bool_]:
+    """Find pixels that are dead or hot in every frame of a scan.
+
+    A dead pixel never counts although the pixels around it do, so that chance cannot explain it; a hot one always
+    stands above `hot_ratio` times its neighbours. Both are judged on many frames of different places: in a single frame
+    a dark fringe or a bright speckle looks the same.
+
+    Parameters
+    ----------
+    frames : (n, H, W) real ndarray
+        At least 8 frames, as recorded.
+    hot_ratio : float
+        See above; above 1.
+
+    Returns
+    -------
+    (H, W) bool ndarray
+        True at bad pixels; for `Preprocess` or `PreprocessConfig.bad_pixels`.
+    """
+    from scipy import ndimage
+
+    stack = np.asarray(frames)
+    if stack.ndim != 3 or len(stack) < 8:
+        raise ValueError(
+            f"find_bad_pixels: got shape {stack.shape}; at least 8 frames (frames, rows, columns) are needed"
+        )
+    if hot_ratio <= 1:
+        raise ValueError(f"find_bad_pixels: hot_ratio {hot_ratio} must be above 1")
+    values = np.nan_to_num(stack.astype(np.float64), nan=0.0, posinf=0.0, neginf=0.0)
+    if stack.dtype.kind in "ui":
+        never = (stack == np.iinfo(stack.dtype).max).all(axis=0)
+    else:
+        never = (~np.isfinite(stack)).all(axis=0)
+    total = values.sum(axis=0)
+    ring = np.ones((5, 5), dtype=bool)
+    ring[2, 2] = False
+    # The lower quartile rather than the median: next to the edge of the bright field a dark pixel is no dead one.
+    around = ndimage.percentile_filter(np.where(never, 0.0, total), 25, footprint=ring, mode="nearest")
+    dead = (total <= 0) & (around > 30)
+    # Nearly the brightest around: a hot neighbour or two must not hide it.
+    bright = ndimage.percentile_filter(np.where(never, 0.0, total), 90, footprint=ring, mode="nearest")
+    hot = (values.min(axis=0) > hot_ratio) & (total > hot_ratio * np.maximum(bright, 1.0))
+    return np.asarray(never | dead | hot)

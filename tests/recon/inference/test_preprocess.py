@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from pydantic import ValidationError
 
 from bluesky_ptychonn.optics.geometry import Geometry
-from bluesky_ptychonn.recon.inference.preprocess import Preprocess, PreprocessConfig
+from bluesky_ptychonn.optics.simulate import SimulatedExperiment
+from bluesky_ptychonn.recon.inference.preprocess import Preprocess, PreprocessConfig, find_bad_pixels
 
 
 def smooth_frames(n: int = 3, shape: tuple[int, int] = (16, 16), dtype: Any = np.uint16) -> NDArray:
@@ -304,3 +305,27 @@ def test_a_cut_coarsens_the_object_pixel_and_binning_keeps_it(config: dict[str, 
     camera = Geometry(energy_ev=8000, distance_m=2, pixel_pitch_m=50e-6, frame_shape=(128, 128))
     after = PreprocessConfig(**config).geometry_after(camera)
     assert after.object_pixel_m == pytest.approx(factor * camera.object_pixel_m)
+
+
+def test_bad_pixels_of_a_simulated_detector_are_found() -> None:
+    experiment = SimulatedExperiment.demo(dead_fraction=0.004, hot_fraction=0.002, seed=4)
+    rng = np.random.default_rng(1)
+    frames = np.stack([experiment.frame_at(y, x, rng) for y, x in rng.uniform(-200, 200, (24, 2)) * experiment.pixel_m])
+    found = find_bad_pixels(frames)
+    assert found[experiment.hot].all()
+    # A dead pixel matters, and can be told, where the field is bright.
+    bright = frames.mean(axis=0)
+    from scipy import ndimage
+
+    lit = ndimage.median_filter(bright, 5) > 10
+    assert found[experiment.dead & lit].all()
+    assert not found[~experiment.dead & ~experiment.hot].any()
+
+
+def test_a_clean_detector_has_no_bad_pixels() -> None:
+    experiment = SimulatedExperiment.demo(sample="star")
+    rng = np.random.default_rng(2)
+    frames = np.stack([experiment.frame_at(0, x, rng) for x in np.linspace(-100, 100, 12) * experiment.pixel_m])
+    assert not find_bad_pixels(frames).any()
+    with pytest.raises(ValueError, match="at least 8 frames"):
+        find_bad_pixels(frames[:3])
