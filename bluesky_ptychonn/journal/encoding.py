@@ -112,7 +112,7 @@ def slim(name: str, doc: Mapping[str, Any]) -> Mapping[str, Any] | None:
     """Keep of a document what pairing frames with positions needs.
 
     In-event arrays are replaced by their names under ``arrays``: Tiled has the data. A document that is slim already
-    comes back as it is; of a kind that has no part in a reconstruction nothing does.
+    comes back as it is, and None for a kind that has no part in a reconstruction.
 
     Examples
     --------

@@ -16,12 +16,12 @@ _LONGEST_LINE = 1 << 30
 class JournalReader:
     """Follows the file of one run: another process's, which need not be there yet, or one that this process holds.
 
+    With `slimmed` only what `slim` keeps of each document, and no array.
+
     Attributes
     ----------
     offset : int
         Byte after the last whole line that was read; where another reader may go on.
-    slimmed : bool
-        Keep of each document what `slim` keeps, and no array.
     corrupt : int
         Whole lines that were no documents, passed over: torn when their writer was killed, or not ours.
     """
@@ -38,7 +38,7 @@ class JournalReader:
     def read(self, max_bytes: int = 1 << 20) -> list[Entry]:
         """Entries appended since the last call, at most about `max_bytes` of them; never a line still being written.
 
-        None when there is nothing new, or no file yet; also where no line of a piece is a document: `offset` has moved.
+        Empty when there is nothing new, or no file yet; also where a piece holds no document, and then `offset` moved.
         """
         fd = self._descriptor()
         if fd is None:

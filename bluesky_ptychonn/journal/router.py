@@ -87,7 +87,8 @@ class Journal:
             files = [file for run in runs if (file := self._open[run]) is not None]
         try:
             if files and (line := line or self._line(name, doc)) is not None:
-                self._write(line, files, unlimited=name not in _DATA)  # data mean nothing without the others
+                # Data are nothing without the documents of other kinds, which are kept whatever memory that takes.
+                self._write(line, files, unlimited=name not in _DATA)
         finally:
             if name == "stop":  # only now: until then the file is not another's to close
                 for run in runs:
