@@ -387,14 +387,14 @@ def test_pace_refuses_what_makes_no_sense() -> None:
 @pytest.fixture
 def fake_live(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, small_model: Path) -> Any:
     """LiveReconstruction with a thread of fakes behind it."""
-    from bluesky_ptychonn.catalog.connection import address
+    from bluesky_ptychonn.catalog.connection import connect as connecting
     from bluesky_ptychonn.live.callback import LiveReconstruction
     from bluesky_ptychonn.live.pipeline import factory as real
 
     made: list[Any] = []
     factory = FakeComponentFactory()
     monkeypatch.setattr(real, "TiledComponentFactory", lambda *arguments, **options: factory)
-    monkeypatch.setattr(address, "connect", lambda *names: SimpleNamespace(path_parts=()))
+    monkeypatch.setattr(connecting, "connect", lambda *names: SimpleNamespace(path_parts=()))
 
     class Handle:
         uri, api_key = "http://nowhere/api/v1", "secret"
