@@ -7,10 +7,12 @@ import math
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from bluesky_ptychonn.files import replacing
-from bluesky_ptychonn.recon.data.batches import Mix, Source
+
+if TYPE_CHECKING:  # the tables are read where there is no torch
+    from bluesky_ptychonn.recon.data.batches import Mix, Source
 
 METRICS_FILE = "metrics.csv"
 PLOT_FILE = "training.png"
@@ -23,6 +25,7 @@ class TrainingLog:
 
     Examples
     --------
+    >>> from bluesky_ptychonn.recon.data.batches import Mix
     >>> log = TrainingLog(Mix())
     >>> log.add("simulated", 0.5)
     >>> log.row(step=1, frames=16, seconds=2.0, learning_rate=1e-3, held_out={})
