@@ -199,6 +199,7 @@ def test_training_needs_geometry(refused, tmp_path) -> None:
 GEOMETRY = ("--energy-ev", 9000, "--distance-m", 1, "--pixel-pitch-m", 75e-6)
 
 
+@pytest.mark.slow
 def test_a_model_is_measured_for_another_probe_without_training(ptychonn, refused, tmp_path, monkeypatch) -> None:
     from bluesky_ptychonn.optics.simulate import zone_plate_probe
     from bluesky_ptychonn.recon.evaluation.simulated_scans import ScanSeries, measure_sampling

@@ -31,6 +31,7 @@ def test_the_tutorial_prints_what_it_says(repository, tmp_path, monkeypatch) -> 
     assert (tmp_path / "first-scan.png").stat().st_size > 20_000
 
 
+@pytest.mark.slow
 def test_the_session_of_the_readme_runs_as_it_stands(repository, tmp_path) -> None:
     session = re.search(r"^```python\n(.*?)^```", (repository / "README.md").read_text(), re.M | re.S).group(1)
     (tmp_path / "session.py").write_text(session)

@@ -265,6 +265,7 @@ def test_after_a_rollback_an_open_round_begins_anew(taught: Path, tmp_path: Path
     assert second.model.card.weights_sha256 != first.model.card.weights_sha256
 
 
+@pytest.mark.slow
 def test_a_direct_network_learns_the_same_way(tmp_path: Path) -> None:
     config = DirectConfig(frame_size=32, patch_size=16, width=0.25, batch_norm=True, input_root=True, input_scale=5.0)
     direct = model_of(tmp_path / "model", config)

@@ -65,6 +65,7 @@ def test_a_short_training_beats_the_lift_alone(trained: tuple[ObjectNetwork, dic
     assert record["frames"] == 960
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("loss", ["complex", "amplitude_phase"])
 def test_the_direct_family_learns_too(loss: str) -> None:
     config = DirectConfig(frame_size=32, patch_size=16, width=0.25, batch_norm=True, input_root=True, input_scale=5.0)
@@ -232,6 +233,7 @@ def test_fine_tuning_with_labels_and_simulation_beats_the_model(half_trained: Ob
         fine_tune(Model(card.model_copy(update={"probe": None}), half_trained, None))
 
 
+@pytest.mark.slow
 def test_a_killed_mixed_training_resumes_exactly_and_only_with_its_scans(tmp_path: Path) -> None:
     class Killed(BaseException):
         pass
