@@ -332,19 +332,29 @@ class LiveReconstruction:
             return
         self._closed = True
         _open.discard(self)
-        if not self._supervisor.close(timeout):
-            log.warning("worker did not finish within %s s: %s", timeout, self.status)
-        elif left := count_unfinished(self.folder):
-            reasons = dict.fromkeys(run.problem for run in self.status.runs.values() if run.problem)
-            log.warning(
-                "%d runs are not finished: %s. The next LiveReconstruction with this catalog takes them up; see %s",
-                left, "; ".join(reasons) or "no reason known", self.log,
-            )  # fmt: skip
+        began = time.monotonic()
+        finished = self._supervisor.close(timeout)
+        self._report_end(finished, began + timeout < time.monotonic(), timeout)
         self._notifier.close()
         self._journal.close()
         if self._log_handler is not None:
             logging.getLogger("bluesky_ptychonn").removeHandler(self._log_handler)
             self._log_handler.close()
+
+    def _report_end(self, finished: bool, late: bool, timeout: float) -> None:
+        """Say what is left at the end, and why."""
+        worker = WorkerStatus.load(self.folder)
+        left = count_unfinished(self.folder)
+        if worker.state == "failed" or not (finished or late):
+            why = f"worker failed: {worker.problem or self._supervisor.problem or 'it says not why'}"
+        elif not finished:
+            why = f"worker did not finish within {timeout:g} s: {self.status}"
+        elif left:
+            why = "; ".join(dict.fromkeys(run.problem for run in worker.runs.values() if run.problem))
+        else:
+            return
+        more = f"{left} runs are not finished, the next LiveReconstruction with this catalog takes them up; "
+        log.warning("%s. %ssee %s", why or "no reason known", more if left else "", self.log)
 
     def __enter__(self) -> LiveReconstruction:
         return self
