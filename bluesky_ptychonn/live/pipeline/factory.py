@@ -239,10 +239,12 @@ class TiledComponentFactory:
 
 def _import_early() -> None:
     """Import what the first run would import in its midst, beside a scan."""
-    import hdf5plugin  # noqa: F401
     import pyarrow as pa  # noqa: F401
     import tiled.client.array  # brings dask, xarray, pandas and numba: 3 s
     import tiled.structures.array
     import tiled.structures.table  # noqa: F401
 
     import bluesky_ptychonn.catalog.results.sink  # noqa: F401
+    from bluesky_ptychonn.optics.hdf5 import import_h5py
+
+    import_h5py()

@@ -304,9 +304,16 @@ def _giant_chunk(file: h5py.File, private: Path) -> None:
     file.create_dataset("/entry/data/data", (3, *shape), maxshape=(None, *shape), chunks=(4_000_000, *shape), **options)
 
 
+def _unknown_filter(file: h5py.File, private: Path) -> None:
+    del private
+    shape, options = GEOMETRY.frame_shape, {"compression": 305, "allow_unknown_filter": True}
+    file.create_dataset("/entry/data/data", (3, *shape), np.uint16, chunks=(1, *shape), **options)
+
+
 @pytest.mark.parametrize(
     ("make", "words"),
     [
+        (_unknown_filter, "packed by the HDF5 filter 305"),
         (_external_link, "a link to the file"),
         (_virtual, "a virtual dataset"),
         (_raw_outside, "kept in the file"),
