@@ -23,6 +23,8 @@ from bluesky_ptychonn.optics.cxi import CxiScan, read_cxi
 from bluesky_ptychonn.optics.geometry import Geometry, to_metres
 from bluesky_ptychonn.optics.simulate import illuminated_diameter_px
 
+_READING = ("entry", "crop", "bin", "centre", "check_far_field")
+
 
 class ReplaySource:
     """The frames of a recorded scan as a `FrameProvider`; ValueError from `frame_at` where nothing was measured."""
@@ -84,7 +86,7 @@ class ReplayBeamline:
 
     @classmethod
     def from_scan(
-        cls, scan: CxiScan | str | os.PathLike[str], folder: Path | str, *, egu: str = "mm", **camera: Any
+        cls, scan: CxiScan | str | os.PathLike[str], folder: Path | str, *, egu: str = "mm", **options: Any
     ) -> ReplayBeamline:
         """Put devices around a recorded scan.
 
@@ -96,10 +98,19 @@ class ReplayBeamline:
             Where the camera writes.
         egu : str
             Unit of the stage's axes.
-        **camera
-            ``documents``, ``exposure_s`` and faults, see `SimCamera`.
+        **options
+            ``entry``, ``crop``, ``bin``, ``centre`` and ``check_far_field``, with which a file is read, see `read_cxi`;
+            ``documents``, ``exposure_s`` and faults of the camera, see `SimCamera`.
+
+        Raises
+        ------
+        ValueError
+            From `read_cxi`, or when options for reading are given with a scan that is read already.
         """
-        recorded = scan if isinstance(scan, CxiScan) else read_cxi(scan)
+        reading = {name: options.pop(name) for name in _READING if name in options}
+        if reading and isinstance(scan, CxiScan):
+            raise ValueError(f"replay: {', '.join(reading)}: this scan is read already; give them to read_cxi")
+        recorded, camera = scan if isinstance(scan, CxiScan) else read_cxi(scan, **reading), options
         reach_m = 1.1 * max(np.abs(recorded.y_m).max(), np.abs(recorded.x_m).max(), 1e-6)
         stage = SimStage(name="stage", egu=egu, travel=float(reach_m) / to_metres(1.0, egu, "replay stage"))
         player = SimCamera(source=ReplaySource(recorded), stage=stage, folder=folder, **camera)
@@ -185,5 +196,6 @@ def _ptychography(beamline: ReplayBeamline, chosen: NDArray[np.intp], every: int
         "model": None,
         "tolerated_error_rad": None,
         "recorded_file": recorded.path.name,
+        "recorded_corrections": list(recorded.corrections),
         "recorded_index": {"first": first, "every": every},
     }

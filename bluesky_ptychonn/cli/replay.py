@@ -26,6 +26,7 @@ def replay(
     # What can be refused is refused before anything is started.
     card, scan = load_card(model), read_cxi(file)
     card.check_geometry(scan.geometry)
+    scan.check_masked(card.input.preprocess.rejected_fraction)
     from bluesky_ptychonn.beamline.replay import ReplayBeamline, replay_scan
     from bluesky_ptychonn.cli.local_session import CATALOG, open_local_session, save_picture, write_report
 

@@ -5,6 +5,7 @@ Only far-field data is accepted: the object pixel of this project is the Fraunho
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 from dataclasses import dataclass
@@ -14,7 +15,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bluesky_ptychonn.optics.geometry import HC_EV_M, Geometry
+from bluesky_ptychonn.optics.cxi_detector import JOULE_PER_EV, DetectorStatement, in_si, read_detector
+from bluesky_ptychonn.optics.cxi_frames import LazyFrames
+from bluesky_ptychonn.optics.framing import framed, framed_probe
+from bluesky_ptychonn.optics.geometry import HC_EV_M, MAX_SIDE_PX, Geometry
 from bluesky_ptychonn.optics.hdf5 import find_first, find_inside, numeric_dataset, open_hdf5, read_numeric
 
 # The format lets the same thing stand in several places, mostly as links to each other.
@@ -26,30 +30,8 @@ _POSITIONS = (
     "sample_1/geometry/translation",
 )
 _PROBES = ("instrument_1/source_1/illumination", "instrument_1/source_1/probe")
-_JOULE_PER_EV = 1.602176634e-19
+_JOULE_PER_EV = JOULE_PER_EV
 _SHADOW_FRAMES = 64
-
-
-@dataclass(frozen=True)
-class LazyFrames:
-    """Frames that stay in their file until they are asked for.
-
-    Examples
-    --------
-    ``frames[3]`` is (rows, columns), ``frames[2:5]`` and ``frames[[2, 9]]`` are (n, rows, columns), as counted.
-    """
-
-    path: Path
-    dataset: str
-    shape: tuple[int, int, int]
-    dtype: np.dtype[Any]
-
-    def __len__(self) -> int:
-        return self.shape[0]
-
-    def __getitem__(self, index: Any) -> NDArray[Any]:
-        with open_hdf5(self.path) as file:
-            return np.asarray(numeric_dataset(file, self.dataset, self.path.name)[index])
 
 
 @dataclass(frozen=True)
@@ -61,7 +43,8 @@ class CxiScan:
     path : Path
         The file.
     frames : LazyFrames
-        (n, N, N) counts.
+        (n, N, N) counts, with what the file says of its detector carried out: float32 with NaN at pixels that its mask
+        condemns, dark subtracted, rows along -y and columns along -x.
     y_m, x_m : (n,) float64 ndarray
         Positions in m, y along frame rows.
     geometry : Geometry
@@ -69,7 +52,11 @@ class CxiScan:
     probe : (N, N) complex64 ndarray or None
         Illumination in object pixels, as the file has it.
     bad_pixels : (N, N) bool ndarray or None
-        Pixels the file's mask marks.
+        Pixels that the file's mask condemns in every frame; NaN in `frames`.
+    masked_fraction : float
+        Part of a frame's pixels that is masked.
+    corrections : tuple of str
+        What the file says of its detector and was used, in words.
     """
 
     path: Path
@@ -79,6 +66,8 @@ class CxiScan:
     geometry: Geometry
     probe: NDArray[np.complex64] | None
     bad_pixels: NDArray[np.bool_] | None
+    masked_fraction: float = 0.0
+    corrections: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.frames)
@@ -88,16 +77,43 @@ class CxiScan:
         """Median distance of a position to its nearest neighbour, m."""
         return float(np.median(_nearest(self.y_m, self.x_m)[0]))
 
+    def check_masked(self, rejected_fraction: float) -> None:
+        """Refuse, in words (ValueError), a scan with more of a frame masked than `PreprocessConfig` lets be mended."""
+        if self.masked_fraction > rejected_fraction:
+            raise ValueError(
+                f"{self.path.name}: the file's mask condemns {self.masked_fraction:.1%} of the pixels; of a frame at "
+                f"most {rejected_fraction:.1%} are mended, so all would be rejected. Cut a window that has fewer "
+                "(--crop, --centre), or allow more: preprocess=PreprocessConfig(rejected_fraction=...)"
+            )
 
-def read_cxi(path: str | os.PathLike[str], *, entry: str = "entry_1", check_far_field: bool = True) -> CxiScan:
+
+def read_cxi(
+    path: str | os.PathLike[str],
+    *,
+    entry: str | None = None,
+    crop: int | None = None,
+    bin: int = 1,  # noqa: A002  # as in PreprocessConfig
+    centre: tuple[int, int] | None = None,
+    check_far_field: bool = True,
+) -> CxiScan:
     """Read a scan; frames stay in the file.
+
+    What the file says of its detector is carried out on each frame that is asked for: `mask`, `data_dark`,
+    `data_white`, `counts_per_joule`, `basis_vectors`, `corner_position`, and the `units` of each of its numbers.
 
     Parameters
     ----------
     path : path
         The CXI file.
-    entry : str
-        The file's entry.
+    entry : str, optional
+        Name of the file's entry; needed where several hold frames.
+    crop : int, optional
+        Side in px of the window around the beam, even; one larger than the frame is filled with zeros.
+    bin : int
+        Sum blocks of this many px a side.
+    centre : tuple of int, optional
+        Row and column of the beam in the frame as it is in the file; by default as ``corner_position`` says, else its
+        middle.
     check_far_field : bool
         Look whether frames are far-field patterns, see `near_field_shadow`.
 
@@ -106,8 +122,8 @@ def read_cxi(path: str | os.PathLike[str], *, entry: str = "entry_1", check_far_
     FileNotFoundError
         When there is no such file.
     ValueError
-        In words: not a CXI file, no frames, no positions, positions that are not finite, missing geometry, or
-        near-field data.
+        In words: not a CXI file, no frames, no positions, positions that are not finite or in another unit, missing
+        geometry, a statement about the detector that cannot be used, or near-field data.
     """
     import h5py
 
@@ -117,10 +133,7 @@ def read_cxi(path: str | os.PathLike[str], *, entry: str = "entry_1", check_far_
     if not h5py.is_hdf5(source):
         raise ValueError(f"{source.name} is not a CXI file: it is not HDF5")
     with open_hdf5(source) as file:
-        group = find_inside(file, entry, source.name)
-        if not isinstance(group, h5py.Group):
-            found = ", ".join(map(str, file)) or "nothing"
-            raise ValueError(f"{source.name} is not a CXI file with a group {entry!r}; it holds: {found}")
+        group = _entry(file, entry, source)
         frames_at = _find(group, _FRAMES, source, "frames")
         positions_at = _find(group, _POSITIONS, source, "positions")
         frames = numeric_dataset(group, frames_at, source.name)
@@ -129,14 +142,49 @@ def read_cxi(path: str | os.PathLike[str], *, entry: str = "entry_1", check_far_
                 f"{source.name}: frames at {frames.name} have shape {frames.shape}; (n, rows, columns) wanted"
             )
         y_m, x_m = _positions(group, positions_at, len(frames), source)
-        geometry = _geometry(group, frames.shape[1:], source)
-        probe = _probe(group, geometry.frame_shape, source)
-        bad = _mask(group, geometry.frame_shape)
-        lazy = LazyFrames(source.absolute(), frames.name, tuple(frames.shape), frames.dtype)
-    scan = CxiScan(source.absolute(), lazy, y_m, x_m, geometry, probe, bad)
+        asked = {"crop": crop, "bin": bin, "centre": centre}
+        detector = read_detector(group, frames, source.name, _photon_j(group), asked)
+        geometry = _geometry(group, detector.frame_shape, source, detector)
+        _check_extent(y_m, x_m, geometry, source)
+        probe = _framed_probe(group, detector, source)
+        bad, dtype = detector.correction.bad, detector.correction.dtype(frames.dtype)
+        shape = (len(frames), *detector.frame_shape)
+        lazy = LazyFrames(source.absolute(), frames.name, shape, dtype, detector.correction)
+    bad = None if bad is None else framed(np.where(bad, np.nan, 0)[None], detector.correction.framing)[0]
+    about = (None if bad is None else np.isnan(bad), detector.masked_fraction, detector.words)
+    scan = CxiScan(source.absolute(), lazy, y_m, x_m, geometry, probe, *about)
     if check_far_field and (shadow := near_field_shadow(scan)) is not None:
         raise ValueError(f"{source.name} holds near-field data, which far-field ptychography cannot use: {shadow}")
     return scan
+
+
+def _entry(file: Any, entry: str | None, source: Path) -> Any:
+    """Entry asked for, or the one that holds frames."""
+    import h5py
+
+    if entry is None:
+        holding = {name: count for name in file if (count := _frame_count(file, name, source))}
+        if len(holding) > 1:
+            counts = (f"{name} ({count} frames)" for name, count in holding.items())
+            raise ValueError(f"{source.name} holds several scans: {', '.join(counts)}; choose one by entry= (--entry)")
+        entry = next(iter(holding)) if holding else "entry_1"
+    group = find_inside(file, entry, source.name)
+    if not isinstance(group, h5py.Group):
+        found = ", ".join(map(str, file)) or "nothing"
+        raise ValueError(f"{source.name} is not a CXI file with a group {entry!r}; it holds: {found}")
+    return group
+
+
+def _frame_count(file: Any, entry: str, source: Path) -> int:
+    """Count the frames of an entry; 0 where it is none."""
+    import h5py
+
+    with contextlib.suppress(ValueError):  # what is wrong with an entry is said when it is read
+        group = find_inside(file, entry, source.name)
+        if isinstance(group, h5py.Group) and (place := find_first(group, _FRAMES, source.name)) is not None:
+            shape = numeric_dataset(group, place, source.name).shape
+            return int(shape[0]) if shape else 0
+    return 0
 
 
 def _find(group: Any, places: tuple[str, ...], source: Path, what: str) -> str:
@@ -154,7 +202,7 @@ def _positions(group: Any, place: str, count: int, source: Path) -> tuple[NDArra
     if len(found) != count:
         raise ValueError(f"{source.name}: {count} frames, but {len(found)} positions at {where}")
     table = read_numeric(group, place, source.name)
-    x_m, y_m = table[:, 0].astype(np.float64), table[:, 1].astype(np.float64)
+    x_m, y_m = in_si(table[:, :2].astype(np.float64), found, f"{source.name}: {where}").T
     wrong = np.flatnonzero(~(np.isfinite(x_m) & np.isfinite(y_m)))
     if wrong.size:
         raise ValueError(
@@ -163,17 +211,20 @@ def _positions(group: Any, place: str, count: int, source: Path) -> tuple[NDArra
     if max(np.ptp(x_m), np.ptp(y_m)) > 0.1:
         raise ValueError(
             f"{source.name}: positions at {where} span {max(np.ptp(x_m), np.ptp(y_m)):g} m; CXI wants metres, "
-            "these look like another unit"
+            "these look like another unit, which the attribute units of the positions would say"
         )
     return y_m, x_m
 
 
-def _mask(group: Any, shape: tuple[int, int]) -> NDArray[np.bool_] | None:
-    place = "instrument_1/detector_1/mask"
-    found = find_inside(group, place, group.name)
-    if getattr(found, "shape", None) != shape:
-        return None
-    return np.asarray(found[()] != 0)
+def _check_extent(y_m: NDArray[np.float64], x_m: NDArray[np.float64], geometry: Geometry, source: Path) -> None:
+    """Refuse, with a ValueError, a scan of which no mosaic could be made; else it would be played to its end first."""
+    span_m = float(max(np.ptp(y_m), np.ptp(x_m)))
+    if geometry.to_px(span_m) + geometry.frame_shape[0] > MAX_SIDE_PX:
+        raise ValueError(
+            f"{source.name}: positions span {span_m * 1e6:g} µm, {geometry.to_px(span_m):.0f} object pixels of "
+            f"{geometry.object_pixel_m * 1e9:.4g} nm; at most {MAX_SIDE_PX} are reconstructed. CXI wants metres: the "
+            "attribute units of the positions says where it is another unit"
+        )
 
 
 def _scalar(group: Any, place: str) -> float | None:
@@ -184,11 +235,12 @@ def _scalar(group: Any, place: str) -> float | None:
         raise ValueError(
             f"{group.name}/{place} has shape {found.shape}, {found.dtype}; one real number is needed there"
         )
-    value = float(np.asarray(found[()]).ravel()[0])
+    energy = place.endswith("energy")
+    value = in_si(float(np.asarray(found[()]).ravel()[0]), found, f"{group.name}/{place}", energy=energy)
     return value if math.isfinite(value) and value > 0 else None
 
 
-def _geometry(group: Any, shape: tuple[int, ...], source: Path) -> Geometry:
+def _geometry(group: Any, shape: tuple[int, ...], source: Path, told: DetectorStatement) -> Geometry:
     where = f"CXI file {source.name}, {group.name}"
     energy_j = _scalar(group, "instrument_1/source_1/energy")
     wavelength = _scalar(group, "instrument_1/source_1/wavelength")
@@ -208,6 +260,7 @@ def _geometry(group: Any, shape: tuple[int, ...], source: Path) -> Geometry:
         "pixel_pitch_m": pitch_x or pitch_y,
         "frame_shape": tuple(int(side) for side in shape),
     }
+    told.complete(values)
     places = {
         "energy_ev": "instrument_1/source_1/energy" if from_energy else "instrument_1/source_1/wavelength",
         "distance_m": "instrument_1/detector_1/distance",
@@ -215,6 +268,25 @@ def _geometry(group: Any, shape: tuple[int, ...], source: Path) -> Geometry:
         "frame_shape": "shape of the frames",
     }
     return Geometry.from_document({**values, "sources": {k: f"{where}: {v}" for k, v in places.items()}}, where)
+
+
+def _photon_j(group: Any) -> float | None:
+    """Energy of a photon, J."""
+    wavelength = _scalar(group, "instrument_1/source_1/wavelength")
+    energy = _scalar(group, "instrument_1/source_1/energy")
+    return energy if energy or not wavelength else HC_EV_M * JOULE_PER_EV / wavelength
+
+
+def _framed_probe(group: Any, detector: DetectorStatement, source: Path) -> NDArray[np.complex64] | None:
+    """Probe that goes with the frames as they come out; the file's goes with them as recorded, or already so."""
+    place = find_first(group, _PROBES, source.name)
+    if place is None:
+        return None
+    found = numeric_dataset(group, place, source.name).shape
+    if found[-2:] != detector.recorded_shape:
+        return _probe(group, detector.frame_shape, source)
+    probe = _probe(group, detector.recorded_shape, source)
+    return None if probe is None else framed_probe(probe, detector.correction.framing)
 
 
 def _probe(group: Any, shape: tuple[int, int], source: Path) -> NDArray[np.complex64] | None:

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from bluesky_ptychonn.optics.geometry import Geometry
@@ -119,3 +123,55 @@ class PreprocessConfig(BaseModel):
         pitch = geometry.pixel_pitch_m * self.window_shape(geometry.frame_shape)[0] / rows
         changed = {"frame_shape": (rows, columns), "pixel_pitch_m": pitch}
         return Geometry.model_validate({**geometry.model_dump(), **changed})
+
+
+def framed(frames: NDArray[Any], config: PreprocessConfig) -> NDArray[Any]:
+    """Orient, cut and bin frames in NumPy, as `PreprocessConfig` describes it; its other steps are not taken here.
+
+    Parameters
+    ----------
+    frames : (n, H, W) ndarray
+        As recorded.
+    config : PreprocessConfig
+        Of which `transpose`, `flip_y`, `flip_x`, `centre`, `crop` and `bin` are used.
+
+    Returns
+    -------
+    (n, h, w) ndarray
+        In the type they came in; float32 where `bin` sums pixels, NaN where one of them is NaN.
+    """
+    recorded = (int(frames.shape[1]), int(frames.shape[2]))
+    (beam_y, beam_x), (rows, columns) = config.beam_pixel(recorded), config.window_shape(recorded)
+    out = frames.swapaxes(1, 2) if config.transpose else frames
+    out = out[:, :: -1 if config.flip_y else 1, :: -1 if config.flip_x else 1]
+    window = np.zeros((len(out), rows, columns), out.dtype)
+    top, left = beam_y - rows // 2, beam_x - columns // 2
+    y0, x0 = max(0, top), max(0, left)
+    inside = out[:, y0 : max(y0, top + rows), x0 : max(x0, left + columns)]
+    window[:, y0 - top : y0 - top + inside.shape[1], x0 - left : x0 - left + inside.shape[2]] = inside
+    if config.bin == 1:
+        return window
+    blocks = window.reshape(len(out), rows // config.bin, config.bin, columns // config.bin, config.bin)
+    return np.asarray(blocks.sum(axis=(2, 4), dtype=np.float64).astype(np.float32))
+
+
+def framed_probe(probe: NDArray[np.complexfloating], config: PreprocessConfig) -> NDArray[np.complex64]:
+    """Probe (N, N) of frames as recorded, with centre (N // 2, N // 2), to that of the same frames `framed`: (h, h).
+
+    A window on the detector is one in the probe's Fourier space, and makes the object pixel coarser; larger detector
+    pixels see a smaller field of the sample. Orthonormal, so that ``sum(abs(probe) ** 2)`` stays photons a frame.
+    """
+    out = np.asarray(probe.T if config.transpose else probe)
+    for axis, flipped in enumerate((config.flip_y, config.flip_x)):
+        if flipped:
+            out = np.roll(np.flip(out, axis), 1 - out.shape[axis] % 2, axis)  # the middle pixel stays where it is
+    if config.crop is not None and out.shape != (config.crop, config.crop):
+        far = np.fft.fftshift(np.fft.fft2(np.fft.ifftshift(out), norm="ortho"))
+        out = np.fft.fftshift(np.fft.ifft2(np.fft.ifftshift(_central(far, config.crop)), norm="ortho"))
+    return np.asarray(_central(out, out.shape[0] // config.bin), np.complex64)
+
+
+def _central(image: NDArray[Any], side: int) -> NDArray[Any]:
+    """Window of (side, side) px that keeps the pixel (N // 2, N // 2) in its middle; 0 beyond."""
+    window: NDArray[Any] = framed(image[None], PreprocessConfig.model_construct(crop=side))[0]
+    return window

@@ -150,3 +150,7 @@ class Geometry(BaseModel):
         except ValidationError as error:
             wrong = "; ".join(f"{'.'.join(map(str, e['loc']))}: got {e['input']!r}, {e['msg']}" for e in error.errors())
             raise ValueError(f"{where}: geometry is not usable: {wrong}. {hint}") from None
+
+
+#: A mosaic larger than this on a side means positions in the wrong unit, not a larger sample.
+MAX_SIDE_PX = 20_000

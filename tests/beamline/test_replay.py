@@ -63,6 +63,34 @@ def test_every_nth_frame(RE, of, tmp_path, recorded) -> None:
         RE(replay_scan(beamline, every=0))
 
 
+def test_a_file_is_cut_and_its_mask_applied_before_it_is_played(RE, of, tmp_path) -> None:
+    counts = np.arange(9 * 10 * 12, dtype=np.uint16).reshape(9, 10, 12)
+    mask = np.zeros((10, 12), np.uint32)
+    mask[4, 5] = 2
+    with h5py.File(tmp_path / "a.cxi", "w") as file:
+        for place, value in {
+            "data_1/data": counts,
+            "data_1/translation": np.arange(27.0).reshape(9, 3) * 1e-7,
+            "instrument_1/source_1/energy": 1e4 * 1.602176634e-19,
+            "instrument_1/detector_1/distance": 1.0,
+            "instrument_1/detector_1/x_pixel_size": 75e-6,
+            "instrument_1/detector_1/mask": mask,
+        }.items():
+            file[f"entry_1/{place}"] = value
+    with pytest.raises(ValueError, match="frames of 10 x 12 px .* give crop="):
+        ReplayBeamline.from_scan(tmp_path / "a.cxi", tmp_path / "frames")
+    beamline = ReplayBeamline.from_scan(tmp_path / "a.cxi", tmp_path / "frames", crop=8, centre=(5, 6), egu="um")
+    RE(replay_scan(beamline))
+    wanted = counts[:, 1:9, 2:10].astype(np.float32)
+    wanted[:, 3, 3] = np.nan
+    np.testing.assert_array_equal(written(beamline), wanted)
+    about = of("start")[0]["ptychography"]
+    assert about["geometry"]["frame_shape"] == [8, 8]
+    assert about["recorded_corrections"] == ["mask: 1.56% of the pixels are NaN"]
+    with pytest.raises(ValueError, match="crop: this scan is read already; give them to read_cxi"):
+        ReplayBeamline.from_scan(beamline.scan, tmp_path / "frames", crop=8)
+
+
 def test_the_name_of_version_0_1_0_warns(tmp_path, recorded) -> None:
     with pytest.warns(DeprecationWarning, match="ReplayBeamline.from_scan now"):
         assert ReplayBeamline.of(recorded, tmp_path / "frames", egu="um").stage.x.egu == "um"
