@@ -122,6 +122,7 @@ class RunPairing:
         self.keys = keys.filled_from(start)
         self.layout: RunLayout | None = None
         self.stop: Mapping[str, Any] | None = None
+        self.streams: set[str] = set()  # by name, whatever is in them
         self._descriptors: set[str] = set()
         self._points: dict[int, _Point] = {}
         self._ready: dict[int, FrameRef] = {}
@@ -157,6 +158,7 @@ class RunPairing:
             raise DocumentError(f"{name} document: {type(error).__name__}: {error}") from error
 
     def _on_descriptor(self, doc: Mapping[str, Any]) -> None:
+        self.streams.add(str(doc.get("name")))
         if doc.get("name") == self.keys.stream:
             if self.layout is None:
                 self.layout = RunLayout.find(self.start, doc["data_keys"], self.keys)
