@@ -92,7 +92,7 @@ def label(
     device : {"cpu", "cuda"}
         What the solver runs on.
     threads : int
-        Of the solver on a CPU; 0 leaves them to torch.
+        Of the solver on a CPU; 0 takes as many as processors are free.
     seed : int
         Of the order in which the solver takes the frames.
     again : bool
