@@ -212,6 +212,7 @@ class Reconstructor:
                 "family": self.card.family,
                 "weights_sha256": self.card.weights_sha256,
             },
+            "probe": None if self.card.probe is None else self.card.probe.model_dump(mode="json"),
             "device": self._place.device.where.type,
             "device_name": self.device_name,
             "device_events": self.device_events,
