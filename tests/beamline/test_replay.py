@@ -59,8 +59,38 @@ def test_every_nth_frame(RE, of, tmp_path, recorded) -> None:
     assert start["sample"] == "ramp"
     assert start["num_points"] == 3
     assert start["ptychography"]["dose_saved_fraction"] == pytest.approx(2 / 3)
+    about = start["ptychography"]
+    assert about["step_m"] == pytest.approx(3 * 2**0.5 * 1e-7)
+    assert about["recorded_index"] == {"every": 3, "first": 1}
     with pytest.raises(ValueError, match="every 0 and first 0 leave no frame of 9"):
         RE(replay_scan(beamline, every=0))
+    with pytest.raises(ValueError, match="frames must name some of 0 to 8; got \\[9\\]"):
+        RE(replay_scan(beamline, frames=[9]))
+    RE(replay_scan(beamline, first=8))
+    assert of("start")[-1]["ptychography"]["step_m"] is None
+
+
+def test_a_raster_is_thinned_in_both_directions_and_says_its_true_sampling(RE, of, tmp_path) -> None:
+    rows, columns = np.indices((63, 63)).reshape(2, -1) * 2e-7
+    with h5py.File(tmp_path / "r.h5", "w") as file:
+        file["data"] = np.ones((len(rows), 8, 8), np.uint16)
+    geometry = Geometry(energy_ev=1e4, distance_m=1.0, pixel_pitch_m=75e-6, frame_shape=(8, 8))
+    lazy = LazyFrames(tmp_path / "r.h5", "data", (len(rows), 8, 8), np.dtype(np.uint16))
+    probe = np.zeros((8, 8), np.complex64)
+    probe[3:6, 3:6] = 1
+    scan = CxiScan(tmp_path / "r.h5", lazy, y_m=rows, x_m=columns, geometry=geometry, probe=probe, bad_pixels=None)
+    beamline = ReplayBeamline.from_scan(scan, tmp_path / "frames", egu="um")
+    RE(replay_scan(beamline, every=64))
+    played = np.array([[e["data"][f"stage_{axis}"] for axis in "yx"] for e in of("event")])  # µm
+    assert len(played) == 63
+    between = np.hypot(*np.moveaxis(played[:, None] - played[None], -1, 0)) + 1e9 * np.eye(len(played))
+    far = np.hypot(*np.moveaxis(1e6 * np.stack([rows, columns], 1)[:, None] - played[None], -1, 0)).min(axis=1).max()
+    # 64 times the area of a frame each: 8 steps of 0.2 µm apart on a square lattice.
+    assert between.min() > 0.7 * 1.6
+    assert far < 0.9 * 1.6
+    about = of("start")[0]["ptychography"]
+    assert about["step_m"] == pytest.approx(np.median(between.min(axis=1)) * 1e-6)
+    assert about["sampling"] == pytest.approx(about["step_m"] / beamline.camera.probe_diameter_m)
 
 
 def test_a_file_is_cut_and_its_mask_applied_before_it_is_played(RE, of, tmp_path) -> None:
@@ -105,8 +135,10 @@ def test_other_plans_must_keep_to_measured_positions(RE, tmp_path, recorded) -> 
 
 def test_the_star_is_replayed_frame_by_frame(RE, of, tmp_path, measured: Path) -> None:
     beamline = ReplayBeamline.from_scan(measured / "velociprobe-siemens-star.cxi", tmp_path / "frames")
-    RE(replay_scan(beamline, every=100))
-    np.testing.assert_array_equal(written(beamline), beamline.scan.frames[::100])
+    chosen = list(range(0, 516, 100))
+    RE(replay_scan(beamline, frames=chosen))
+    np.testing.assert_array_equal(written(beamline), beamline.scan.frames[chosen])
+    assert of("start")[0]["ptychography"]["recorded_index"] == {"frames": chosen}
     about: dict[str, Any] = of("start")[0]["ptychography"]
     assert about["dense_equivalent_frames"] == 516
     assert about["probe_diameter_m"] == pytest.approx(1.6e-6, rel=0.05)
