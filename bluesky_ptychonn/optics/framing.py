@@ -15,19 +15,22 @@ class PreprocessConfig(BaseModel):
     """Orientation, cut, size and bad pixels; `recon.inference.preprocess` carries it out in this order.
 
     Bad pixels are mended, the frame is transposed, flipped, cut to a window with the beam at pixel
-    ``(N // 2, N // 2)``, binned or resized, and small counts are set to 0. The default leaves frames as they are.
+    ``(N // 2, N // 2)``, binned or resized, and small counts are set to 0. Only pixels in the window count for or
+    against a frame. The default leaves frames as they are.
 
     Parameters
     ----------
     bad_pixels : tuple of (row, column)
         Pixels of the recorded frame that are never believed.
     saturation : float, optional
-        Counts from which a pixel is not believed. An integer type's largest value never is.
+        Counts from which a pixel is not believed. An integer type's two largest values never are, nor is anything from
+        2³¹ - 2 on.
     hot_ratio : float, optional
         A pixel this many times brighter than the median of its neighbours is not believed. Off when not given: sharp
         diffraction peaks look the same.
     rejected_fraction : float
-        A frame is rejected when more than this fraction of its pixels had to be mended.
+        A frame is rejected when more than this fraction of its window's pixels had to be mended, or when its level lies
+        so far below zero that more than this fraction of its counts is missing.
     transpose, flip_y, flip_x : bool
         Swap rows and columns, then reverse rows, columns; the beam's pixel stays the beam's.
     centre : tuple of int, optional
@@ -79,6 +82,17 @@ class PreprocessConfig(BaseModel):
         if self.crop is not None:
             return (self.crop, self.crop)
         return (recorded[1], recorded[0]) if self.transpose else recorded
+
+    def window(self, recorded: tuple[int, int]) -> tuple[slice, slice]:
+        """Rows and columns of a recorded frame that the window takes of it."""
+        size = (recorded[1], recorded[0]) if self.transpose else recorded
+        beam, shape = self.beam_pixel(recorded), self.window_shape(recorded)
+        found = []
+        for n, centre, wanted, flipped in zip(size, beam, shape, (self.flip_y, self.flip_x), strict=True):
+            start = centre - wanted // 2
+            low, high = max(0, start), min(n, start + wanted)
+            found.append(slice(n - high, n - low) if flipped else slice(low, high))
+        return (found[1], found[0]) if self.transpose else (found[0], found[1])
 
     def output_shape(self, recorded: tuple[int, int]) -> tuple[int, int]:
         """Rows and columns that a recorded frame comes out with, px.

@@ -13,6 +13,7 @@ from bluesky_ptychonn.catalog.registry.champion import resolve_model
 from bluesky_ptychonn.catalog.runs.data_keys import RunError
 from bluesky_ptychonn.catalog.runs.stored_documents import documents_of, find_run
 from bluesky_ptychonn.live.pipeline.progress import Progress, Timing
+from bluesky_ptychonn.live.pipeline.protocols import ComponentFactory
 from bluesky_ptychonn.live.pipeline.run import RunReconstruction
 from bluesky_ptychonn.live.pipeline.settings import (
     ReconstructionKeywords,
@@ -82,8 +83,26 @@ def reconstruct(
     )
 
     from bluesky_ptychonn.live.pipeline.factory import TiledComponentFactory
+    from bluesky_ptychonn.recon.device import torch_threads
 
-    factory = TiledComponentFactory(settings, uuid.uuid4().hex, root=root, model=loaded)
+    with torch_threads(options.threads):
+        factory = TiledComponentFactory(settings, uuid.uuid4().hex, root=root, model=loaded)
+        job = _finish(stored, settings, factory, progress)
+    if job.given_up:
+        raise ConnectionError(f"{address.uri}: {job.progress.problem}")
+    if job.progress.state in ("failed", "ignored"):
+        where = f"; see {PROCESSED}/{job.progress.key}" if job.progress.key else ""
+        raise ValueError(f"run {job.progress.uid[:8]} cannot be reconstructed: {job.progress.problem}{where}")
+    return root[PROCESSED][job.progress.key]
+
+
+def _finish(
+    stored: Any,
+    settings: ReconstructionSettings,
+    factory: ComponentFactory,
+    progress: Callable[[Progress], None] | None,
+) -> RunReconstruction:
+    """Reconstruct a stored run to its end, whatever that is."""
     documents = documents_of(stored, settings.keys)
     job = RunReconstruction(
         next(documents)[1], factory, geometry=settings.geometry, keys=settings.keys, pace=settings.pace
@@ -100,9 +119,4 @@ def reconstruct(
         job.step()
         if progress is not None:
             progress(job.progress)
-    if job.given_up:
-        raise ConnectionError(f"{address.uri}: {job.progress.problem}")
-    if job.progress.state in ("failed", "ignored"):
-        where = f"; see {PROCESSED}/{job.progress.key}" if job.progress.key else ""
-        raise ValueError(f"run {job.progress.uid[:8]} cannot be reconstructed: {job.progress.problem}{where}")
-    return root[PROCESSED][job.progress.key]
+    return job

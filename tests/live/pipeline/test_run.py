@@ -316,6 +316,15 @@ def test_a_descriptor_that_cannot_be_used_is_named_as_the_cause() -> None:
     assert "before its first frame; documents that could not be used: {'descriptor': 1}" in spoilt.job.progress.problem
 
 
+def test_a_stream_that_is_not_there_is_named_beside_those_that_are() -> None:
+    bench = Bench(RunMaker(), 1, keys=DataKeys(stream="fly"))
+    bench.point(1)
+    bench.close()
+    assert bench.sink.metadata["problem"] == (
+        "run ended (success) before its first frame: no stream 'fly', only primary"
+    )
+
+
 def test_wrong_model_for_the_detector_is_said() -> None:
     other = Geometry(**{**GEOMETRY.model_dump(), "frame_shape": (32, 32)})
     bench = Bench(RunMaker(), 1, geometry=other)
