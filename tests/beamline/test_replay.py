@@ -15,6 +15,11 @@ from bluesky_ptychonn.beamline.frames import DATASET
 from bluesky_ptychonn.beamline.replay import ReplayBeamline, replay_scan
 from bluesky_ptychonn.optics.cxi import CxiScan, LazyFrames
 from bluesky_ptychonn.optics.geometry import Geometry
+from bluesky_ptychonn.optics.simulate import SimulatedExperiment
+from bluesky_ptychonn.recon.evaluation.metrics import phase_correlation
+from bluesky_ptychonn.recon.inference.reconstructor import Reconstructor
+from bluesky_ptychonn.recon.models.checkpoint import load_model
+from bluesky_ptychonn.recon.mosaic.stitch import Mosaic
 
 
 @pytest.fixture
@@ -119,6 +124,45 @@ def test_a_file_is_cut_and_its_mask_applied_before_it_is_played(RE, of, tmp_path
     assert about["recorded_corrections"] == ["mask: 1.56% of the pixels are NaN"]
     with pytest.raises(ValueError, match="crop: this scan is read already; give them to read_cxi"):
         ReplayBeamline.from_scan(beamline.scan, tmp_path / "frames", crop=8)
+
+
+def test_what_a_file_says_of_its_detector_reaches_the_image(RE, tmp_path) -> None:
+    experiment, rng = SimulatedExperiment.demo(), np.random.default_rng(7)
+    y, x = (np.indices((5, 5)).reshape(2, -1) - 2) * 0.35e-6
+    frames = np.stack([experiment.frame_at(*at, rng) for at in zip(y, x, strict=True)])
+    dark = np.round(20 + 5 * np.sin(np.arange(64) / 5)) * np.ones((64, 1))
+    recorded = (frames + dark).astype(np.uint16)
+    mask = np.full((64, 64), 0x1000)
+    for pixel in rng.integers(20, 44, (8, 2)):
+        recorded[(slice(None), *pixel)], mask[tuple(pixel)] = 30000, 1
+    geometry = experiment.geometry
+    with h5py.File(tmp_path / "a.cxi", "w") as file:
+        for place, value in {
+            "data_1/data": recorded[:, :, ::-1],
+            "data_1/translation": 1e3 * np.stack([x, y, 0 * x], axis=1),
+            "instrument_1/source_1/energy": geometry.energy_ev * 1.602176634e-19,
+            "instrument_1/detector_1/distance": geometry.distance_m,
+            "instrument_1/detector_1/basis_vectors": geometry.pixel_pitch_m * np.array([(0.0, -1, 0), (1, 0, 0)]),
+            "instrument_1/detector_1/mask": mask[:, ::-1],
+            "instrument_1/detector_1/data_dark": dark[:, ::-1],
+        }.items():
+            file[f"entry_1/{place}"] = value
+        file["entry_1/data_1/translation"].attrs["units"] = "mm"
+    beamline = ReplayBeamline.from_scan(tmp_path / "a.cxi", tmp_path / "frames")
+    RE(replay_scan(beamline))
+    engine = Reconstructor(load_model("simulated-zp64"), beamline.geometry, device="cpu")
+
+    def correlation(frames: np.ndarray) -> float:
+        batch = engine.for_run().reconstruct(frames)
+        mosaic = Mosaic(engine.pixel_m, engine.weight, anchor=engine.anchor)
+        mosaic.add(batch.patches, beamline.scan.y_m, beamline.scan.x_m, batch.trust)
+        mosaic.synchronise()
+        image = mosaic.snapshot()
+        seen = (image.coverage > 0.1 * image.coverage.max()).astype(float)
+        return phase_correlation(image.complex, experiment.truth_on(image.origin_m, image.phase.shape), seen)
+
+    assert correlation(written(beamline)) > correlation(frames) - 0.005 > 0.96
+    assert correlation(recorded) < 0.5
 
 
 def test_the_name_of_version_0_1_0_warns(tmp_path, recorded) -> None:
