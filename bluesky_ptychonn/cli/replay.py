@@ -13,7 +13,7 @@ from bluesky_ptychonn.cli.catalogs import DeviceOption, echo_result
 def replay(
     file: Annotated[Path, typer.Argument(help="CXI file with frames, positions and geometry")],
     model: Annotated[str, typer.Option(help="name or folder of the model")],
-    every: Annotated[int, typer.Option(help="play every n-th frame")] = 1,
+    every: Annotated[int, typer.Option(help="play one frame in n, spread evenly over the scanned area")] = 1,
     first: Annotated[int, typer.Option(help="index of the first frame played")] = 0,
     out: Annotated[Path, typer.Option(help="folder for catalog, picture and report")] = Path("replay-output"),
     exposure_s: Annotated[float, typer.Option(help="time of one exposure, s")] = 0.0,

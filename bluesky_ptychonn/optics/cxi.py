@@ -20,6 +20,7 @@ from bluesky_ptychonn.optics.cxi_frames import LazyFrames
 from bluesky_ptychonn.optics.framing import framed, framed_probe
 from bluesky_ptychonn.optics.geometry import HC_EV_M, MAX_SIDE_PX, Geometry, electron_wavelength_m
 from bluesky_ptychonn.optics.hdf5 import find_first, find_inside, numeric_dataset, open_hdf5, read_numeric
+from bluesky_ptychonn.optics.positions import nearest
 from bluesky_ptychonn.optics.probe_modes import ProbeMode, strongest_mode
 
 # The format lets the same thing stand in several places, mostly as links to each other.
@@ -79,7 +80,7 @@ class CxiScan:
     @property
     def nearest_m(self) -> float:
         """Median distance of a position to its nearest neighbour, m."""
-        return float(np.median(_nearest(self.y_m, self.x_m)[0]))
+        return float(np.median(nearest(self.y_m, self.x_m)[0]))
 
     def check_masked(self, rejected_fraction: float) -> None:
         """Refuse, in words (ValueError), a scan with more of a frame masked than `PreprocessConfig` lets be mended."""
@@ -315,15 +316,6 @@ def _probe(group: Any, detector: DetectorStatement, source: Path) -> ProbeMode |
     return replace(mode, wave=framed_probe(mode.wave, detector.correction.framing))
 
 
-def _nearest(y_m: NDArray[np.float64], x_m: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.intp]]:
-    """Distance to, and index of, the nearest other position."""
-    from scipy.spatial import cKDTree
-
-    points = np.stack([y_m, x_m], axis=1)
-    distance, index = cKDTree(points).query(points, k=2)
-    return distance[:, 1], index[:, 1]
-
-
 def near_field_shadow(scan: CxiScan) -> str | None:
     """Say, in words, why frames are near-field ones; None where they may be far-field.
 
@@ -337,7 +329,7 @@ def near_field_shadow(scan: CxiScan) -> str | None:
     n = len(scan)
     if n < 8:
         return None
-    distance, neighbour = _nearest(scan.y_m, scan.x_m)
+    distance, neighbour = nearest(scan.y_m, scan.x_m)
     first = np.unique(np.linspace(0, n - 1, min(n, _SHADOW_FRAMES)).astype(int))
     first = first[distance[first] > 0]
     if first.size < 8:
