@@ -207,7 +207,12 @@ class RunReconstruction:
     def _give_up(self, *, outage: bool) -> None:
         log.error("run %s: given up: %s", self.progress.uid, self.progress.problem)
         self.given_up = outage
-        self._finish("failed")
+        if not outage:
+            try:  # a result left live would be taken for one that was interrupted, and made again and again
+                return self._write_failure(RunError(self.progress.problem))
+            except Exception:
+                log.exception("run %s: its result cannot be closed", self.progress.uid)
+        return self._finish("failed")
 
     def _advance(self) -> None:
         assembly = self._assembly or self._open()

@@ -524,6 +524,7 @@ def test_mistake_of_ours_is_tried_three_times_and_shown() -> None:
     assert bench.job.progress.state == "failed"
     assert bench.job.progress.problem == "TypeError: a mistake"
     assert not bench.job.given_up  # a new worker would only make it again
+    assert (bench.sink.status, bench.sink.metadata["problem"]) == ("failed", "TypeError: a mistake")
 
 
 @settings(max_examples=60)
