@@ -57,6 +57,13 @@ class FrameReconstructor(Protocol):
     def placed(self, patches: NDArray[np.complex64], y_m: NDArray[np.float64], x_m: NDArray[np.float64]) -> None:
         """Hear where patches (n, h, w) of this run lie, m."""
 
+    @property
+    def probe_factor(self) -> float:
+        """Factor that brings the probe to the run's flux, as the latest frames were made with."""
+
+    def settle(self) -> None:
+        """Hold flux and figures as they are: what comes now are frames of the run that are done again."""
+
     def verdict(self) -> Verdict | None:
         """Judge the run so far; None before its first frame."""
 

@@ -39,6 +39,7 @@ class FakeReconstructor:
     heard: list[float] = field(default_factory=list)
     judgement: Verdict | None = None
     refinement: Refinement | None = None
+    probe_factor: float = 1.0
 
     @property
     def weight(self) -> NDArray[np.float32]:
@@ -59,6 +60,10 @@ class FakeReconstructor:
     def refine(self, image: MosaicImage, frames: NDArray[Any], *_: Any) -> tuple[MosaicImage, dict[str, Any]]:
         """Double the amplitude, and tell of how many frames."""
         return replace(image, amplitude=2 * image.amplitude), {"frames": len(frames), "seconds": 0.0}
+
+    def settle(self) -> None:
+        """See `FrameReconstructor.settle`; noted among the calls as -1."""
+        self.calls.append(-1)
 
     def placed(self, patches: NDArray[np.complex64], y_m: NDArray[np.float64], x_m: NDArray[np.float64]) -> None:
         """See `FrameReconstructor.placed`; nothing is judged, the frames' x are kept."""
