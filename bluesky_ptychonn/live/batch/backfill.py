@@ -65,7 +65,7 @@ def unfinished(catalog: Any, *, since: float | None = None, raw: str = RAW) -> I
 
 
 def _reason(root: Any, uid: str, exit_status: str) -> str:
-    found = reconstructions(root, raw=uid, limit=20)
+    found = reconstructions(root, raw=uid, limit=20) or reconstructions(root, raw=uid, status="failed", limit=1)
     if not found:
         return "has no reconstruction"
     if any(result.metadata["status"] == "complete" for result in found):

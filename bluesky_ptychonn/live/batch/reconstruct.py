@@ -94,7 +94,8 @@ def reconstruct(
             job.feed(name, doc)
     except RunError as error:
         job.fail(error)
-    job.end("unknown", "the run has no stop document")
+    stop = stored.metadata.get("stop") or {"reason": "the run has no stop document"}
+    job.end(str(stop.get("exit_status", "unknown")), str(stop.get("reason") or ""))
     while not job.progress.finished:
         time.sleep(max(0.0, min(job.due - time.monotonic(), 1.0)))
         job.step()
