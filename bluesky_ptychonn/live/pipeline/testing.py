@@ -123,6 +123,8 @@ class FakeSink:
     waits_since: float | None = None
     full: Exception | None = None
     problem: str = ""
+    exit_status: str | None = None
+    refused: str = ""
 
     @property
     def behind(self) -> bool:
@@ -158,12 +160,13 @@ class FakeSink:
         """Keep the metadata."""
         self.metadata.update(metadata)
 
-    def finish(self, exit_status: str, counts: Mapping[str, Any]) -> str:
+    def finish(self, exit_status: str | None, counts: Mapping[str, Any], refused: str = "") -> str:
         """Complete when the run succeeded and every frame has a reconstruction."""
+        self.exit_status, self.refused = exit_status, refused
         whole = exit_status == "success" and counts["reconstructed"] == max(counts["expected"] or 0, counts["seen"])
         whole = whole and not counts.get("unusable_documents")
         self.counts = counts
-        self.status = "failed" if exit_status == "fail" or not counts["reconstructed"] else "partial"
+        self.status = "failed" if refused or exit_status == "fail" or not counts["reconstructed"] else "partial"
         if whole and counts["reconstructed"]:
             self.status = "complete"
         return self.status
