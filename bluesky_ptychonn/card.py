@@ -21,7 +21,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, Validation
 from bluesky_ptychonn.calibration import TrustCalibration
 from bluesky_ptychonn.files import write_whole
 from bluesky_ptychonn.model_folders import CARD_FILE, available_models, find_model, model_folders
-from bluesky_ptychonn.optics.framing import PreprocessConfig
+from bluesky_ptychonn.optics.framing import PUBLISHED_PREPROCESSING, PreprocessConfig
 from bluesky_ptychonn.optics.geometry import Geometry
 
 __all__ = [
@@ -272,6 +272,15 @@ class ModelCard(_Frozen):
     def for_any_probe(self) -> bool:
         """Whether it waits for a probe: its network is told one with every frame, and the card has none."""
         return self.probe is None and self.family in PROBE_FAMILIES
+
+    @property
+    def input_unknown(self) -> bool:
+        """Whether it is a checkpoint of others, and nobody said what they did to counts before the network."""
+        imported = self.training.get("imported")
+        if not isinstance(imported, dict) or imported.get("input") is not None:
+            return False
+        said = self.network.get("input_root", False) or self.network.get("input_scale", 1.0) != 1.0
+        return not said and self.input.preprocess != PUBLISHED_PREPROCESSING
 
     def _envelope(self, covered_at_least: float = 0.0) -> tuple[list[float], list[float]]:
         """Give the steps and the largest error measured up to each: a promise must hold for all smaller steps.

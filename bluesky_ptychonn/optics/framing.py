@@ -118,3 +118,7 @@ class PreprocessConfig(BaseModel):
         rows, columns = self.output_shape(geometry.frame_shape)
         pitch = geometry.pixel_pitch_m * self.window_shape(geometry.frame_shape)[0] / rows
         return geometry.model_copy(update={"frame_shape": (rows, columns), "pixel_pitch_m": pitch})
+
+
+#: What the authors of the two-head PtychoNN did to 256×256 frames; the counts went in as they then were.
+PUBLISHED_PREPROCESSING = PreprocessConfig(crop=192, resize=64, count_threshold=3)
