@@ -273,6 +273,15 @@ class ModelCard(_Frozen):
         """Whether it waits for a probe: its network is told one with every frame, and the card has none."""
         return self.probe is None and self.family in PROBE_FAMILIES
 
+    def check_probe(self) -> None:
+        """Refuse, in words (ValueError), a model for any probe that was given none: it reconstructs nothing."""
+        if self.for_any_probe:
+            raise ValueError(
+                f"model {self.name!r} is for any probe and has none yet. Give it yours: "
+                f"for_probe({self.name!r}, probe, geometry) for use at once, or ptychonn train --start "
+                f"{self.name} --frames 0 --probe FILE --out FOLDER to have its errors measured too"
+            )
+
     @property
     def input_unknown(self) -> bool:
         """Whether it is a checkpoint of others, and nobody said what they did to counts before the network."""
@@ -389,7 +398,11 @@ class ModelCard(_Frozen):
             )
 
     def check_geometry(self, geometry: Geometry) -> None:
-        """Refuse, in words, a scan the model was not trained for: frame shape, or object pixel off by over 2 %."""
+        """Refuse, in words, a scan the model was not trained for: frame shape, or object pixel off by over 2 %.
+
+        And, before that, a model that lacks its probe, see `check_probe`: it was trained at no object pixel.
+        """
+        self.check_probe()
         pixel = self.network_geometry(geometry).object_pixel_m
         if abs(pixel / self.input.object_pixel_m - 1) > PIXEL_TOLERANCE:
             raise ValueError(

@@ -7,9 +7,8 @@ import uuid
 from collections.abc import Callable
 from typing import Any, Unpack
 
-from bluesky_ptychonn.card import find_model
 from bluesky_ptychonn.catalog.connection.connect import PROCESSED, Address
-from bluesky_ptychonn.catalog.registry.champion import resolve_model
+from bluesky_ptychonn.catalog.registry.champion import usable_model
 from bluesky_ptychonn.catalog.runs.data_keys import RunError
 from bluesky_ptychonn.catalog.runs.stored_documents import documents_of, find_run
 from bluesky_ptychonn.live.pipeline.progress import Progress, Timing
@@ -71,12 +70,14 @@ def reconstruct(
     """
     options = with_keywords(_OPTIONS, keywords, ReconstructionKeywords)
     loaded = model if hasattr(model, "network") else None
+    if loaded is not None:
+        loaded.card.check_probe()
     address = Address.from_catalog(catalog)
     root = address.client
     stored = find_run(root, run, options.raw)
     settings = ReconstructionSettings.from_options(
         options,
-        model="" if loaded is not None else str(find_model(resolve_model(model, root))),
+        model="" if loaded is not None else str(usable_model(model, root)),
         catalog=address.uri,
         threads=options.threads or 0,
     )
