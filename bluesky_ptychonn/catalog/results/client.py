@@ -152,6 +152,8 @@ class PtychoReconstruction(DerivedData):
 
         def read() -> MosaicImage:
             before = self._newest()
+            if not before.get("mosaic"):
+                raise LookupError(f"reconstruction {self._uid[:8]} ({before['status']}) has no image yet")
             pictures = {name: self._array(before, name) for name in PICTURES}
             after = self._newest()["mosaic"]
             if before["mosaic"]["snapshot"] != after["snapshot"]:
@@ -252,6 +254,10 @@ class PtychoReconstruction(DerivedData):
         return f"<{SPEC} {self._uid[:8]} {', '.join(parts)}>"
 
     # -- inside
+
+    def _panels(self) -> dict[str, NDArray[np.float32]]:
+        image = self.mosaic()
+        return {name: getattr(image, name) for name in ("amplitude", "phase", "trust", "coverage")}
 
     def _title(self) -> str:
         metadata = self.metadata

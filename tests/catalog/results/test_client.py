@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import io
 import os
 import subprocess
 import sys
@@ -11,12 +12,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from bluesky_ptychonn.catalog.connection.errors import CatalogUnavailableError
 from bluesky_ptychonn.catalog.connection.http import TiledNode
 from bluesky_ptychonn.catalog.connection.server import CatalogServer
 from bluesky_ptychonn.catalog.results.client import PtychoReconstruction, newest_with_image, reconstructions
 from bluesky_ptychonn.catalog.results.mosaics import PICTURES
+from bluesky_ptychonn.catalog.results.overview import OVERVIEW
 from bluesky_ptychonn.recon.mosaic.stitch import Mosaic
 from tests.support.results import block_of, counts_of, make_sink, patches_of, picture, start_document
 
@@ -263,3 +266,29 @@ def test_a_real_mosaic_goes_through_unchanged(catalog_server: CatalogServer) -> 
     for name in PICTURES:
         np.testing.assert_array_equal(getattr(found, name), getattr(image, name))
     assert found.origin_m == pytest.approx(image.origin_m)
+
+
+def test_a_notebook_shows_it_with_its_picture(
+    catalog_server: CatalogServer, finished: PtychoReconstruction, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    png = np.asarray(Image.open(io.BytesIO(finished._repr_png_() or b"")))
+    np.testing.assert_array_equal(png, finished[OVERVIEW].read())
+    shown = finished._repr_html_()
+    assert "&lt;PtychoReconstruction" in shown
+    assert "data:image/png;base64,iVBOR" in shown
+    nothing_yet = catalog_server.processed[make_sink(catalog_server).key]
+    assert nothing_yet._repr_png_() is None
+    assert "live" in nothing_yet._repr_html_()
+    monkeypatch.setattr(TiledNode, "read_array", lambda *_: (_ for _ in ()).throw(CatalogUnavailableError("no answer")))
+    assert finished._repr_png_() is None
+
+
+def test_what_was_found_is_shown_a_line_each(catalog_server: CatalogServer) -> None:
+    start = start_document()
+    for _ in range(2):
+        make_sink(catalog_server, start)
+    found = reconstructions(catalog_server, raw=start["uid"])
+    assert [line[:22] for line in repr(found).splitlines()] == ["[<PtychoReconstruction", " <PtychoReconstruction"]
+    assert found._repr_html_().count("<li><code>&lt;PtychoReconstruction") == 2
+    assert found == list(found)
+    assert repr(reconstructions(catalog_server, raw="none such")) == "[]"
