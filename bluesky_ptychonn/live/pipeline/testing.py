@@ -163,7 +163,8 @@ class FakeSink:
     def finish(self, exit_status: str | None, counts: Mapping[str, Any], refused: str = "") -> str:
         """Complete when the run succeeded and every frame has a reconstruction."""
         self.exit_status, self.refused = exit_status, refused
-        whole = exit_status == "success" and counts["reconstructed"] == max(counts["expected"] or 0, counts["seen"] or 0)
+        wanted = max(counts["expected"] or 0, counts["seen"] or 0)
+        whole = exit_status == "success" and counts["reconstructed"] == wanted
         whole = whole and not counts.get("unusable_documents")
         self.counts = counts
         self.status = "failed" if refused or exit_status == "fail" or not counts["reconstructed"] else "partial"
