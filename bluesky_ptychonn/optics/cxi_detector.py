@@ -17,7 +17,7 @@ from pydantic import ValidationError
 from bluesky_ptychonn.optics.cxi_frames import FrameCorrection, marked_bad
 from bluesky_ptychonn.optics.framing import PreprocessConfig, framed
 from bluesky_ptychonn.optics.geometry import to_metres
-from bluesky_ptychonn.optics.hdf5 import find_inside, numeric_dataset, read_numeric
+from bluesky_ptychonn.optics.hdf5 import MOST_BYTES, find_inside, numeric_dataset, read_numeric
 
 JOULE_PER_EV = 1.602176634e-19
 _ENERGY_UNITS = {"j": 1.0, "joule": 1.0, "ev": JOULE_PER_EV, "kev": 1e3 * JOULE_PER_EV}
@@ -258,6 +258,10 @@ def read_detector(
     ValueError
         In words, for a statement that cannot be used.
     """
+    if math.prod(frames.shape[1:]) * 4 > MOST_BYTES:
+        raise ValueError(
+            f"{name}: frames of {frames.shape[1]} x {frames.shape[2]} px; a frame takes at most {MOST_BYTES} B"
+        )
     image = _is_processed(group, frames, name)
     shape, count = (int(frames.shape[1]), int(frames.shape[2])), int(frames.shape[0])
     reader = _Reader(group, "image_1" if image else "instrument_1/detector_1", shape, count, name)
@@ -335,6 +339,8 @@ def _refuse_beam_outside(reader: _Reader, framing: PreprocessConfig, beam: tuple
 
 def _masked_fraction(reader: _Reader, correction: FrameCorrection) -> float:
     """Part of the pixels that are masked in a frame as it comes out; of masks for single frames the mean of some."""
+    if correction.bad is None and correction.masks is None:
+        return 0.0
     bad = np.zeros(reader.shape, bool) if correction.bad is None else correction.bad
     marked = [bad]
     if correction.masks is not None:
