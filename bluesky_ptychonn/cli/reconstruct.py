@@ -30,6 +30,7 @@ def reconstruct(
         bool, typer.Option(help="refine with the probe tuned to this run first, for optics that drift")
     ] = False,
     energy_ev: Annotated[float | None, typer.Option(help="photon energy, eV, where the run does not say")] = None,
+    wavelength_m: Annotated[float | None, typer.Option(help="instead of it the wavelength, m: of electrons")] = None,
     distance_m: Annotated[float | None, typer.Option(help="sample to detector, m")] = None,
     pixel_pitch_m: Annotated[float | None, typer.Option(help="detector pixel pitch, m")] = None,
 ) -> None:
@@ -39,7 +40,12 @@ def reconstruct(
     from bluesky_ptychonn.recon.mosaic.refine_config import Refinement
 
     check_model(model)
-    given = {"energy_ev": energy_ev, "distance_m": distance_m, "pixel_pitch_m": pixel_pitch_m}
+    given = {
+        "energy_ev": energy_ev,
+        "wavelength_m": wavelength_m,
+        "distance_m": distance_m,
+        "pixel_pitch_m": pixel_pitch_m,
+    }
     with open_catalog(catalog) as root:
         from bluesky_ptychonn.catalog.registry.champion import resolve_model
         from bluesky_ptychonn.live.batch.reconstruct import reconstruct as run_reconstruction
@@ -81,7 +87,7 @@ def backfill(
         from bluesky_ptychonn.live.batch.backfill import backfill as fill
         from bluesky_ptychonn.live.batch.backfill import unfinished
 
-        count, found = 0, ((run, "") for run in unfinished(root, since=since))
+        count, found = 0, ((run, "") for run in unfinished(root, model, since=since, device=device))
         if not list_only:
             done = fill(root, model, since=since, limit=limit, device=device)
             found = ((run, f"; now {result!r}") for run, result in done)

@@ -69,6 +69,9 @@ def train(
     ] = None,
     seed: Annotated[int, typer.Option(help="of weights and data")] = 0,
     energy_ev: Annotated[float | None, typer.Option(help="photon energy, eV")] = None,
+    wavelength_m: Annotated[
+        float | None, typer.Option(help="wavelength, m, instead of a photon energy: of electrons")
+    ] = None,
     distance_m: Annotated[float | None, typer.Option(help="sample to detector, m")] = None,
     pixel_pitch_m: Annotated[float | None, typer.Option(help="detector pixel pitch, m")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N")] = "auto",
@@ -88,7 +91,12 @@ def train(
     from bluesky_ptychonn.recon.training.request import TrainRequest
 
     torch.set_num_threads(threads or free_processors())
-    geometry = {"energy_ev": energy_ev, "distance_m": distance_m, "pixel_pitch_m": pixel_pitch_m}
+    geometry = {
+        "energy_ev": energy_ev,
+        "wavelength_m": wavelength_m,
+        "distance_m": distance_m,
+        "pixel_pitch_m": pixel_pitch_m,
+    }
     request = TrainRequest(
         probe=probe,
         out=out,

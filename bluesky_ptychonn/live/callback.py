@@ -285,7 +285,7 @@ class LiveReconstruction:
         return status
 
     def result(self, uid: str | None = None) -> Any:
-        """Client of a run's reconstruction in the catalog; of the latest when no `uid` is given.
+        """Client of a run's reconstruction in the catalog; of the latest that was not refused when no `uid` is given.
 
         Raises
         ------
@@ -294,7 +294,8 @@ class LiveReconstruction:
         """
         runs = self.status.runs
         if uid is None:
-            uid = next((uid for uid, run in reversed(runs.items()) if run.key), "")
+            made = [uid for uid, run in runs.items() if run.key]
+            uid = next((uid for uid in reversed(made) if runs[uid].state != "failed"), made[-1] if made else "")
         run = runs.get(uid)
         if run is None or run.key is None:
             raise LookupError(f"no reconstruction: {run or uid or 'no run was seen yet'}")

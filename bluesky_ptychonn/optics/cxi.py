@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import math
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +18,10 @@ from numpy.typing import NDArray
 from bluesky_ptychonn.optics.cxi_detector import JOULE_PER_EV, DetectorStatement, in_si, read_detector
 from bluesky_ptychonn.optics.cxi_frames import LazyFrames
 from bluesky_ptychonn.optics.framing import framed, framed_probe
-from bluesky_ptychonn.optics.geometry import HC_EV_M, MAX_SIDE_PX, Geometry
+from bluesky_ptychonn.optics.geometry import HC_EV_M, MAX_SIDE_PX, Geometry, electron_wavelength_m
 from bluesky_ptychonn.optics.hdf5 import find_first, find_inside, numeric_dataset, open_hdf5, read_numeric
 from bluesky_ptychonn.optics.positions import nearest
+from bluesky_ptychonn.optics.probe_modes import ProbeMode, strongest_mode
 
 # The format lets the same thing stand in several places, mostly as links to each other.
 _FRAMES = ("data_1/data", "instrument_1/detector_1/data", "image_1/data")
@@ -31,7 +32,7 @@ _POSITIONS = (
     "sample_1/geometry/translation",
 )
 _PROBES = ("instrument_1/source_1/illumination", "instrument_1/source_1/probe")
-_JOULE_PER_EV = JOULE_PER_EV
+_SHORTEST_LIGHT_M = 1e-11
 _SHADOW_FRAMES = 64
 
 
@@ -51,13 +52,15 @@ class CxiScan:
     geometry : Geometry
         With the place in the file each value came from.
     probe : (N, N) complex64 ndarray or None
-        Illumination in object pixels, as the file has it.
+        Illumination in object pixels, as the file has it; of several modes the strongest.
     bad_pixels : (N, N) bool ndarray or None
         Pixels that the file's mask condemns in every frame; NaN in `frames`.
     masked_fraction : float
         Part of a frame's pixels that is masked.
     corrections : tuple of str
         What the file says of its detector and was used, in words.
+    probe_light_fraction : float
+        Part of the light that `probe` has, of all modes of the file.
     """
 
     path: Path
@@ -69,6 +72,7 @@ class CxiScan:
     bad_pixels: NDArray[np.bool_] | None
     masked_fraction: float = 0.0
     corrections: tuple[str, ...] = ()
+    probe_light_fraction: float = 1.0
 
     def __len__(self) -> int:
         return len(self.frames)
@@ -147,13 +151,14 @@ def read_cxi(
         detector = read_detector(group, frames, source.name, _photon_j(group), asked)
         geometry = _geometry(group, detector.frame_shape, source, detector)
         _check_extent(y_m, x_m, geometry, source)
-        probe = _framed_probe(group, detector, source)
+        mode = _probe(group, detector, source)
         bad, dtype = detector.correction.bad, detector.correction.dtype(frames.dtype)
         shape = (len(frames), *detector.frame_shape)
         lazy = LazyFrames(source.absolute(), frames.name, shape, dtype, detector.correction)
     bad = None if bad is None else framed(np.where(bad, np.nan, 0)[None], detector.correction.framing)[0]
+    wave, light = (None, 1.0) if mode is None else (mode.wave, mode.light_fraction)
     about = (None if bad is None else np.isnan(bad), detector.masked_fraction, detector.words)
-    scan = CxiScan(source.absolute(), lazy, y_m, x_m, geometry, probe, *about)
+    scan = CxiScan(source.absolute(), lazy, y_m, x_m, geometry, wave, *about, light)
     if check_far_field and (shadow := near_field_shadow(scan)) is not None:
         raise ValueError(f"{source.name} holds near-field data, which far-field ptychography cannot use: {shadow}")
     return scan
@@ -245,25 +250,19 @@ def _geometry(group: Any, shape: tuple[int, ...], source: Path, told: DetectorSt
     where = f"CXI file {source.name}, {group.name}"
     energy_j = _scalar(group, "instrument_1/source_1/energy")
     wavelength = _scalar(group, "instrument_1/source_1/wavelength")
-    from_energy = None if energy_j is None else energy_j / _JOULE_PER_EV
-    from_wavelength = None if wavelength is None else HC_EV_M / wavelength
-    if from_energy and from_wavelength and abs(from_energy / from_wavelength - 1) > 1e-3:
-        raise ValueError(
-            f"{source.name}: energy ({from_energy:g} eV) and wavelength ({from_wavelength:g} eV) in "
-            f"{group.name}/instrument_1/source_1 contradict each other; CXI wants J and m"
-        )
+    light = _light(energy_j, wavelength, electrons=_text(group, "instrument_1/source_1/probe") == "electron")
     pitch_y, pitch_x = (_scalar(group, f"instrument_1/detector_1/{axis}_pixel_size") for axis in "yx")
     if pitch_x and pitch_y and abs(pitch_x / pitch_y - 1) > 1e-6:
         raise ValueError(f"{source.name}: pixels of {pitch_y:g} by {pitch_x:g} m; square ones are needed")
     values = {
-        "energy_ev": from_energy or from_wavelength,
+        **light,
         "distance_m": _scalar(group, "instrument_1/detector_1/distance"),
         "pixel_pitch_m": pitch_x or pitch_y,
         "frame_shape": tuple(int(side) for side in shape),
     }
     told.complete(values)
     places = {
-        "energy_ev": "instrument_1/source_1/energy" if from_energy else "instrument_1/source_1/wavelength",
+        **dict.fromkeys(light, f"instrument_1/source_1/{'wavelength' if energy_j is None else 'energy'}"),
         "distance_m": "instrument_1/detector_1/distance",
         "pixel_pitch_m": "instrument_1/detector_1/x_pixel_size",
         "frame_shape": "shape of the frames",
@@ -278,27 +277,43 @@ def _photon_j(group: Any) -> float | None:
     return energy if energy or not wavelength else HC_EV_M * JOULE_PER_EV / wavelength
 
 
-def _framed_probe(group: Any, detector: DetectorStatement, source: Path) -> NDArray[np.complex64] | None:
+def _text(group: Any, place: str) -> str:
+    """Text in lower case; empty where there is none."""
+    found = find_inside(group, place, group.name)
+    value = found[()] if getattr(found, "shape", None) == () and found.dtype.kind in "SO" else b""
+    return (value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)).strip().lower()
+
+
+def _light(energy_j: float | None, wavelength_m: float | None, *, electrons: bool) -> dict[str, float]:
+    """Give energy, wavelength or both as `Geometry` takes them: both of electrons, of photons the energy."""
+    energy_ev = None if energy_j is None else energy_j / JOULE_PER_EV
+    if energy_ev is None:
+        return {} if wavelength_m is None else _of_wavelength(wavelength_m)
+    if wavelength_m is None:
+        return {"energy_ev": energy_ev} | ({"wavelength_m": electron_wavelength_m(energy_ev)} if electrons else {})
+    if abs(wavelength_m * energy_ev / HC_EV_M - 1) <= 1e-3:
+        # Of electrons some write the energy that photons of their wavelength would have.
+        return _of_wavelength(wavelength_m) if wavelength_m < _SHORTEST_LIGHT_M else {"energy_ev": energy_ev}
+    return {"energy_ev": energy_ev, "wavelength_m": wavelength_m}
+
+
+def _of_wavelength(wavelength_m: float) -> dict[str, float]:
+    """Say what it means alone: a wavelength does not say what has it, but no beamline has photons beyond 124 keV."""
+    return {"wavelength_m": wavelength_m} if wavelength_m < _SHORTEST_LIGHT_M else {"energy_ev": HC_EV_M / wavelength_m}
+
+
+def _probe(group: Any, detector: DetectorStatement, source: Path) -> ProbeMode | None:
     """Probe that goes with the frames as they come out; the file's goes with them as recorded, or already so."""
     place = find_first(group, _PROBES, source.name)
-    if place is None:
+    if place is None or _text(group, place):  # where NeXus names what the source gives
         return None
     found = numeric_dataset(group, place, source.name).shape
+    if found[-2:] not in (detector.recorded_shape, detector.frame_shape) or 0 in found:
+        raise ValueError(f"{source.name}: probe at {place} is {found} px, frames are {detector.frame_shape} px")
+    mode = strongest_mode(read_numeric(group, place, source.name).astype(np.complex64), source.name)
     if found[-2:] != detector.recorded_shape:
-        return _probe(group, detector.frame_shape, source)
-    probe = _probe(group, detector.recorded_shape, source)
-    return None if probe is None else framed_probe(probe, detector.correction.framing)
-
-
-def _probe(group: Any, shape: tuple[int, int], source: Path) -> NDArray[np.complex64] | None:
-    place = find_first(group, _PROBES, source.name)
-    if place is None:
-        return None
-    found = numeric_dataset(group, place, source.name).shape
-    if found[-2:] != shape or 0 in found:
-        raise ValueError(f"{source.name}: probe at {place} is {found} px, frames are {shape} px")
-    modes = read_numeric(group, place, source.name).reshape(-1, *shape)
-    return np.asarray(modes[0], dtype=np.complex64)
+        return mode
+    return replace(mode, wave=framed_probe(mode.wave, detector.correction.framing))
 
 
 def near_field_shadow(scan: CxiScan) -> str | None:

@@ -135,8 +135,7 @@ class PreprocessConfig(BaseModel):
         """
         rows, columns = self.output_shape(geometry.frame_shape)
         pitch = geometry.pixel_pitch_m * self.window_shape(geometry.frame_shape)[0] / rows
-        changed = {"frame_shape": (rows, columns), "pixel_pitch_m": pitch}
-        return Geometry.model_validate({**geometry.model_dump(), **changed})
+        return geometry.model_copy(update={"frame_shape": (rows, columns), "pixel_pitch_m": pitch})
 
 
 def framed(frames: NDArray[Any], config: PreprocessConfig) -> NDArray[Any]:
