@@ -21,7 +21,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, Validation
 from bluesky_ptychonn.calibration import TrustCalibration
 from bluesky_ptychonn.files import write_whole
 from bluesky_ptychonn.model_folders import CARD_FILE, available_models, find_model, model_folders
-from bluesky_ptychonn.optics.framing import PreprocessConfig
+from bluesky_ptychonn.optics.framing import PUBLISHED_PREPROCESSING, PreprocessConfig
 from bluesky_ptychonn.optics.geometry import Geometry
 
 __all__ = [
@@ -273,6 +273,24 @@ class ModelCard(_Frozen):
         """Whether it waits for a probe: its network is told one with every frame, and the card has none."""
         return self.probe is None and self.family in PROBE_FAMILIES
 
+    def check_probe(self) -> None:
+        """Refuse, in words (ValueError), a model for any probe that was given none: it reconstructs nothing."""
+        if self.for_any_probe:
+            raise ValueError(
+                f"model {self.name!r} is for any probe and has none yet. Give it yours: "
+                f"for_probe({self.name!r}, probe, geometry) for use at once, or ptychonn train --start "
+                f"{self.name} --frames 0 --probe FILE --out FOLDER to have its errors measured too"
+            )
+
+    @property
+    def input_unknown(self) -> bool:
+        """Whether it is a checkpoint of others, and nobody said what they did to counts before the network."""
+        imported = self.training.get("imported")
+        if not isinstance(imported, dict) or imported.get("input") is not None:
+            return False
+        said = self.network.get("input_root", False) or self.network.get("input_scale", 1.0) != 1.0
+        return not said and self.input.preprocess != PUBLISHED_PREPROCESSING
+
     def _envelope(self, covered_at_least: float = 0.0) -> tuple[list[float], list[float]]:
         """Give the steps and the largest error measured up to each: a promise must hold for all smaller steps.
 
@@ -380,7 +398,11 @@ class ModelCard(_Frozen):
             )
 
     def check_geometry(self, geometry: Geometry) -> None:
-        """Refuse, in words, a scan the model was not trained for: frame shape, or object pixel off by over 2 %."""
+        """Refuse, in words, a scan the model was not trained for: frame shape, or object pixel off by over 2 %.
+
+        And, before that, a model that lacks its probe, see `check_probe`: it was trained at no object pixel.
+        """
+        self.check_probe()
         pixel = self.network_geometry(geometry).object_pixel_m
         if abs(pixel / self.input.object_pixel_m - 1) > PIXEL_TOLERANCE:
             raise ValueError(

@@ -55,8 +55,10 @@ def recorded_plan(function: Callable[_Arguments, MsgGenerator[str]]) -> Callable
 def spacing(
     model: str | None, tolerated_error_rad: float, step_um: float | None, allow_unmeasured: bool
 ) -> tuple[ModelCard | None, float]:
-    """Card, and step in m, refusing in words a step the model was never measured at."""
+    """Card, and step in m, refusing in words a model without its probe, or a step it was never measured at."""
     card = load_card(model) if model is not None else None
+    if card is not None:
+        card.check_probe()
     if step_um is None:
         if card is None:
             raise ValueError("sparse scan: give model= (its card says the spacing), or step_um=")

@@ -77,12 +77,15 @@ def split_name(name: str) -> tuple[str, str | None]:
 
 
 def check_model(model: str) -> None:
-    """Refuse an unknown version or folder before a server is started; a bare name only the catalog may know."""
+    """Refuse an unknown version or folder, or one without its probe, before a server is started.
+
+    A bare name only the catalog may know.
+    """
     from bluesky_ptychonn.card import load_card
     from bluesky_ptychonn.catalog.registry.champion import bare_name
 
     if not bare_name(model):
-        load_card(model)
+        load_card(model).check_probe()
 
 
 def find_reconstruction(root: Any, which: str) -> Any:

@@ -101,6 +101,8 @@ class LiveReconstruction:
         options = with_keywords(options or LiveOptions(), keywords, LiveKeywords)
         own_process = options.worker == "process"
         loaded = model if hasattr(model, "network") else None
+        if loaded is not None:
+            loaded.card.check_probe()
         self._errors = 0
         self._error = ""
         self._delayed = ""

@@ -138,6 +138,10 @@ class PreprocessConfig(BaseModel):
         return geometry.model_copy(update={"frame_shape": (rows, columns), "pixel_pitch_m": pitch})
 
 
+#: What the authors of the two-head PtychoNN did to 256×256 frames; the counts went in as they then were.
+PUBLISHED_PREPROCESSING = PreprocessConfig(crop=192, resize=64, count_threshold=3)
+
+
 def framed(frames: NDArray[Any], config: PreprocessConfig) -> NDArray[Any]:
     """Orient, cut and bin frames in NumPy, as `PreprocessConfig` describes it; its other steps are not taken here.
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from bluesky_ptychonn.catalog.connection.connect import RAW, connect
+from bluesky_ptychonn.catalog.registry.champion import usable_model
 from bluesky_ptychonn.catalog.results.client import reconstructions
 from bluesky_ptychonn.live.batch.reconstruct import attempt_of, reconstruct
 
@@ -119,9 +120,13 @@ def backfill(
 
     Raises
     ------
+    ValueError
+        In words, for a model that no run can be reconstructed with.
     ConnectionError
         When the catalog does not answer any more.
     """
+    if not hasattr(model, "network"):
+        usable_model(model, connect(catalog))  # else every run would say the same
     todo = list(unfinished(catalog, model, since=since, raw=raw, **options))
     for run in todo[:limit]:
         try:

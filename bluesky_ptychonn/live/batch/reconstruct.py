@@ -9,9 +9,9 @@ import uuid
 from collections.abc import Callable, Mapping
 from typing import Any, Unpack
 
-from bluesky_ptychonn.card import find_model, load_card
+from bluesky_ptychonn.card import load_card
 from bluesky_ptychonn.catalog.connection.connect import PROCESSED, Address
-from bluesky_ptychonn.catalog.registry.champion import resolve_model
+from bluesky_ptychonn.catalog.registry.champion import usable_model
 from bluesky_ptychonn.catalog.results.provenance import software
 from bluesky_ptychonn.catalog.runs.data_keys import RunError
 from bluesky_ptychonn.catalog.runs.stored_documents import documents_of, find_run
@@ -134,7 +134,9 @@ def _settings(model: Any, address: Address, keywords: Mapping[str, Any]) -> tupl
     """Make the settings; with the model, where it is a loaded one."""
     options = with_keywords(_OPTIONS, keywords, ReconstructionKeywords)
     loaded = model if hasattr(model, "network") else None
-    folder = "" if loaded is not None else str(find_model(resolve_model(model, address.client)))
+    if loaded is not None:
+        loaded.card.check_probe()
+    folder = "" if loaded is not None else str(usable_model(model, address.client))
     settings = ReconstructionSettings.from_options(
         options, model=folder, catalog=address.uri, threads=options.threads or 0
     )

@@ -106,15 +106,10 @@ class Reconstructor:
         contract = model.card.input.model_copy(update={"preprocess": config})
         self._card_in_use = model.card.model_copy(update={"input": contract})
         self.geometry: Geometry | None = None
+        model.card.check_probe()
         if geometry is not None:
             self._card_in_use.check_geometry(geometry)
             self.geometry = self._card_in_use.network_geometry(geometry)
-        if model.card.for_any_probe:
-            raise ValueError(
-                f"model {self.card.name!r} is for any probe and has none yet. Give it yours: "
-                f"for_probe({self.card.name!r}, probe, geometry) for use at once, or ptychonn train --start "
-                f"{self.card.name} --frames 0 --probe FILE --out FOLDER to have its errors measured too"
-            )
         self._place = Placement(model, config, mask, Device.from_name(device), settings)
         self._events_noted, self._events = len(self._place.events), list(self._place.events)
         probe = None if model.probe is None else model.probe.cpu().to(torch.complex64)

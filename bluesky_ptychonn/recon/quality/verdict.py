@@ -31,6 +31,7 @@ class ReasonKind(StrEnum):
     INTENSITY = "intensity out of range"
     PROBE = "probe changed"
     MODES = "modes left out"
+    INPUT = "input unknown"
     SAMPLE = "sample unlike training"
     SAMPLE_OR_PROBE = "sample unlike training, or the probe is another"
     DISAGREE = "patches disagree"
@@ -124,7 +125,7 @@ def judge(figures: RunFigures, card: ModelCard, geometry: Geometry | None = None
     if not figures.frames:
         return None
     modes = list(_modes(card))
-    found = [*_setting(card, geometry), *_intensity(figures, card), *modes]
+    found = [*_input(card), *_setting(card, geometry), *_intensity(figures, card), *modes]
     if figures.judged >= LEAST_FRAMES:
         norms = {} if card.trust is None else card.trust.runs
         if not modes:  # else the pattern differs from the probe's for that alone
@@ -148,6 +149,15 @@ def _setting(card: ModelCard, geometry: Geometry | None) -> _Found:
         of = "" if trained is None else f"{geometry.beam}, the model's {trained}; "
         pixel = f"its object pixel is {geometry.object_pixel_m * 1e9:.4g} nm, {off:+.1%} from the model's"
         yield 1, Reason(ReasonKind.ENERGY, f"this run says {of}{pixel}")
+
+
+def _input(card: ModelCard) -> _Found:
+    if card.input_unknown:
+        message = (
+            "nobody said what the authors of this checkpoint did to counts before the network, such as subtracting a "
+            "mean pattern; import it again with that, or with --input-counts"
+        )
+        yield 1, Reason(ReasonKind.INPUT, message)
 
 
 def _modes(card: ModelCard) -> _Found:
