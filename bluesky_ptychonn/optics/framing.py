@@ -172,23 +172,10 @@ def framed(frames: NDArray[Any], config: PreprocessConfig) -> NDArray[Any]:
     return np.asarray(blocks.sum(axis=(2, 4), dtype=np.float64).astype(np.float32))
 
 
-def framed_probe(probe: NDArray[np.complexfloating], config: PreprocessConfig) -> NDArray[np.complex64]:
-    """Probe (N, N) of frames as recorded, with centre (N // 2, N // 2), to that of the same frames `framed`: (h, h).
-
-    A window on the detector is one in the probe's Fourier space, and makes the object pixel coarser; larger detector
-    pixels see a smaller field of the sample. Orthonormal, so that ``sum(abs(probe) ** 2)`` stays photons a frame.
-    """
+def turned_probe(probe: NDArray[np.complexfloating], config: PreprocessConfig) -> NDArray[np.complexfloating]:
+    """Probe (N, N) of frames as recorded to that of frames turned as the config says; the pixel N // 2 stays."""
     out = np.asarray(probe.T if config.transpose else probe)
     for axis, flipped in enumerate((config.flip_y, config.flip_x)):
         if flipped:
-            out = np.roll(np.flip(out, axis), 1 - out.shape[axis] % 2, axis)  # the middle pixel stays where it is
-    if config.crop is not None and out.shape != (config.crop, config.crop):
-        far = np.fft.fftshift(np.fft.fft2(np.fft.ifftshift(out), norm="ortho"))
-        out = np.fft.fftshift(np.fft.ifft2(np.fft.ifftshift(_central(far, config.crop)), norm="ortho"))
-    return np.asarray(_central(out, out.shape[0] // config.bin), np.complex64)
-
-
-def _central(image: NDArray[Any], side: int) -> NDArray[Any]:
-    """Window of (side, side) px that keeps the pixel (N // 2, N // 2) in its middle; 0 beyond."""
-    window: NDArray[Any] = framed(image[None], PreprocessConfig.model_construct(crop=side))[0]
-    return window
+            out = np.roll(np.flip(out, axis), 1 - out.shape[axis] % 2, axis)
+    return out

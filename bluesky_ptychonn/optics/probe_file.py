@@ -5,15 +5,20 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
+from bluesky_ptychonn.optics.framing import turned_probe
 from bluesky_ptychonn.optics.geometry import Geometry
 from bluesky_ptychonn.optics.hdf5 import find_first, open_hdf5, read_numeric
 from bluesky_ptychonn.optics.numpy_files import read_npy, read_npz
 from bluesky_ptychonn.optics.probe_modes import strongest_mode
 from bluesky_ptychonn.optics.simulate import SimulatedExperiment
+
+if TYPE_CHECKING:
+    from bluesky_ptychonn.optics.cxi import CxiScan
 
 #: ``--probe`` value that means the simulated beamline's own probe.
 SIMULATED = "simulated"
@@ -83,26 +88,28 @@ def open_probe(source: str | os.PathLike[str]) -> ProbeFile:
         raise ValueError(f"{path.name}: probe of shape {array.shape}, {array.dtype}; needed is a square complex array")
     if not np.isfinite(array).all() or not np.abs(array).max() > 0:
         raise ValueError(f"{path.name}: probe holds NaN or infinite values, or is dark everywhere")
-    mode = strongest_mode(array, path.name)
+    mode, scan = strongest_mode(array, path.name), _scan(path, shape[0])
+    # Frames of the file are turned as it says its detector stands, and the probe goes with them.
+    wave = mode.wave if scan is None else turned_probe(mode.wave, scan.framing)
     return ProbeFile(
-        mode.wave.astype(np.complex64),
-        _geometry(path, shape[0]),
+        wave.astype(np.complex64),
+        None if scan is None else scan.geometry,
         mode.light_fraction,
         ", ".join(filter(None, [path.name, mode.note])),
     )
 
 
-def _geometry(path: Path, size: int) -> Geometry | None:
-    """Geometry of a CXI file whose frames fit the probe; None where it holds the probe alone."""
+def _scan(path: Path, size: int) -> CxiScan | None:
+    """Scan of a CXI file whose frames fit the probe; None where it holds the probe alone."""
     if path.suffix != ".cxi":
         return None
     from bluesky_ptychonn.optics.cxi import read_cxi
 
     try:
-        geometry = read_cxi(path).geometry
+        scan = read_cxi(path)
     except ValueError:
         return None  # a probe without a scan is as good a source; the caller asks for the geometry in words
-    return geometry if geometry.frame_shape == (size, size) else None
+    return scan if scan.geometry.frame_shape == (size, size) else None
 
 
 def _read(path: Path) -> NDArray[np.generic]:

@@ -6,7 +6,6 @@ Only far-field data is accepted: the object pixel of this project is the Fraunho
 from __future__ import annotations
 
 import contextlib
-import math
 import os
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,12 +14,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bluesky_ptychonn.optics.cxi_detector import JOULE_PER_EV, DetectorStatement, in_si, read_detector
-from bluesky_ptychonn.optics.cxi_frames import LazyFrames
-from bluesky_ptychonn.optics.framing import framed, framed_probe
-from bluesky_ptychonn.optics.geometry import HC_EV_M, MAX_SIDE_PX, Geometry, electron_wavelength_m
+from bluesky_ptychonn.optics.cxi.beam import photon_j, read_geometry, read_text
+from bluesky_ptychonn.optics.cxi.detector import DetectorStatement, read_detector
+from bluesky_ptychonn.optics.cxi.fields import in_si
+from bluesky_ptychonn.optics.cxi.frames import LazyFrames
+from bluesky_ptychonn.optics.cxi.near_field import near_field_shadow
+from bluesky_ptychonn.optics.framing import PreprocessConfig, framed, turned_probe
+from bluesky_ptychonn.optics.geometry import MAX_SIDE_PX, Geometry
 from bluesky_ptychonn.optics.hdf5 import find_first, find_inside, numeric_dataset, open_hdf5, read_numeric
 from bluesky_ptychonn.optics.positions import nearest
+from bluesky_ptychonn.optics.probe_grid import probe_on
 from bluesky_ptychonn.optics.probe_modes import ProbeMode, strongest_mode
 
 # The format lets the same thing stand in several places, mostly as links to each other.
@@ -32,8 +35,6 @@ _POSITIONS = (
     "sample_1/geometry/translation",
 )
 _PROBES = ("instrument_1/source_1/illumination", "instrument_1/source_1/probe")
-_SHORTEST_LIGHT_M = 1e-11
-_SHADOW_FRAMES = 64
 
 
 @dataclass(frozen=True)
@@ -81,6 +82,11 @@ class CxiScan:
     def nearest_m(self) -> float:
         """Median distance of a position to its nearest neighbour, m."""
         return float(np.median(nearest(self.y_m, self.x_m)[0]))
+
+    @property
+    def framing(self) -> PreprocessConfig:
+        """How frames were turned, cut and binned."""
+        return PreprocessConfig() if self.frames.correction is None else self.frames.correction.framing
 
     def check_masked(self, rejected_fraction: float) -> None:
         """Refuse, in words (ValueError), a scan with more of a frame masked than `PreprocessConfig` lets be mended."""
@@ -148,10 +154,10 @@ def read_cxi(
             )
         y_m, x_m = _positions(group, positions_at, len(frames), source)
         asked = {"crop": crop, "bin": bin, "centre": centre}
-        detector = read_detector(group, frames, source.name, _photon_j(group), asked)
-        geometry = _geometry(group, detector.frame_shape, source, detector)
+        detector = read_detector(group, frames, source.name, photon_j(group), asked)
+        geometry = read_geometry(group, detector.frame_shape, source, detector)
         _check_extent(y_m, x_m, geometry, source)
-        mode = _probe(group, detector, source)
+        mode = _probe(group, detector, geometry, source)
         bad, dtype = detector.correction.bad, detector.correction.dtype(frames.dtype)
         shape = (len(frames), *detector.frame_shape)
         lazy = LazyFrames(source.absolute(), frames.name, shape, dtype, detector.correction)
@@ -233,134 +239,27 @@ def _check_extent(y_m: NDArray[np.float64], x_m: NDArray[np.float64], geometry: 
         )
 
 
-def _scalar(group: Any, place: str) -> float | None:
-    if find_inside(group, place, group.name) is None:
-        return None
-    found = numeric_dataset(group, place, group.name)
-    if found.size != 1 or found.dtype.kind == "c":
-        raise ValueError(
-            f"{group.name}/{place} has shape {found.shape}, {found.dtype}; one real number is needed there"
-        )
-    energy = place.endswith("energy")
-    value = in_si(float(np.asarray(found[()]).ravel()[0]), found, f"{group.name}/{place}", energy=energy)
-    return value if math.isfinite(value) and value > 0 else None
-
-
-def _geometry(group: Any, shape: tuple[int, ...], source: Path, told: DetectorStatement) -> Geometry:
-    where = f"CXI file {source.name}, {group.name}"
-    energy_j = _scalar(group, "instrument_1/source_1/energy")
-    wavelength = _scalar(group, "instrument_1/source_1/wavelength")
-    light = _light(energy_j, wavelength, electrons=_text(group, "instrument_1/source_1/probe") == "electron")
-    pitch_y, pitch_x = (_scalar(group, f"instrument_1/detector_1/{axis}_pixel_size") for axis in "yx")
-    if pitch_x and pitch_y and abs(pitch_x / pitch_y - 1) > 1e-6:
-        raise ValueError(f"{source.name}: pixels of {pitch_y:g} by {pitch_x:g} m; square ones are needed")
-    values = {
-        **light,
-        "distance_m": _scalar(group, "instrument_1/detector_1/distance"),
-        "pixel_pitch_m": pitch_x or pitch_y,
-        "frame_shape": tuple(int(side) for side in shape),
-    }
-    told.complete(values)
-    places = {
-        **dict.fromkeys(light, f"instrument_1/source_1/{'wavelength' if energy_j is None else 'energy'}"),
-        "distance_m": "instrument_1/detector_1/distance",
-        "pixel_pitch_m": "instrument_1/detector_1/x_pixel_size",
-        "frame_shape": "shape of the frames",
-    }
-    return Geometry.from_document({**values, "sources": {k: f"{where}: {v}" for k, v in places.items()}}, where)
-
-
-def _photon_j(group: Any) -> float | None:
-    """Energy of a photon, J."""
-    wavelength = _scalar(group, "instrument_1/source_1/wavelength")
-    energy = _scalar(group, "instrument_1/source_1/energy")
-    return energy if energy or not wavelength else HC_EV_M * JOULE_PER_EV / wavelength
-
-
-def _text(group: Any, place: str) -> str:
-    """Text in lower case; empty where there is none."""
-    found = find_inside(group, place, group.name)
-    value = found[()] if getattr(found, "shape", None) == () and found.dtype.kind in "SO" else b""
-    return (value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)).strip().lower()
-
-
-def _light(energy_j: float | None, wavelength_m: float | None, *, electrons: bool) -> dict[str, float]:
-    """Give energy, wavelength or both as `Geometry` takes them: both of electrons, of photons the energy."""
-    energy_ev = None if energy_j is None else energy_j / JOULE_PER_EV
-    if energy_ev is None:
-        return {} if wavelength_m is None else _of_wavelength(wavelength_m)
-    if wavelength_m is None:
-        return {"energy_ev": energy_ev} | ({"wavelength_m": electron_wavelength_m(energy_ev)} if electrons else {})
-    if abs(wavelength_m * energy_ev / HC_EV_M - 1) <= 1e-3:
-        # Of electrons some write the energy that photons of their wavelength would have.
-        return _of_wavelength(wavelength_m) if wavelength_m < _SHORTEST_LIGHT_M else {"energy_ev": energy_ev}
-    return {"energy_ev": energy_ev, "wavelength_m": wavelength_m}
-
-
-def _of_wavelength(wavelength_m: float) -> dict[str, float]:
-    """Say what it means alone: a wavelength does not say what has it, but no beamline has photons beyond 124 keV."""
-    return {"wavelength_m": wavelength_m} if wavelength_m < _SHORTEST_LIGHT_M else {"energy_ev": HC_EV_M / wavelength_m}
-
-
-def _probe(group: Any, detector: DetectorStatement, source: Path) -> ProbeMode | None:
+def _probe(group: Any, detector: DetectorStatement, geometry: Geometry, source: Path) -> ProbeMode | None:
     """Probe that goes with the frames as they come out; the file's goes with them as recorded, or already so."""
     place = find_first(group, _PROBES, source.name)
-    if place is None or _text(group, place):  # where NeXus names what the source gives
+    if place is None or read_text(group, place):  # where NeXus names what the source gives
         return None
-    found = numeric_dataset(group, place, source.name).shape
-    if found[-2:] not in (detector.recorded_shape, detector.frame_shape) or 0 in found:
+    found, recorded, framing = (
+        numeric_dataset(group, place, source.name).shape,
+        detector.recorded_shape,
+        detector.framing,
+    )
+    if found[-2:] not in (recorded, detector.frame_shape) or 0 in found:
         raise ValueError(f"{source.name}: probe at {place} is {found} px, frames are {detector.frame_shape} px")
     mode = strongest_mode(read_numeric(group, place, source.name).astype(np.complex64), source.name)
-    if found[-2:] != detector.recorded_shape:
+    if found[-2:] != recorded:
         return mode
-    return replace(mode, wave=framed_probe(mode.wave, detector.correction.framing))
-
-
-def near_field_shadow(scan: CxiScan) -> str | None:
-    """Say, in words, why frames are near-field ones; None where they may be far-field.
-
-    A near-field frame is a magnified shadow of the sample that moves across the detector with the stage. The speed of
-    that motion is the magnification, and the width of the bright field divided by it is the width of the beam at the
-    sample. In far-field ptychography the beam is smaller than the window ``N x object pixel`` of the Fraunhofer
-    relation. So: a shadow that follows the stage (linear fit, R² of at least 0.9), from a beam wider than that window.
-    A defocused far-field probe throws a shadow too, but its beam fits the window. Fewer than 8 frames at different
-    positions say nothing.
-    """
-    n = len(scan)
-    if n < 8:
-        return None
-    distance, neighbour = nearest(scan.y_m, scan.x_m)
-    first = np.unique(np.linspace(0, n - 1, min(n, _SHADOW_FRAMES)).astype(int))
-    first = first[distance[first] > 0]
-    if first.size < 8:
-        return None
-    second = neighbour[first]
-    chosen = np.unique(np.concatenate([first, second]))
-    frames = np.nan_to_num(scan.frames[chosen].astype(np.float64), posinf=0.0).clip(min=0)
-    mean = frames.mean(axis=0)
-    # What does not move (the beam's own profile) is taken out, the rest brought to equal noise.
-    spectra = np.fft.fft2((frames - mean) / np.sqrt(mean + 1))
-    row = {int(index): k for k, index in enumerate(chosen)}
-    a = spectra[[row[int(i)] for i in first]]
-    b = spectra[[row[int(i)] for i in second]]
-    correlation = np.fft.ifft2(a * b.conj()).real
-    size = mean.shape[0]
-    peaks = np.stack(np.unravel_index(correlation.reshape(len(first), -1).argmax(1), mean.shape), axis=1)
-    shift_px = (peaks + size // 2) % size - size // 2
-    moved_m = np.stack([scan.y_m[second] - scan.y_m[first], scan.x_m[second] - scan.x_m[first]], axis=1)
-    matrix, *_ = np.linalg.lstsq(moved_m, shift_px, rcond=None)
-    scatter = ((shift_px - shift_px.mean(axis=0)) ** 2).sum()
-    follows = 1 - ((shift_px - moved_m @ matrix) ** 2).sum() / scatter if scatter else 0.0
-    px_per_m = math.sqrt(abs(np.linalg.det(matrix)))
-    if follows < 0.9 or px_per_m == 0:
-        return None
-    bright = np.sort(mean.ravel())[::-1].cumsum()
-    cone_px = 2 * math.sqrt(np.searchsorted(bright, 0.9 * bright[-1]) / math.pi)
-    beam_m, window_m = cone_px / px_per_m, size * scan.geometry.object_pixel_m
-    if beam_m <= window_m:
-        return None
-    return (
-        f"its frames are shadows of the sample that follow the stage by {px_per_m * 1e-6:.3g} px a µm "
-        f"(R² {follows:.2f}), so the beam is {beam_m * 1e6:.3g} µm wide, wider than the far-field window of "
-        f"{window_m * 1e6:.3g} µm ({size} object pixels of {scan.geometry.object_pixel_m * 1e9:.3g} nm)"
+    if recorded[0] != recorded[1]:
+        raise ValueError(f"{source.name}: probe at {place} is {found} px; a square one is needed")
+    side = geometry.frame_shape[0] * framing.bin  # of the window, before pixels are summed
+    window = geometry.model_copy(
+        update={"frame_shape": (side, side), "pixel_pitch_m": geometry.pixel_pitch_m / framing.bin}
     )
+    pixel_m = window.object_pixel_m * side / recorded[0]  # what a frame is cut to, its object pixel is coarser by
+    wave, _ = probe_on(turned_probe(mode.wave, framing), window, PreprocessConfig(bin=framing.bin), pixel_m)
+    return replace(mode, wave=wave)

@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 
 from bluesky_ptychonn.optics.cxi import read_cxi
+from bluesky_ptychonn.optics.probe_file import read_probe
+from bluesky_ptychonn.optics.simulate import zone_plate_probe
 
 JOULE = 1.602176634e-19
 DETECTOR = "instrument_1/detector_1"
@@ -165,6 +167,24 @@ def test_the_probe_turns_with_the_frames(tmp_path, frames) -> None:
     scan = read_cxi(write(tmp_path / "a.cxi", frames, *told))
     assert scan.probe is not None
     np.testing.assert_allclose(scan.probe[1:], probe[:0:-1].astype(np.complex64))
+
+
+def test_the_probe_is_cut_and_turned_as_the_frames(tmp_path) -> None:
+    probe = zone_plate_probe((64, 64), 12, aberration_rad=0.5, seed=3)
+    far = np.abs(np.fft.fftshift(np.fft.fft2(np.fft.ifftshift(probe), norm="ortho"))) ** 2
+    counts = np.tile(1e6 * far, (9, 1, 1)).astype(np.uint32)
+    basis = PITCH * np.array([RIGHT, UP], float)
+    told = (put("basis_vectors", basis), put("illumination", 1e3 * probe, at="instrument_1/source_1"))
+    path = write(tmp_path / "a.cxi", counts, *told)
+    scan = read_cxi(path, crop=32, centre=(32, 32), check_far_field=False)
+    assert scan.probe is not None
+    made = np.abs(np.fft.fftshift(np.fft.fft2(np.fft.ifftshift(scan.probe), norm="ortho"))) ** 2
+    np.testing.assert_allclose(made, scan.frames[0], atol=1 + 1e-5 * counts.max())
+    assert scan.frames[0].max() == counts[0, 16:48, 16:48].max()
+    # Whoever takes the probe alone gets it as the frames lie.
+    alone, geometry = read_probe(path)
+    assert geometry is not None
+    np.testing.assert_array_equal(alone, read_cxi(path).probe)
 
 
 def test_the_corner_says_where_the_beam_is_and_how_far_the_detector(tmp_path, frames) -> None:
