@@ -87,7 +87,7 @@ def backfill(
         from bluesky_ptychonn.live.batch.backfill import backfill as fill
         from bluesky_ptychonn.live.batch.backfill import unfinished
 
-        count, found = 0, ((run, "") for run in unfinished(root, since=since))
+        count, found = 0, ((run, "") for run in unfinished(root, model, since=since, device=device))
         if not list_only:
             done = fill(root, model, since=since, limit=limit, device=device)
             found = ((run, f"; now {result!r}") for run, result in done)

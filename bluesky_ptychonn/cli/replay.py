@@ -13,7 +13,7 @@ from bluesky_ptychonn.cli.catalogs import DeviceOption, echo_result
 def replay(
     file: Annotated[Path, typer.Argument(help="CXI file with frames, positions and geometry")],
     model: Annotated[str, typer.Option(help="name or folder of the model")],
-    every: Annotated[int, typer.Option(help="play every n-th frame")] = 1,
+    every: Annotated[int, typer.Option(help="play one frame in n, spread evenly over the scanned area")] = 1,
     first: Annotated[int, typer.Option(help="index of the first frame played")] = 0,
     out: Annotated[Path, typer.Option(help="folder for catalog, picture and report")] = Path("replay-output"),
     exposure_s: Annotated[float, typer.Option(help="time of one exposure, s")] = 0.0,
@@ -26,6 +26,7 @@ def replay(
     # What can be refused is refused before anything is started.
     card, scan = load_card(model), read_cxi(file)
     card.check_geometry(scan.geometry)
+    scan.check_masked(card.input.preprocess.rejected_fraction)
     from bluesky_ptychonn.beamline.replay import ReplayBeamline, replay_scan
     from bluesky_ptychonn.cli.local_session import CATALOG, open_local_session, save_picture, write_report
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import atexit
 import logging
-import os
 import time
 import warnings
 from collections.abc import Callable, Mapping
@@ -41,16 +40,12 @@ from bluesky_ptychonn.live.session import (
 )
 from bluesky_ptychonn.live.supervisor import Supervisor, ThreadSupervisor, WorkerSupervisor, resume
 from bluesky_ptychonn.paths import journal_root
+from bluesky_ptychonn.processors import worker_threads
 
 log = logging.getLogger(__name__)
 
 # Whoever subscribes a bound method leaves a RunEngine with a weak reference only: keep instances until they are closed.
 _open: set[LiveReconstruction] = set()
-
-
-def worker_threads() -> int:
-    """Threads for the network on a CPU: half the cores, so that acquisition keeps the others."""
-    return max(1, len(os.sched_getaffinity(0)) // 2)
 
 
 @takes_options(LiveOptions, LiveKeywords)

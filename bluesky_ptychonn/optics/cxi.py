@@ -5,17 +5,22 @@ Only far-field data is accepted: the object pixel of this project is the Fraunho
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from bluesky_ptychonn.optics.geometry import HC_EV_M, Geometry, electron_wavelength_m
+from bluesky_ptychonn.optics.cxi_detector import JOULE_PER_EV, DetectorStatement, in_si, read_detector
+from bluesky_ptychonn.optics.cxi_frames import LazyFrames
+from bluesky_ptychonn.optics.framing import framed, framed_probe
+from bluesky_ptychonn.optics.geometry import HC_EV_M, MAX_SIDE_PX, Geometry, electron_wavelength_m
 from bluesky_ptychonn.optics.hdf5 import find_first, find_inside, numeric_dataset, open_hdf5, read_numeric
+from bluesky_ptychonn.optics.positions import nearest
 from bluesky_ptychonn.optics.probe_modes import ProbeMode, strongest_mode
 
 # The format lets the same thing stand in several places, mostly as links to each other.
@@ -27,31 +32,8 @@ _POSITIONS = (
     "sample_1/geometry/translation",
 )
 _PROBES = ("instrument_1/source_1/illumination", "instrument_1/source_1/probe")
-_JOULE_PER_EV = 1.602176634e-19
 _SHORTEST_LIGHT_M = 1e-11
 _SHADOW_FRAMES = 64
-
-
-@dataclass(frozen=True)
-class LazyFrames:
-    """Frames that stay in their file until they are asked for.
-
-    Examples
-    --------
-    ``frames[3]`` is (rows, columns), ``frames[2:5]`` and ``frames[[2, 9]]`` are (n, rows, columns), as counted.
-    """
-
-    path: Path
-    dataset: str
-    shape: tuple[int, int, int]
-    dtype: np.dtype[Any]
-
-    def __len__(self) -> int:
-        return self.shape[0]
-
-    def __getitem__(self, index: Any) -> NDArray[Any]:
-        with open_hdf5(self.path) as file:
-            return np.asarray(numeric_dataset(file, self.dataset, self.path.name)[index])
 
 
 @dataclass(frozen=True)
@@ -63,7 +45,8 @@ class CxiScan:
     path : Path
         The file.
     frames : LazyFrames
-        (n, N, N) counts.
+        (n, N, N) counts, with what the file says of its detector carried out: float32 with NaN at pixels that its mask
+        condemns, dark subtracted, rows along -y and columns along -x.
     y_m, x_m : (n,) float64 ndarray
         Positions in m, y along frame rows.
     geometry : Geometry
@@ -71,7 +54,11 @@ class CxiScan:
     probe : (N, N) complex64 ndarray or None
         Illumination in object pixels, as the file has it; of several modes the strongest.
     bad_pixels : (N, N) bool ndarray or None
-        Pixels the file's mask marks.
+        Pixels that the file's mask condemns in every frame; NaN in `frames`.
+    masked_fraction : float
+        Part of a frame's pixels that is masked.
+    corrections : tuple of str
+        What the file says of its detector and was used, in words.
     probe_light_fraction : float
         Part of the light that `probe` has, of all modes of the file.
     """
@@ -83,6 +70,8 @@ class CxiScan:
     geometry: Geometry
     probe: NDArray[np.complex64] | None
     bad_pixels: NDArray[np.bool_] | None
+    masked_fraction: float = 0.0
+    corrections: tuple[str, ...] = ()
     probe_light_fraction: float = 1.0
 
     def __len__(self) -> int:
@@ -91,18 +80,45 @@ class CxiScan:
     @property
     def nearest_m(self) -> float:
         """Median distance of a position to its nearest neighbour, m."""
-        return float(np.median(_nearest(self.y_m, self.x_m)[0]))
+        return float(np.median(nearest(self.y_m, self.x_m)[0]))
+
+    def check_masked(self, rejected_fraction: float) -> None:
+        """Refuse, in words (ValueError), a scan with more of a frame masked than `PreprocessConfig` lets be mended."""
+        if self.masked_fraction > rejected_fraction:
+            raise ValueError(
+                f"{self.path.name}: the file's mask condemns {self.masked_fraction:.1%} of the pixels; of a frame at "
+                f"most {rejected_fraction:.1%} are mended, so all would be rejected. Cut a window that has fewer "
+                "(--crop, --centre), or allow more: preprocess=PreprocessConfig(rejected_fraction=...)"
+            )
 
 
-def read_cxi(path: str | os.PathLike[str], *, entry: str = "entry_1", check_far_field: bool = True) -> CxiScan:
+def read_cxi(
+    path: str | os.PathLike[str],
+    *,
+    entry: str | None = None,
+    crop: int | None = None,
+    bin: int = 1,  # noqa: A002  # as in PreprocessConfig
+    centre: tuple[int, int] | None = None,
+    check_far_field: bool = True,
+) -> CxiScan:
     """Read a scan; frames stay in the file.
+
+    What the file says of its detector is carried out on each frame that is asked for: `mask`, `data_dark`,
+    `data_white`, `counts_per_joule`, `basis_vectors`, `corner_position`, and the `units` of each of its numbers.
 
     Parameters
     ----------
     path : path
         The CXI file.
-    entry : str
-        The file's entry.
+    entry : str, optional
+        Name of the file's entry; needed where several hold frames.
+    crop : int, optional
+        Side in px of the window around the beam, even; one larger than the frame is filled with zeros.
+    bin : int
+        Sum blocks of this many px a side.
+    centre : tuple of int, optional
+        Row and column of the beam in the frame as it is in the file; by default as ``corner_position`` says, else its
+        middle.
     check_far_field : bool
         Look whether frames are far-field patterns, see `near_field_shadow`.
 
@@ -111,8 +127,8 @@ def read_cxi(path: str | os.PathLike[str], *, entry: str = "entry_1", check_far_
     FileNotFoundError
         When there is no such file.
     ValueError
-        In words: not a CXI file, no frames, no positions, positions that are not finite, missing geometry, or
-        near-field data.
+        In words: not a CXI file, no frames, no positions, positions that are not finite or in another unit, missing
+        geometry, a statement about the detector that cannot be used, or near-field data.
     """
     import h5py
 
@@ -122,10 +138,7 @@ def read_cxi(path: str | os.PathLike[str], *, entry: str = "entry_1", check_far_
     if not h5py.is_hdf5(source):
         raise ValueError(f"{source.name} is not a CXI file: it is not HDF5")
     with open_hdf5(source) as file:
-        group = find_inside(file, entry, source.name)
-        if not isinstance(group, h5py.Group):
-            found = ", ".join(map(str, file)) or "nothing"
-            raise ValueError(f"{source.name} is not a CXI file with a group {entry!r}; it holds: {found}")
+        group = _entry(file, entry, source)
         frames_at = _find(group, _FRAMES, source, "frames")
         positions_at = _find(group, _POSITIONS, source, "positions")
         frames = numeric_dataset(group, frames_at, source.name)
@@ -134,15 +147,50 @@ def read_cxi(path: str | os.PathLike[str], *, entry: str = "entry_1", check_far_
                 f"{source.name}: frames at {frames.name} have shape {frames.shape}; (n, rows, columns) wanted"
             )
         y_m, x_m = _positions(group, positions_at, len(frames), source)
-        geometry = _geometry(group, frames.shape[1:], source)
-        mode = _probe(group, geometry.frame_shape, source)
-        bad = _mask(group, geometry.frame_shape)
-        lazy = LazyFrames(source.absolute(), frames.name, tuple(frames.shape), frames.dtype)
+        asked = {"crop": crop, "bin": bin, "centre": centre}
+        detector = read_detector(group, frames, source.name, _photon_j(group), asked)
+        geometry = _geometry(group, detector.frame_shape, source, detector)
+        _check_extent(y_m, x_m, geometry, source)
+        mode = _probe(group, detector, source)
+        bad, dtype = detector.correction.bad, detector.correction.dtype(frames.dtype)
+        shape = (len(frames), *detector.frame_shape)
+        lazy = LazyFrames(source.absolute(), frames.name, shape, dtype, detector.correction)
+    bad = None if bad is None else framed(np.where(bad, np.nan, 0)[None], detector.correction.framing)[0]
     wave, light = (None, 1.0) if mode is None else (mode.wave, mode.light_fraction)
-    scan = CxiScan(source.absolute(), lazy, y_m, x_m, geometry, wave, bad, light)
+    about = (None if bad is None else np.isnan(bad), detector.masked_fraction, detector.words)
+    scan = CxiScan(source.absolute(), lazy, y_m, x_m, geometry, wave, *about, light)
     if check_far_field and (shadow := near_field_shadow(scan)) is not None:
         raise ValueError(f"{source.name} holds near-field data, which far-field ptychography cannot use: {shadow}")
     return scan
+
+
+def _entry(file: Any, entry: str | None, source: Path) -> Any:
+    """Entry asked for, or the one that holds frames."""
+    import h5py
+
+    if entry is None:
+        holding = {name: count for name in file if (count := _frame_count(file, name, source))}
+        if len(holding) > 1:
+            counts = (f"{name} ({count} frames)" for name, count in holding.items())
+            raise ValueError(f"{source.name} holds several scans: {', '.join(counts)}; choose one by entry= (--entry)")
+        entry = next(iter(holding)) if holding else "entry_1"
+    group = find_inside(file, entry, source.name)
+    if not isinstance(group, h5py.Group):
+        found = ", ".join(map(str, file)) or "nothing"
+        raise ValueError(f"{source.name} is not a CXI file with a group {entry!r}; it holds: {found}")
+    return group
+
+
+def _frame_count(file: Any, entry: str, source: Path) -> int:
+    """Count the frames of an entry; 0 where it is none."""
+    import h5py
+
+    with contextlib.suppress(ValueError):  # what is wrong with an entry is said when it is read
+        group = find_inside(file, entry, source.name)
+        if isinstance(group, h5py.Group) and (place := find_first(group, _FRAMES, source.name)) is not None:
+            shape = numeric_dataset(group, place, source.name).shape
+            return int(shape[0]) if shape else 0
+    return 0
 
 
 def _find(group: Any, places: tuple[str, ...], source: Path, what: str) -> str:
@@ -160,7 +208,7 @@ def _positions(group: Any, place: str, count: int, source: Path) -> tuple[NDArra
     if len(found) != count:
         raise ValueError(f"{source.name}: {count} frames, but {len(found)} positions at {where}")
     table = read_numeric(group, place, source.name)
-    x_m, y_m = table[:, 0].astype(np.float64), table[:, 1].astype(np.float64)
+    x_m, y_m = in_si(table[:, :2].astype(np.float64), found, f"{source.name}: {where}").T
     wrong = np.flatnonzero(~(np.isfinite(x_m) & np.isfinite(y_m)))
     if wrong.size:
         raise ValueError(
@@ -169,17 +217,20 @@ def _positions(group: Any, place: str, count: int, source: Path) -> tuple[NDArra
     if max(np.ptp(x_m), np.ptp(y_m)) > 0.1:
         raise ValueError(
             f"{source.name}: positions at {where} span {max(np.ptp(x_m), np.ptp(y_m)):g} m; CXI wants metres, "
-            "these look like another unit"
+            "these look like another unit, which the attribute units of the positions would say"
         )
     return y_m, x_m
 
 
-def _mask(group: Any, shape: tuple[int, int]) -> NDArray[np.bool_] | None:
-    place = "instrument_1/detector_1/mask"
-    found = find_inside(group, place, group.name)
-    if getattr(found, "shape", None) != shape:
-        return None
-    return np.asarray(found[()] != 0)
+def _check_extent(y_m: NDArray[np.float64], x_m: NDArray[np.float64], geometry: Geometry, source: Path) -> None:
+    """Refuse, with a ValueError, a scan of which no mosaic could be made; else it would be played to its end first."""
+    span_m = float(max(np.ptp(y_m), np.ptp(x_m)))
+    if geometry.to_px(span_m) + geometry.frame_shape[0] > MAX_SIDE_PX:
+        raise ValueError(
+            f"{source.name}: positions span {span_m * 1e6:g} µm, {geometry.to_px(span_m):.0f} object pixels of "
+            f"{geometry.object_pixel_m * 1e9:.4g} nm; at most {MAX_SIDE_PX} are reconstructed. CXI wants metres: the "
+            "attribute units of the positions says where it is another unit"
+        )
 
 
 def _scalar(group: Any, place: str) -> float | None:
@@ -190,11 +241,12 @@ def _scalar(group: Any, place: str) -> float | None:
         raise ValueError(
             f"{group.name}/{place} has shape {found.shape}, {found.dtype}; one real number is needed there"
         )
-    value = float(np.asarray(found[()]).ravel()[0])
+    energy = place.endswith("energy")
+    value = in_si(float(np.asarray(found[()]).ravel()[0]), found, f"{group.name}/{place}", energy=energy)
     return value if math.isfinite(value) and value > 0 else None
 
 
-def _geometry(group: Any, shape: tuple[int, ...], source: Path) -> Geometry:
+def _geometry(group: Any, shape: tuple[int, ...], source: Path, told: DetectorStatement) -> Geometry:
     where = f"CXI file {source.name}, {group.name}"
     energy_j = _scalar(group, "instrument_1/source_1/energy")
     wavelength = _scalar(group, "instrument_1/source_1/wavelength")
@@ -208,6 +260,7 @@ def _geometry(group: Any, shape: tuple[int, ...], source: Path) -> Geometry:
         "pixel_pitch_m": pitch_x or pitch_y,
         "frame_shape": tuple(int(side) for side in shape),
     }
+    told.complete(values)
     places = {
         **dict.fromkeys(light, f"instrument_1/source_1/{'wavelength' if energy_j is None else 'energy'}"),
         "distance_m": "instrument_1/detector_1/distance",
@@ -215,6 +268,13 @@ def _geometry(group: Any, shape: tuple[int, ...], source: Path) -> Geometry:
         "frame_shape": "shape of the frames",
     }
     return Geometry.from_document({**values, "sources": {k: f"{where}: {v}" for k, v in places.items()}}, where)
+
+
+def _photon_j(group: Any) -> float | None:
+    """Energy of a photon, J."""
+    wavelength = _scalar(group, "instrument_1/source_1/wavelength")
+    energy = _scalar(group, "instrument_1/source_1/energy")
+    return energy if energy or not wavelength else HC_EV_M * JOULE_PER_EV / wavelength
 
 
 def _text(group: Any, place: str) -> str:
@@ -226,7 +286,7 @@ def _text(group: Any, place: str) -> str:
 
 def _light(energy_j: float | None, wavelength_m: float | None, *, electrons: bool) -> dict[str, float]:
     """Give energy, wavelength or both as `Geometry` takes them: both of electrons, of photons the energy."""
-    energy_ev = None if energy_j is None else energy_j / _JOULE_PER_EV
+    energy_ev = None if energy_j is None else energy_j / JOULE_PER_EV
     if energy_ev is None:
         return {} if wavelength_m is None else _of_wavelength(wavelength_m)
     if wavelength_m is None:
@@ -242,23 +302,18 @@ def _of_wavelength(wavelength_m: float) -> dict[str, float]:
     return {"wavelength_m": wavelength_m} if wavelength_m < _SHORTEST_LIGHT_M else {"energy_ev": HC_EV_M / wavelength_m}
 
 
-def _probe(group: Any, shape: tuple[int, int], source: Path) -> ProbeMode | None:
+def _probe(group: Any, detector: DetectorStatement, source: Path) -> ProbeMode | None:
+    """Probe that goes with the frames as they come out; the file's goes with them as recorded, or already so."""
     place = find_first(group, _PROBES, source.name)
     if place is None or _text(group, place):  # where NeXus names what the source gives
         return None
     found = numeric_dataset(group, place, source.name).shape
-    if found[-2:] != shape or 0 in found:
-        raise ValueError(f"{source.name}: probe at {place} is {found} px, frames are {shape} px")
-    return strongest_mode(read_numeric(group, place, source.name).astype(np.complex64), source.name)
-
-
-def _nearest(y_m: NDArray[np.float64], x_m: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.intp]]:
-    """Distance to, and index of, the nearest other position."""
-    from scipy.spatial import cKDTree
-
-    points = np.stack([y_m, x_m], axis=1)
-    distance, index = cKDTree(points).query(points, k=2)
-    return distance[:, 1], index[:, 1]
+    if found[-2:] not in (detector.recorded_shape, detector.frame_shape) or 0 in found:
+        raise ValueError(f"{source.name}: probe at {place} is {found} px, frames are {detector.frame_shape} px")
+    mode = strongest_mode(read_numeric(group, place, source.name).astype(np.complex64), source.name)
+    if found[-2:] != detector.recorded_shape:
+        return mode
+    return replace(mode, wave=framed_probe(mode.wave, detector.correction.framing))
 
 
 def near_field_shadow(scan: CxiScan) -> str | None:
@@ -274,7 +329,7 @@ def near_field_shadow(scan: CxiScan) -> str | None:
     n = len(scan)
     if n < 8:
         return None
-    distance, neighbour = _nearest(scan.y_m, scan.x_m)
+    distance, neighbour = nearest(scan.y_m, scan.x_m)
     first = np.unique(np.linspace(0, n - 1, min(n, _SHADOW_FRAMES)).astype(int))
     first = first[distance[first] > 0]
     if first.size < 8:

@@ -247,3 +247,7 @@ def beam_in_words(energy_ev: float | None = None, wavelength_m: float | None = N
         if value
     ]
     return ", ".join(parts) or None
+
+
+#: A mosaic larger than this on a side means positions in the wrong unit, not a larger sample.
+MAX_SIDE_PX = 20_000

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from bluesky_ptychonn.optics.framing import PreprocessConfig
+from bluesky_ptychonn.optics.framing import PreprocessConfig, joined_pixels_ramp
 from bluesky_ptychonn.optics.geometry import Geometry
 
 _SAME = 1e-6  # relative difference of object pixels that are equal
@@ -56,19 +56,8 @@ def probe_on(
         raise ValueError(f"probe: probe_pixel_m {pixel_m} m must be above 0")
     if probe.shape == ours.frame_shape and abs(pixel_m / ours.object_pixel_m - 1) < _SAME:
         return np.asarray(probe, dtype=np.complex64), ours
-    return resampled(probe, pixel_m, ours) * _ramp(preprocess.window_shape(geometry.frame_shape)[0], ours), ours
-
-
-def _ramp(window: int, ours: Geometry) -> NDArray[np.complex64]:
-    """Phase (N, N) of modulus one that shifts a pattern as joining pixels does.
-
-    The middle of `s` joined detector pixels lies ``(s - 1) / 2`` pixels of the window beside the first, in which the
-    beam is.
-    """
-    size = ours.frame_shape[0]
-    beside = (window / size - 1) / 2
-    one = np.exp(-2j * np.pi * beside * (np.arange(size) - size // 2) / window)
-    return np.outer(one, one).astype(np.complex64)
+    ramp = joined_pixels_ramp(preprocess.window_shape(geometry.frame_shape)[0], ours.frame_shape[0])
+    return resampled(probe, pixel_m, ours) * ramp, ours
 
 
 def resampled(probe: NDArray[np.complexfloating], pixel_m: float, geometry: Geometry) -> NDArray[np.complex64]:

@@ -161,8 +161,20 @@ def test_model_for_another_detector(refused, tmp_path) -> None:
 
 
 def test_model_for_another_pixel(refused, tmp_path) -> None:
+    words = refused("replay", write_cxi(tmp_path / "scan.cxi", pitch_m=55e-6), "--model", "zone-plates")
+    assert "is for any probe and has none yet. Give it yours: for_probe" in words
     words = refused("replay", write_cxi(tmp_path / "scan.cxi", pitch_m=55e-6), "--model", MODEL)
     assert "was trained at an object pixel of 25.83 nm; this scan has 35.22 nm" in words
+
+
+def test_a_mask_that_leaves_no_frame_to_be_used(refused, tmp_path) -> None:
+    path = write_cxi(tmp_path / "scan.cxi")
+    with h5py.File(path, "a") as file:
+        mask = np.zeros((64, 64), np.uint32)
+        mask[30:32] = 1
+        file["entry_1/instrument_1/detector_1/mask"] = mask
+    words = refused("replay", path, "--model", MODEL)
+    assert "mask condemns 3.1% of the pixels; of a frame at most 2.0% are mended, so all would be rejected" in words
 
 
 def test_near_field_data(refused, star) -> None:

@@ -170,7 +170,7 @@ class ResultSink:
         return not self.behind
 
     def write_mosaic(self, image: MosaicImage, **metadata: Any) -> None:
-        """Replace the mosaic by this snapshot: five requests, more when it outgrew its place.
+        """Replace the mosaic by this snapshot: six requests, more when it outgrew its place.
 
         When the catalog does not answer and there is a spool, the snapshot is kept and sent later; the latest wins. The
         metadata are merged into the reconstruction's, in the same request.

@@ -207,7 +207,12 @@ class RunReconstruction:
     def _give_up(self, *, outage: bool) -> None:
         log.error("run %s: given up: %s", self.progress.uid, self.progress.problem)
         self.given_up = outage
-        self._finish("failed")
+        if not outage:
+            try:  # a result left live would be taken for one that was interrupted, and made again and again
+                return self._write_failure(RunError(self.progress.problem))
+            except Exception:
+                log.exception("run %s: its result cannot be closed", self.progress.uid)
+        return self._finish("failed")
 
     def _advance(self) -> None:
         assembly = self._assembly or self._open()
@@ -230,10 +235,11 @@ class RunReconstruction:
     def _open(self) -> Assembly | None:
         """Make what the run's reconstruction consists of, once its frames are known."""
         geometry, pairing = self._geometry, self._pairing
-        if geometry is None or pairing is None or pairing.layout is None:
+        if geometry is None or pairing is None:
+            return None  # for a reason that `_error` says
+        if pairing.layout is None:
             if self._end is not None:
-                unusable = f"; documents that could not be used: {dict(self._unusable)}" if self._unusable else ""
-                raise RunError(f"run ended ({self._end.exit_status}) before its first frame{unusable}")
+                raise RunError(self._without_a_frame(pairing, self._end))
             return None
         try:
             reconstructor = self._factory.reconstructor(geometry)
@@ -245,6 +251,14 @@ class RunReconstruction:
         self._assembly = Assembly(reconstructor, source, sink, self.start, self.pace, self._clock)
         self.progress.state = "live"
         return self._assembly
+
+    def _without_a_frame(self, pairing: RunPairing, end: _End) -> str:
+        """Say why a run that is over has nothing to begin with."""
+        wanted = pairing.keys.stream
+        other = pairing.streams and wanted not in pairing.streams
+        streams = f": no stream {wanted!r}, only {', '.join(sorted(pairing.streams))}" if other else ""
+        unusable = f"; documents that could not be used: {dict(self._unusable)}" if self._unusable else ""
+        return f"run ended ({end.exit_status}) before its first frame{streams}{unusable}"
 
     def _sink(self, metadata: Mapping[str, Any], patch_shape: tuple[int, int] | None) -> Sink:
         sink = self._factory.sink(self.start, metadata, patch_shape, self.progress.expected)

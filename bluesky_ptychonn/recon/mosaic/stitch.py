@@ -15,11 +15,11 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import fft, ndimage
 
+from bluesky_ptychonn.optics.geometry import MAX_SIDE_PX
+
 Float = NDArray[np.float32]
 Complex = NDArray[np.complex64]
 
-#: A mosaic larger than this on a side means positions in the wrong unit, not a larger sample.
-MAX_SIDE_PX = 20_000
 _LEAST_COVERAGE = 0.02
 
 

@@ -16,6 +16,7 @@ from bluesky_ptychonn.catalog.connection.server import CatalogServer
 from bluesky_ptychonn.catalog.results.block import Block
 from bluesky_ptychonn.catalog.results.client import PtychoReconstruction
 from bluesky_ptychonn.catalog.results.mosaics import PICTURES, Canvas
+from bluesky_ptychonn.catalog.results.overview import OVERVIEW
 from bluesky_ptychonn.catalog.results.sink import ResultSink
 from bluesky_ptychonn.catalog.results.spool import Spool
 from bluesky_ptychonn.catalog.results.verification import ReadBack, decide_status
@@ -62,7 +63,7 @@ def test_what_is_written_is_read_back(catalog_server: CatalogServer) -> None:
     )
     assert found["amplitude_patches"].dims == ("frame", "y", "x")
     assert found["amplitude_patches"].dtype == np.float32
-    assert set(found) == {"amplitude_patches", "phase_patches", "frames", *PICTURES}
+    assert set(found) == {"amplitude_patches", "phase_patches", "frames", OVERVIEW, *PICTURES}
 
 
 def test_metadata_links_the_run_and_says_where_it_comes_from(catalog_server: CatalogServer) -> None:
@@ -94,7 +95,7 @@ def test_a_block_costs_three_requests(catalog_server: CatalogServer) -> None:
     sink.write_mosaic(picture(20, 20))
     before = sink.requests
     sink.write_mosaic(picture(20, 20, value=2))
-    assert sink.requests - before == 5
+    assert sink.requests - before == 6
 
 
 def test_gaps_are_zero_and_do_not_cost_requests(catalog_server: CatalogServer) -> None:
@@ -253,7 +254,7 @@ def test_a_mosaic_grows_while_others_read_it(catalog_server: CatalogServer) -> N
     found = result_of(catalog_server, sink)
     assert same_pictures(found, image)
     assert found.mosaic().origin_m == pytest.approx((-60 * PIXEL_M, -40 * PIXEL_M))
-    assert set(found) == {"amplitude_patches", "phase_patches", "frames", *PICTURES}
+    assert set(found) == {"amplitude_patches", "phase_patches", "frames", OVERVIEW, *PICTURES}
 
 
 def test_a_second_process_goes_on_where_the_first_stopped(catalog_server: CatalogServer) -> None:
@@ -277,7 +278,7 @@ def test_a_second_process_goes_on_where_the_first_stopped(catalog_server: Catalo
     assert found.problems == []
     assert found.frames["seq_num"].tolist() == list(range(1, 31))
     assert found.amplitude.read().shape == (62, 62)
-    assert set(found) == {"amplitude_patches", "phase_patches", "frames", *PICTURES}
+    assert set(found) == {"amplitude_patches", "phase_patches", "frames", OVERVIEW, *PICTURES}
 
 
 def test_arrays_that_a_killed_server_left_without_a_name_are_in_nobodys_way(catalog_server: CatalogServer) -> None:

@@ -316,6 +316,15 @@ def test_a_descriptor_that_cannot_be_used_is_named_as_the_cause() -> None:
     assert "before its first frame; documents that could not be used: {'descriptor': 1}" in spoilt.job.progress.problem
 
 
+def test_a_stream_that_is_not_there_is_named_beside_those_that_are() -> None:
+    bench = Bench(RunMaker(), 1, keys=DataKeys(stream="fly"))
+    bench.point(1)
+    bench.close()
+    assert bench.sink.metadata["problem"] == (
+        "run ended (success) before its first frame: no stream 'fly', only primary"
+    )
+
+
 def test_wrong_model_for_the_detector_is_said() -> None:
     other = Geometry(**{**GEOMETRY.model_dump(), "frame_shape": (32, 32)})
     bench = Bench(RunMaker(), 1, geometry=other)
@@ -515,6 +524,7 @@ def test_mistake_of_ours_is_tried_three_times_and_shown() -> None:
     assert bench.job.progress.state == "failed"
     assert bench.job.progress.problem == "TypeError: a mistake"
     assert not bench.job.given_up  # a new worker would only make it again
+    assert (bench.sink.status, bench.sink.metadata["problem"]) == ("failed", "TypeError: a mistake")
 
 
 @settings(max_examples=60)
