@@ -17,7 +17,7 @@ from bluesky_ptychonn.catalog.raw.writer import RawWriter, raw_writer
 from bluesky_ptychonn.live.callback import LiveReconstruction
 from bluesky_ptychonn.live.learning.config import LearnerConfig
 from bluesky_ptychonn.live.pipeline.settings import LiveOptions, explain
-from bluesky_ptychonn.paths import raw_backup, users_config
+from bluesky_ptychonn.paths import raw_backup, state_folder, users_config
 
 #: Names the configuration file when no path is given.
 CONFIG_VARIABLE = "PTYCHONN_CONFIG"
@@ -101,6 +101,11 @@ class CatalogConfig(_Section):
         if self.backup is not None:
             return self.backup
         return raw_backup() if self.folder is None else self.folder / "raw-backup"
+
+    @property
+    def metadata_file(self) -> Path:
+        """Where a session's RunEngine may keep its metadata: its scan ids are this catalog's."""
+        return (state_folder() if self.folder is None else self.folder) / "run-engine.json"
 
     def raw_writer(self, catalog: Any) -> RawWriter:
         """Make the callback that writes raw runs; subscribe it first. See `catalog.raw.writer.raw_writer`."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bluesky_ptychonn.catalog.results import plot
+from bluesky_ptychonn.plan_windows import windows_are_served
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -18,6 +20,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from bluesky_ptychonn.recon.mosaic.stitch import MosaicImage
+
+log = logging.getLogger(__name__)
 
 _UM = 1e6
 _LIVE_SIZE = (9.0, 8.0)  # inches
@@ -126,7 +130,9 @@ class LiveView:
     """A figure of the newest reconstruction that follows the catalog while scans run.
 
     A thread of its own reads the catalog; the RunEngine's thread is never asked for anything. Where matplotlib has a
-    window, the window's own timer draws what was read; elsewhere call `draw`, or let `path` be written.
+    window, the window's own timer draws what was read; elsewhere call `draw`, or let `path` be written. While a plan
+    runs, every RunEngine serves windows of Qt, which matplotlib takes where PySide6 is installed, and one that was made
+    with `WindowsDuringPlan` all windows; where neither is so, a line says it.
 
     Parameters
     ----------
@@ -173,6 +179,12 @@ class LiveView:
             self._timer.add_callback(self.draw)
             self._timer.start()
             self.figure.show()
+            if not windows_are_served():
+                log.warning(
+                    "LiveView: windows of %s do not move while a plan runs. Install PySide6, or make the RunEngine "
+                    "with RunEngine(during_task=WindowsDuringPlan())",
+                    plt.get_backend(),
+                )
 
     def draw(self) -> Figure | None:
         """Draw the newest snapshot into the figure, if it is not there yet; None while there is none at all."""
@@ -231,12 +243,12 @@ class LiveView:
     def _latest(self) -> Any:
         if hasattr(self._source, "result"):
             return self._source.result()
-        from bluesky_ptychonn.catalog.results.client import reconstructions
+        from bluesky_ptychonn.catalog.results.client import newest_with_image
 
-        found = reconstructions(self._source, limit=1)
-        if not found:
+        found = newest_with_image(self._source)
+        if found is None:
             raise LookupError("no reconstruction yet")
-        return found[0]
+        return found
 
 
 @dataclass(frozen=True)
@@ -254,7 +266,7 @@ class _Snapshot:
         figure = Figure(figsize=_LIVE_SIZE, layout="constrained") if figure is None else figure
         figure.clear()
         plot.draw_all(figure.subplots(2, 2, sharex=True, sharey=True), self.image, self.frames)
-        figure.suptitle(self.title, fontsize="medium")
+        plot.write_title(figure, self.title)
         return figure
 
 

@@ -24,8 +24,7 @@ def test_every_way_in_lets_openmp_sleep_while_it_waits(entry: str) -> None:
     code = f"import sys; sys.argv = ['ptychonn', 'train', '--probe', 'none.npy', '--out', 'none']; {entry}"
     environment = _CLEAN | {"OMP_DISPLAY_ENV": "VERBOSE"}
     said = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
-    assert "OMP_WAIT_POLICY = 'PASSIVE'" in said.stderr, said.stderr
-    assert "GOMP_SPINCOUNT = '0'" in said.stderr
+    assert "GOMP_SPINCOUNT = '0'" in said.stderr, said.stderr
 
 
 def test_what_the_user_chose_holds() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from collections.abc import Iterator
@@ -157,6 +158,25 @@ def test_live_view_follows_the_snapshots(image, frames, tmp_path) -> None:
     assert live.reconstruction.readers == {"LiveView"}
     assert (tmp_path / "live.png").stat().st_size > 10_000
     assert repr(view) == "<LiveView closed, 2 snapshots>"
+
+
+def test_a_long_title_is_whole(image, frames) -> None:
+    title = "PtychoReconstruction d11a6985 scan 1, " + "a rather long name of a sample, " * 6 + "verdict ok"
+
+    class Named(Reconstruction):
+        def __repr__(self) -> str:
+            return title
+
+    live = Live()
+    live.reconstruction = Named(image, frames)
+    with LiveView(live, interval_s=0.02) as view:
+        until(lambda: view.snapshots == 1)
+        for figure in (view.draw(), reconstruction_figure(image, frames, title)):
+            assert figure._suptitle.get_text().replace("\n", " ") == title
+            figure.savefig(os.devnull, format="png")
+            box = figure._suptitle.get_window_extent()
+            assert box.x0 >= 0
+            assert box.x1 <= figure.bbox.width
 
 
 def test_live_view_outlives_a_catalog_that_is_away(image, frames) -> None:

@@ -137,7 +137,7 @@ class LiveReconstruction:
             resume(behind, address.api_key)
         self._closed = False
         _open.add(self)
-        self._notifier = ProblemNotifier(self._find_problems)
+        self._notifier = ProblemNotifier(self._find_problems, find_finished=self._find_finished)
         self._notifier.start()
 
     def _make_factory(self, loaded: Any) -> ComponentFactory:
@@ -216,6 +216,18 @@ class LiveReconstruction:
         on_disk = f"; {status.spooled} frames wait on disk" if status.spooled else ""
         return [(problem, f"{on_disk}. The scan is not affected. See {self.log}") for problem in problems]
 
+    def _find_finished(self) -> dict[str, str]:
+        """Say of each finished run how it ended and how to open its image."""
+        lines = {}
+        for uid, run in self.status.runs.items():
+            if run.finished and run.state != "ignored":
+                of = f" of {run.expected}" if run.expected else ""
+                verdict = f", verdict {run.verdict}" if run.verdict else ""
+                look = f"; live.result({uid[:8]!r}).plot() shows it" if run.done else ""
+                name = f"run {uid[:8]}" if run.scan_id is None else f"scan {run.scan_id}"
+                lines[uid] = f"{name}: reconstruction {run.state}, {run.done}{of} frames{verdict}{look}"
+        return lines
+
     @property
     def order(self) -> ReconstructionSettings:
         """Former name of `settings`."""
@@ -287,7 +299,9 @@ class LiveReconstruction:
         return status
 
     def result(self, uid: str | None = None) -> Any:
-        """Client of a run's reconstruction in the catalog; of the latest when no `uid` is given.
+        """Client of a run's reconstruction in the catalog, by the run's uid or its beginning.
+
+        Without one the latest that was not refused.
 
         Raises
         ------
@@ -296,8 +310,9 @@ class LiveReconstruction:
         """
         runs = self.status.runs
         if uid is None:
-            uid = next((uid for uid, run in reversed(runs.items()) if run.key), "")
-        run = runs.get(uid)
+            made = [uid for uid, run in runs.items() if run.key]
+            uid = next((uid for uid in reversed(made) if runs[uid].state != "failed"), made[-1] if made else "")
+        run = next((run for known, run in reversed(runs.items()) if uid and known.startswith(uid)), None)
         if run is None or run.key is None:
             raise LookupError(f"no reconstruction: {run or uid or 'no run was seen yet'}")
         return self._address.client[PROCESSED][run.key]

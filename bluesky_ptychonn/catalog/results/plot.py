@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
 
 _UM = 1e6
 _UNCOVERED = "0.93"  # grey
+_LETTERS_PER_INCH = 11  # of a title; capitals throughout take an inch for ten
 _WRAPS_RAD = 5.0  # a phase that spans more goes round, and gets a colour map that does
 
 
@@ -62,8 +64,14 @@ def make_axes(image: MosaicImage, rows: int, columns: int, title: str) -> tuple[
         squeeze=False,
     )
     label_axes(axes)
-    figure.suptitle(title, fontsize="medium")
+    write_title(figure, title)
     return figure, axes
+
+
+def write_title(figure: Figure, title: str) -> None:
+    """Write the title of a whole figure, on as many lines as its width asks for."""
+    letters = round(_LETTERS_PER_INCH * figure.get_size_inches()[0])
+    figure.suptitle(textwrap.fill(title, letters), fontsize="medium")
 
 
 def label_axes(axes: NDArray[Any]) -> None:

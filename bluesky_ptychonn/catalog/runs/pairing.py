@@ -124,9 +124,9 @@ class RunPairing:
     def _on_descriptor(self, doc: Mapping[str, Any]) -> None:
         self.streams.add(str(doc.get("name")))
         if doc.get("name") == self.keys.stream:
+            self._descriptors.add(doc["uid"])
             if self.layout is None:
                 self.layout = RunLayout.find(self.start, doc["data_keys"], self.keys)
-            self._descriptors.add(doc["uid"])
 
     def _on_event(self, doc: Mapping[str, Any]) -> None:
         data = doc["data"]
@@ -147,6 +147,8 @@ class RunPairing:
             point.fresh = False
             self._locate(layout, doc, seq_num, point)
             self._update(seq_num, point)
+        elif doc["descriptor"] in self._descriptors:  # of a run that cannot be reconstructed: only counted
+            self._points.setdefault(_seq_num(doc["seq_num"]), _Point())
         for value in data.values():  # datums of other detectors and streams
             if isinstance(value, str):
                 self._datums.pop(value, None)

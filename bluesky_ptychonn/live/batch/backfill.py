@@ -67,9 +67,11 @@ def unfinished(
         start, stop = run.metadata["start"], run.metadata.get("stop")
         if not stop or not isinstance(start.get("ptychography"), dict):
             continue
-        found = [result.metadata for result in reconstructions(root, raw=start["uid"], limit=_MOST)]
-        if reason := why_unfinished(found, str(stop.get("exit_status")), attempt):
-            yield Unfinished(start["uid"], start.get("scan_id"), reason)
+        uid = start["uid"]
+        results = reconstructions(root, raw=uid, limit=_MOST)
+        results += reconstructions(root, raw=uid, status="failed", limit=_MOST)
+        if reason := why_unfinished([result.metadata for result in results], str(stop.get("exit_status")), attempt):
+            yield Unfinished(uid, start.get("scan_id"), reason)
 
 
 def why_unfinished(results: Sequence[Mapping[str, Any]], exit_status: str, attempt: str | None = None) -> str:
@@ -78,7 +80,7 @@ def why_unfinished(results: Sequence[Mapping[str, Any]], exit_status: str, attem
     Parameters
     ----------
     results : sequence of mapping
-        Metadata of its reconstructions, newest first.
+        Metadata of its reconstructions, newest first, those without an image last.
     exit_status : str
         Of its stop document.
     attempt : str, optional

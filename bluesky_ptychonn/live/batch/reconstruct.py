@@ -112,7 +112,8 @@ def _finish(
         job.fail(error)
     except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:  # others may write there too
         job.fail(RunError(f"what the catalog holds of the run cannot be read: {type(error).__name__}: {error}"))
-    job.end("unknown", "the run has no stop document")
+    stop = stored.metadata.get("stop") or {"reason": "the run has no stop document"}
+    job.end(str(stop.get("exit_status", "unknown")), str(stop.get("reason") or ""))
     while not job.progress.finished:
         time.sleep(max(0.0, min(job.due - time.monotonic(), 1.0)))
         job.step()

@@ -39,6 +39,7 @@ class FakeReconstructor:
     heard: list[float] = field(default_factory=list)
     judgement: Verdict | None = None
     refinement: Refinement | None = None
+    probe_factor: float = 1.0
 
     @property
     def weight(self) -> NDArray[np.float32]:
@@ -59,6 +60,10 @@ class FakeReconstructor:
     def refine(self, image: MosaicImage, frames: NDArray[Any], *_: Any) -> tuple[MosaicImage, dict[str, Any]]:
         """Double the amplitude, and tell of how many frames."""
         return replace(image, amplitude=2 * image.amplitude), {"frames": len(frames), "seconds": 0.0}
+
+    def settle(self) -> None:
+        """See `FrameReconstructor.settle`; noted among the calls as -1."""
+        self.calls.append(-1)
 
     def placed(self, patches: NDArray[np.complex64], y_m: NDArray[np.float64], x_m: NDArray[np.float64]) -> None:
         """See `FrameReconstructor.placed`; nothing is judged, the frames' x are kept."""
@@ -118,6 +123,8 @@ class FakeSink:
     waits_since: float | None = None
     full: Exception | None = None
     problem: str = ""
+    exit_status: str | None = None
+    refused: str = ""
 
     @property
     def behind(self) -> bool:
@@ -153,12 +160,13 @@ class FakeSink:
         """Keep the metadata."""
         self.metadata.update(metadata)
 
-    def finish(self, exit_status: str, counts: Mapping[str, Any]) -> str:
+    def finish(self, exit_status: str | None, counts: Mapping[str, Any], refused: str = "") -> str:
         """Complete when the run succeeded and every frame has a reconstruction."""
+        self.exit_status, self.refused = exit_status, refused
         whole = exit_status == "success" and counts["reconstructed"] == max(counts["expected"] or 0, counts["seen"])
         whole = whole and not counts.get("unusable_documents")
         self.counts = counts
-        self.status = "failed" if exit_status == "fail" or not counts["reconstructed"] else "partial"
+        self.status = "failed" if refused or exit_status == "fail" or not counts["reconstructed"] else "partial"
         if whole and counts["reconstructed"]:
             self.status = "complete"
         return self.status
