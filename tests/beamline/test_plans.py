@@ -215,6 +215,15 @@ def test_sparse_refuses_a_model_that_does_not_fit_the_detector(RE, of, beamline,
     assert not of("start")
 
 
+def test_sparse_refuses_a_model_for_any_probe_without_one(RE, of, beamline) -> None:
+    stage = beamline.stage
+    words = r"model 'zone-plates' is for any probe and has none yet. Give it yours: for_probe\('zone-plates', probe"
+    for options in ({"tolerated_error_rad": 0.1}, {"step_um": 0.3, "allow_unmeasured": True}):
+        with pytest.raises(ValueError, match=words):
+            RE(sparse_ptycho_scan([beamline.camera], stage.x, stage.y, 2, 2, model="zone-plates", **options))
+    assert not of("start")
+
+
 def test_a_field_outside_the_limits_is_refused_before_anything_moves(RE, of, beamline) -> None:
     stage = beamline.stage
     words = r"ptycho_scan: stage_x would move from 0.095 to 0.105 mm, outside its soft limits -0.1 to 0.1 mm"

@@ -161,6 +161,8 @@ def test_model_for_another_detector(refused, tmp_path) -> None:
 
 
 def test_model_for_another_pixel(refused, tmp_path) -> None:
+    words = refused("replay", write_cxi(tmp_path / "scan.cxi", pitch_m=55e-6), "--model", "zone-plates")
+    assert "is for any probe and has none yet. Give it yours: for_probe" in words
     words = refused("replay", write_cxi(tmp_path / "scan.cxi", pitch_m=55e-6), "--model", MODEL)
     assert "was trained at an object pixel of 25.83 nm; this scan has 35.22 nm" in words
 

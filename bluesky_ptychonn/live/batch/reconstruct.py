@@ -75,8 +75,8 @@ def reconstruct(
     """
     address = Address.from_catalog(catalog)
     root = address.client
-    stored = find_run(root, run, str(keywords.get("raw", _OPTIONS.raw)))
     settings, loaded = _settings(model, address, keywords)
+    stored = find_run(root, run, settings.raw)
 
     from bluesky_ptychonn.live.pipeline.factory import TiledComponentFactory
     from bluesky_ptychonn.recon.device import torch_threads
