@@ -261,6 +261,12 @@ class ModelCard(_Frozen):
         """Whether it waits for a probe: its network is told one with every frame, and the card has none."""
         return self.probe is None and self.family in PROBE_FAMILIES
 
+    def prepared_by(self, preprocess: PreprocessConfig | None) -> ModelCard:
+        """Return the card of the same model whose frames are prepared otherwise; None leaves it as it is."""
+        if preprocess is None:
+            return self
+        return self.model_copy(update={"input": self.input.model_copy(update={"preprocess": preprocess})})
+
     def _envelope(self, covered_at_least: float = 0.0) -> tuple[list[float], list[float]]:
         """Give the steps and the largest error measured up to each: a promise must hold for all smaller steps.
 

@@ -127,13 +127,13 @@ class ReconstructionConfig(LiveOptions):
     ----------
     model : str
         Name or folder of the model.
-    journal_dir : Path, optional
+    journal_dir, mask : Path, optional
         Relative to the configuration file.
     """
 
     model: str
 
-    _from_file = _beside_the_file("journal_dir")
+    _from_file = _beside_the_file("journal_dir", "mask")
 
     def live(self, catalog: Any, raw_writer: RawWriter | None = None) -> LiveReconstruction:
         """Start live reconstruction into a catalog; subscribe what this returns to a RunEngine, after `raw_writer`."""

@@ -14,6 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from bluesky_ptychonn.live.pipeline.progress import Timing
+from bluesky_ptychonn.live.pipeline.settings import LiveOptions
+
 if TYPE_CHECKING:
     import pandas as pd
 
@@ -103,28 +106,25 @@ class LocalSession:
 
 
 @contextlib.contextmanager
-def open_local_session(folder: Path, model: str, *, device: str = "auto") -> Iterator[LocalSession]:
+def open_local_session(folder: Path, model: Any, **keywords: Any) -> Iterator[LocalSession]:
     """Serve the catalog of `folder`, make a RunEngine that writes into it, and start the worker of `model`.
 
-    The folder gets ``catalog/`` with ``frames/`` in it, and ``journal/``; what is there already stays.
+    Keywords are those of `LiveReconstruction`, over `local_options`. The folder gets ``catalog/`` with ``frames/`` in
+    it, and ``journal/``; what is there already stays.
     """
     from bluesky_ptychonn.catalog.connection.server import serve_catalog
     from bluesky_ptychonn.catalog.raw.writer import raw_writer
     from bluesky_ptychonn.live.callback import LiveReconstruction
-    from bluesky_ptychonn.live.pipeline.progress import Timing
-    from bluesky_ptychonn.live.pipeline.settings import LiveOptions
 
     # Ten seconds of imports, done while the server is busy with its own.
     imports = threading.Thread(target=importlib.import_module, args=("bluesky_tiled_plugins",), daemon=True)
     imports.start()
     frames = folder / CATALOG / FRAMES
     frames.mkdir(parents=True, exist_ok=True)
-    # No scan waits for the server here, so ours may ask more of it.
-    options = LiveOptions(device=device, journal_dir=folder / JOURNAL, pace=Timing(share=0.5))
     with (
         serve_catalog(folder / CATALOG, readable=[frames]) as server,
         contextlib.closing(raw_writer(server, folder / BACKUP)) as writer,
-        LiveReconstruction(model, server, options, raw_writer=writer) as live,
+        LiveReconstruction(model, server, local_options(folder), raw_writer=writer, **keywords) as live,
     ):
         imports.join()
         from bluesky import RunEngine
@@ -133,6 +133,12 @@ def open_local_session(folder: Path, model: str, *, device: str = "auto") -> Ite
         engine.subscribe(writer)
         live.wait_ready()
         yield LocalSession(server, engine, live, frames, folder / BACKUP)
+
+
+def local_options(folder: Path) -> LiveOptions:
+    """Options of a session in this folder, before a user says anything."""
+    # No scan waits for the server here, so ours may ask more of it.
+    return LiveOptions(journal_dir=folder / JOURNAL, pace=Timing(share=0.5))
 
 
 def save_picture(path: Path, result: PtychoReconstruction, title: str, **options: Any) -> None:
