@@ -29,7 +29,7 @@ ProbeOption = Annotated[
     typer.Option(help="file with your probe (.npy, .npz, .cxi, .h5), for a model of the lifted family"),
 ]
 # Names of what other options have too; all else is called as its field is.
-_NAMES = {place: name for name, place in PARTS.items()}
+_NAMES: dict[tuple[str, ...], str] = {place: name for name, place in PARTS.items()}
 _NAMES |= {("refine", name): f"refine_{name}" for name in Refinement.model_fields if name != "tune_probe"}
 _PANELS = {
     "keys": "Data of the run",
@@ -53,7 +53,7 @@ class Flag:
     @property
     def name(self) -> str:
         """As a parameter of the command."""
-        return _NAMES.get(self.place, self.place[-1])  # type: ignore[call-overload,no-any-return]
+        return _NAMES.get(self.place, self.place[-1])
 
     @property
     def spelled(self) -> str:
