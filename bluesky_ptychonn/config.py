@@ -17,10 +17,7 @@ from bluesky_ptychonn.catalog.raw.writer import RawWriter, raw_writer
 from bluesky_ptychonn.live.callback import LiveReconstruction
 from bluesky_ptychonn.live.learning.config import LearnerConfig
 from bluesky_ptychonn.live.pipeline.settings import LiveOptions, explain
-from bluesky_ptychonn.paths import raw_backup, users_config
-
-#: Names the configuration file when no path is given.
-CONFIG_VARIABLE = "PTYCHONN_CONFIG"
+from bluesky_ptychonn.paths import CONFIG_VARIABLE, named_config, raw_backup, users_config
 
 
 def _beside_the_file(*names: str) -> Any:
@@ -185,7 +182,7 @@ class Config(_Section):
         ValueError
             In words: no such file, not TOML, or each wrong key with what is allowed.
         """
-        source = Path(path or os.environ.get(CONFIG_VARIABLE) or users_config()).expanduser()
+        source = Path(path or named_config() or users_config()).expanduser()
         try:
             values = tomllib.loads(source.read_text(encoding="utf-8"))
         except FileNotFoundError:

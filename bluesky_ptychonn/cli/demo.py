@@ -47,9 +47,13 @@ def demo(
     """Scan a simulated sample sparsely, reconstruct it while it is scanned, query it, and draw it."""
     from bluesky_ptychonn.beamline.plans import sparse_ptycho_scan
     from bluesky_ptychonn.beamline.sim import SimulatedBeamline
+    from bluesky_ptychonn.beamline.start_document import UM, scan_field, spacing
     from bluesky_ptychonn.card import load_card
     from bluesky_ptychonn.cli import local_session as local
 
+    # What can be refused is refused before anything is started.
+    _, step_m = spacing(model, tolerated_error, step_um, False)
+    scan_field(field_um, field_um, step_m / UM, "jittered", 0.1, 0)
     started = time.perf_counter()
     keywords = given.keywords(load_card(model), local.local_options(out))
     typer.echo(f"starting the catalog in {out / local.CATALOG}, and a worker with the model {model} ...")

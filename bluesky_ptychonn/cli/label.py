@@ -43,6 +43,7 @@ def label(
         stored = find_run(root, run_key(run), given.get("raw", RAW))
         said = stored.metadata["start"].get("ptychography") or {}
         keywords = given.keywords(None if model is None else load_card(model), recorded=said.get("geometry"))
+        typer.echo("solving, which takes from seconds to many minutes ...")
         result = make_label(
             stored,
             root,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import json
+import logging
 import threading
 import time
 from collections.abc import Iterator
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from bluesky_ptychonn.cli.progress import PlainLines
 from bluesky_ptychonn.live.pipeline.progress import Timing
 from bluesky_ptychonn.live.pipeline.settings import LiveOptions
 
@@ -52,7 +54,7 @@ class LocalSession:
         if reconstruct:
             tokens.append(self.engine.subscribe(self.live))
         try:
-            with _progress_bars(title, counter, self.live if reconstruct else None):
+            with _without_traceback(), _progress_bars(title, counter, self.live if reconstruct else None):
                 started = time.perf_counter()
                 self.engine(plan)
                 took = time.perf_counter() - started
@@ -182,21 +184,36 @@ class _Counter:
 
 
 @contextlib.contextmanager
+def _without_traceback() -> Iterator[None]:
+    """Keep the RunEngine's traceback of a plan that fails to its other handlers: the error is raised, and said once."""
+    handler = logging.NullHandler()  # as long as there is one, Python does not print by itself
+    logger = logging.getLogger("bluesky")
+    logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+
+
+@contextlib.contextmanager
 def _progress_bars(title: str, counter: _Counter, live: LiveReconstruction | None) -> Iterator[None]:
     """Show exposed and reconstructed frames, from a thread of its own: the scan must not wait for a terminal."""
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
     columns = (TextColumn("{task.description:<24}"), BarColumn(), MofNCompleteColumn(), TextColumn("frames"))
     progress = Progress(*columns, TimeElapsedColumn(), TextColumn("{task.fields[note]}"), refresh_per_second=2)
+    lines = None if progress.console.is_terminal else PlainLines(title)
     exposed = progress.add_task(title, total=None, note="")
     done = progress.add_task("  reconstructed live", total=None, note="") if live is not None else None
     over = threading.Event()
 
     def show() -> None:
         progress.update(exposed, completed=counter.events, total=counter.expected)
-        if live is None or done is None:
+        run = None if live is None else live.status.runs.get(counter.uid)
+        if lines is not None:
+            lines(counter.events, counter.expected, "" if run is None else f"{run.done} reconstructed")
+        if done is None:
             return
-        run = live.status.runs.get(counter.uid)
         if run is not None:
             note = f"{run.lag_s:.2f} s behind" if run.lag_s is not None and not run.finished else ""
             progress.update(done, completed=run.done, total=counter.expected, note=note)

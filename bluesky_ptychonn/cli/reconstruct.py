@@ -19,6 +19,7 @@ from bluesky_ptychonn.cli.catalogs import (
     run_key,
 )
 from bluesky_ptychonn.cli.options import GivenOptions, ProbeOption, takes_reconstruction_options, with_probe
+from bluesky_ptychonn.cli.progress import show_progress
 
 # Of `reconstruct`, which has a timing of its own and keeps no results on disk.
 _takes_options = takes_reconstruction_options(without=("pace", "spool_mib"))
@@ -49,7 +50,10 @@ def reconstruct(
         keywords = given.keywords(load_card(resolved), recorded=said.get("geometry"))
         if probe is not None:
             resolved = with_probe(resolved, probe, geometry_of(start, keywords.get("geometry")), keywords)
-        result = run_reconstruction(stored, resolved, root, **keywords)
+        with show_progress("reconstructing") as show:
+            result = run_reconstruction(
+                stored, resolved, root, progress=lambda now: show(now.done, now.expected, ""), **keywords
+            )
         tuned = keywords.get("refine") and keywords["refine"].tune_probe
         notes = [_probe_note(result.metadata.get("refinement") or {})] if tuned else []
         echo_result(result, *notes)

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from bluesky_ptychonn.cli.catalogs import AlsoCatalogOption, ModelArgument, open_registry, split_name
+from bluesky_ptychonn.cli.export import check_output
 
 _CHECKPOINTS = (".pth", ".pt", ".safetensors", ".ckpt")
 
@@ -126,6 +127,7 @@ def export(
     from bluesky_ptychonn.recon.models.archive import pack
     from bluesky_ptychonn.recon.models.library import read_folder
 
+    check_output(to)
     if catalog is None:
         card, data = read_folder(find_model(name))
     else:
