@@ -231,12 +231,12 @@ class LiveView:
     def _latest(self) -> Any:
         if hasattr(self._source, "result"):
             return self._source.result()
-        from bluesky_ptychonn.catalog.results.client import reconstructions
+        from bluesky_ptychonn.catalog.results.client import newest_with_image
 
-        found = reconstructions(self._source, limit=1)
-        if not found:
+        found = newest_with_image(self._source)
+        if found is None:
             raise LookupError("no reconstruction yet")
-        return found[0]
+        return found
 
 
 @dataclass(frozen=True)

@@ -74,7 +74,8 @@ def ptycho_scan(
     seed : int
         Of the displacements.
     geometry : dict, optional
-        ``energy_ev``, ``distance_m``, ``pixel_pitch_m``, ``frame_shape``; taken from the camera where it has one.
+        ``energy_ev`` (of electrons ``wavelength_m``), ``distance_m``, ``pixel_pitch_m``, ``frame_shape``; taken from
+        the camera where it has one.
     probe_diameter_um : float, optional
         Illuminated diameter, µm, for the sampling and the dense equivalent in the start document; taken from the
         camera where it knows.

@@ -129,10 +129,7 @@ class ScanToCheck:
 
     def _misfits(self, card: ModelCard, geometry: Geometry | None) -> Iterator[str]:
         if card.for_any_probe:
-            yield (
-                f"model {card.name!r} is for any probe and has none yet: ptychonn train --start {card.name} --frames 0 "
-                "--probe FILE --out FOLDER gives it yours"
-            )
+            yield from _said(lambda _: card.check_probe(), None)
             return
         if geometry is not None:
             yield from _said(card.check_geometry, geometry)

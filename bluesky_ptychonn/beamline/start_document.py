@@ -101,11 +101,13 @@ def check_number(name: str, value: Any, unit: str, above: float | None = None) -
 def spacing(
     model: str | None, tolerated_error_rad: float, step_um: float | None, allow_unmeasured: bool
 ) -> tuple[ModelCard | None, float]:
-    """Card, and step in m, refusing in words a step the model was never measured at."""
+    """Card, and step in m, refusing in words a model without its probe, or a step it was never measured at."""
     card = load_card(model) if model is not None else None
     if step_um is not None:
         check_number("step_um", step_um, "µm", above=0)
     check_number("tolerated_error_rad", tolerated_error_rad, "rad")
+    if card is not None:
+        card.check_probe()
     if step_um is None:
         if card is None:
             raise ValueError("sparse scan: give model= (its card says the spacing), or step_um=")

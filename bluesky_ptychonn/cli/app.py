@@ -22,6 +22,7 @@ from bluesky_ptychonn.cli.status import status
 from bluesky_ptychonn.cli.train import train
 from bluesky_ptychonn.cli.view import view
 from bluesky_ptychonn.paths import named_config
+from bluesky_ptychonn.processors import wait_passively
 
 #: Set to see the traceback behind an error's sentence.
 TRACEBACK_VARIABLE = "PTYCHONN_TRACEBACK"
@@ -55,6 +56,7 @@ def _options(
 
 def main() -> None:
     """Run the command line; an error a user can mend is one sentence on stderr and exit code 2."""
+    wait_passively()  # before any command imports torch
     try:
         app()
     except (ValueError, LookupError, OSError, RuntimeError) as error:

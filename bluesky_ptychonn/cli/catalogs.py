@@ -77,39 +77,54 @@ def split_name(name: str) -> tuple[str, str | None]:
 
 
 def check_model(model: str) -> None:
-    """Refuse an unknown version or folder before a server is started; a bare name only the catalog may know."""
+    """Refuse an unknown version or folder, or one without its probe, before a server is started.
+
+    A bare name only the catalog may know.
+    """
     from bluesky_ptychonn.card import load_card
     from bluesky_ptychonn.catalog.registry.champion import bare_name
 
     if not bare_name(model):
-        load_card(model)
+        load_card(model).check_probe()
 
 
 def find_reconstruction(root: Any, which: str) -> Any:
-    """Find the newest reconstruction that `which` names; LookupError for none, or where it fits several runs."""
-    from bluesky_ptychonn.catalog.results.client import reconstructions
+    """Find the newest reconstruction with an image that `which` names, or else a refused attempt, which says why.
 
-    if which == "latest":
-        found = reconstructions(root, limit=1)
-        if not found:
-            raise LookupError("no reconstruction is in this catalog yet")
-        return found[0]
-    if which in root["processed"]:
+    LookupError for none, or where it fits several runs.
+    """
+    from bluesky_ptychonn.catalog.results.client import newest_with_image, reconstructions
+
+    latest = which == "latest"
+    if not latest and which in root["processed"]:
         return root["processed"][which]
-    found = reconstructions(root, raw=which, limit=1)
-    if found:
-        return found[0]
+    found = newest_with_image(root, raw=None if latest else which)
+    if found is not None:
+        return found
     fits = [
         result
-        for result in reconstructions(root, limit=_LOOK_BACK)
-        if result.path_parts[-1].startswith(which) or result.metadata["raw"]["uid"].startswith(which)
+        for status in (None, "failed")
+        for result in reconstructions(root, status=status, limit=_LOOK_BACK)
+        if latest or result.path_parts[-1].startswith(which) or result.metadata["raw"]["uid"].startswith(which)
     ]
-    runs = {result.metadata["raw"]["uid"] for result in fits}
-    if len(runs) > 1:
-        raise LookupError(f"{which!r} fits {len(runs)} runs; give more of the uid")
+    if not latest and len({result.metadata["raw"]["uid"] for result in fits}) > 1:
+        raise LookupError(f"{which!r} fits several runs; give more of the uid")
     if not fits:
-        raise LookupError(f"no reconstruction {which!r}, nor one of a run {which!r}, is in this catalog")
-    return fits[0]
+        named = "" if latest else f" {which!r}, nor one of a run {which!r},"
+        raise LookupError(f"no reconstruction{named} is in this catalog{' yet' if latest else ''}")
+    return next((result for result in fits if result.metadata.get("mosaic")), fits[0])
+
+
+def refused_later(root: Any, result: PtychoReconstruction) -> list[str]:
+    """Say which attempts that were refused are newer than a reconstruction."""
+    from bluesky_ptychonn.catalog.results.client import reconstructions
+
+    newer = [
+        one
+        for one in reconstructions(root, status="failed", limit=5)
+        if one.metadata["time_created"] > result.metadata["time_created"]
+    ]
+    return [f"later, scan {one.metadata['raw'].get('scan_id')} was refused: {'; '.join(one.problems)}" for one in newer]
 
 
 def echo_result(result: PtychoReconstruction, *notes: str) -> None:

@@ -92,8 +92,8 @@ def _limit_resources(settings: LearnerConfig) -> None:
 
     import torch
 
-    from bluesky_ptychonn.live.callback import worker_threads
     from bluesky_ptychonn.live.worker import give_way
+    from bluesky_ptychonn.processors import worker_threads
     from bluesky_ptychonn.recon.models.checkpoint import choose_device
 
     give_way(settings.nice)

@@ -18,7 +18,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 import typer
 from pydantic import ValidationError
 
-from bluesky_ptychonn.card import ModelCard
+from bluesky_ptychonn.card import ModelCard, load_card
 from bluesky_ptychonn.live.pipeline.settings import PARTS, ReconstructionOptions, explain, fields_of
 from bluesky_ptychonn.optics.framing import PreprocessConfig
 from bluesky_ptychonn.optics.geometry import Geometry
@@ -27,6 +27,10 @@ from bluesky_ptychonn.recon.mosaic.refine_config import Refinement
 ProbeOption = Annotated[
     str | None,
     typer.Option(help="file with your probe (.npy, .npz, .cxi, .h5), for a model of the lifted family"),
+]
+ProbePixelOption = Annotated[
+    float | None,
+    typer.Option(help="object pixel of that probe, m, where it is neither as large as the recorded frames nor the cut"),
 ]
 # Names of what other options have too; all else is called as its field is.
 _NAMES: dict[tuple[str, ...], str] = {place: name for name, place in PARTS.items()}
@@ -151,6 +155,14 @@ class GivenOptions:
         """Value of an option, as it was given."""
         return self._top.get(name, default)
 
+    def framing(self, card: ModelCard | None) -> PreprocessConfig | None:
+        """Preprocessing as these flags change the model's; None where none of them was given."""
+        given = {name: self._sections[name] for name in self._sections if name == "preprocess"}
+        changed = GivenOptions(self._class, {})
+        changed._sections = given
+        framing: PreprocessConfig | None = changed.keywords(card).get("preprocess")
+        return framing
+
     def keywords(
         self,
         card: ModelCard | None,
@@ -216,16 +228,14 @@ def _before(name: str, card: ModelCard | None, base: ReconstructionOptions) -> d
     return dict(vars(section))
 
 
-def with_probe(model: Any, probe: str, recorded: Geometry, keywords: Mapping[str, Any]) -> Any:
-    """Load a model and give it the probe of a file, for frames of this geometry as these options prepare them."""
-    from bluesky_ptychonn.optics.probe_file import read_probe
+def with_probe(
+    model: Any, probe: str, recorded: Geometry, preprocess: PreprocessConfig | None, pixel_m: float | None
+) -> Any:
+    """Load a model and give it the probe of a file, for recorded frames of this geometry."""
     from bluesky_ptychonn.recon.models.any_probe import for_probe
-    from bluesky_ptychonn.recon.models.checkpoint import load_model
 
-    loaded, (waves, _) = load_model(model, "cpu"), read_probe(probe)
-    framing = keywords.get("preprocess") or loaded.card.input.preprocess
-    seen = recorded if recorded.frame_shape == waves.shape else framing.geometry_after(recorded)
-    return for_probe(loaded, waves, seen)
+    preprocess = preprocess or load_card(model).input.preprocess
+    return for_probe(model, probe, recorded, preprocess=preprocess, probe_pixel_m=pixel_m)
 
 
 def takes_reconstruction_options(

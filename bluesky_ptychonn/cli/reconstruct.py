@@ -18,7 +18,13 @@ from bluesky_ptychonn.cli.catalogs import (
     open_catalog,
     run_key,
 )
-from bluesky_ptychonn.cli.options import GivenOptions, ProbeOption, takes_reconstruction_options, with_probe
+from bluesky_ptychonn.cli.options import (
+    GivenOptions,
+    ProbeOption,
+    ProbePixelOption,
+    takes_reconstruction_options,
+    with_probe,
+)
 from bluesky_ptychonn.cli.progress import show_progress
 
 # Of `reconstruct`, which has a timing of its own and keeps no results on disk.
@@ -31,6 +37,7 @@ def reconstruct(
     run: RunArgument,
     model: Annotated[str, typer.Option(help=MODEL_HELP)],
     probe: ProbeOption = None,
+    probe_pixel_m: ProbePixelOption = None,
     *,
     given: GivenOptions,
 ) -> None:
@@ -49,7 +56,8 @@ def reconstruct(
         said = start.get("ptychography") or {}
         keywords = given.keywords(load_card(resolved), recorded=said.get("geometry"))
         if probe is not None:
-            resolved = with_probe(resolved, probe, geometry_of(start, keywords.get("geometry")), keywords)
+            recorded = geometry_of(start, keywords.get("geometry"))
+            resolved = with_probe(resolved, probe, recorded, keywords.get("preprocess"), probe_pixel_m)
         with show_progress("reconstructing") as show:
             result = run_reconstruction(
                 stored, resolved, root, progress=lambda now: show(now.done, now.expected, ""), **keywords
@@ -91,9 +99,9 @@ def backfill(
         from bluesky_ptychonn.live.batch.backfill import unfinished
 
         raw = given.get("raw", RAW)
-        count, found = 0, ((run, "") for run in unfinished(root, since=since, raw=raw))
+        keywords = {"raw": raw} | given.keywords(load_card(resolve_model(model, root)))
+        count, found = 0, ((run, "") for run in unfinished(root, model, since=since, **keywords))
         if not list_only:
-            keywords = {"raw": raw} | given.keywords(load_card(resolve_model(model, root)))
             done = fill(root, model, since=since, limit=limit, **keywords)
             found = ((run, f"; now {result!r}") for run, result in done)
         for run, now in found:

@@ -70,10 +70,13 @@ def train(
     ] = None,
     seed: Annotated[int, typer.Option(help="of weights and data")] = 0,
     energy_ev: Annotated[float | None, typer.Option(help="photon energy, eV")] = None,
+    wavelength_m: Annotated[
+        float | None, typer.Option(help="wavelength, m, instead of a photon energy: of electrons")
+    ] = None,
     distance_m: Annotated[float | None, typer.Option(help="sample to detector, m")] = None,
     pixel_pitch_m: Annotated[float | None, typer.Option(help="detector pixel pitch, m")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N")] = "auto",
-    threads: Annotated[int, typer.Option(help="torch threads on a CPU; 0 leaves them to torch")] = 0,
+    threads: Annotated[int, typer.Option(help="torch threads on a CPU; 0: as many as processors are free")] = 0,
 ) -> None:
     """Train a model for a measured probe, measure it, and write its card.
 
@@ -83,13 +86,18 @@ def train(
     import torch
 
     from bluesky_ptychonn.cli.train import read_scans
+    from bluesky_ptychonn.processors import free_processors
     from bluesky_ptychonn.recon.training.distributed import rank_here
     from bluesky_ptychonn.recon.training.model import ModelInfo
     from bluesky_ptychonn.recon.training.request import TrainRequest
 
-    if threads:
-        torch.set_num_threads(threads)
-    geometry = {"energy_ev": energy_ev, "distance_m": distance_m, "pixel_pitch_m": pixel_pitch_m}
+    torch.set_num_threads(threads or free_processors())
+    geometry = {
+        "energy_ev": energy_ev,
+        "wavelength_m": wavelength_m,
+        "distance_m": distance_m,
+        "pixel_pitch_m": pixel_pitch_m,
+    }
     request = TrainRequest(
         probe=probe,
         out=out,

@@ -14,6 +14,7 @@ from bluesky_ptychonn.cli.catalogs import (
     echo_result,
     find_reconstruction,
     open_catalog,
+    refused_later,
 )
 from bluesky_ptychonn.cli.export import check_output
 
@@ -35,7 +36,7 @@ def view(
 
     with open_catalog(catalog) as root:
         result = find_reconstruction(root, which)
-        echo_result(result)
+        echo_result(result, *(refused_later(root, result) if which == "latest" else []))
         scan: dict[str, Any] = {}
         with contextlib.suppress(LookupError):  # the run may be in another catalog
             scan = result.raw.metadata["start"].get("ptychography") or {}

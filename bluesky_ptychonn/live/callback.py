@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import atexit
 import logging
-import os
 import queue
 import threading
 import time
@@ -45,16 +44,12 @@ from bluesky_ptychonn.live.session import (
 )
 from bluesky_ptychonn.live.supervisor import Supervisor, ThreadSupervisor, WorkerSupervisor, resume
 from bluesky_ptychonn.paths import journal_root
+from bluesky_ptychonn.processors import worker_threads
 
 log = logging.getLogger(__name__)
 
 # Whoever subscribes a bound method leaves a RunEngine with a weak reference only: keep instances until they are closed.
 _open: set[LiveReconstruction] = set()
-
-
-def worker_threads() -> int:
-    """Threads for the network on a CPU: half the cores, so that acquisition keeps the others."""
-    return max(1, len(os.sched_getaffinity(0)) // 2)
 
 
 @takes_options(LiveOptions, LiveKeywords)
@@ -110,6 +105,8 @@ class LiveReconstruction:
         options = with_keywords(options or LiveOptions(), keywords, LiveKeywords)
         own_process = options.worker == "process"
         loaded = model if hasattr(model, "network") else None
+        if loaded is not None:
+            loaded.card.check_probe()
         self._errors = 0
         self._error = ""
         self._delayed = ""
@@ -312,7 +309,7 @@ class LiveReconstruction:
         return status
 
     def result(self, uid: str | None = None) -> Any:
-        """Client of a run's reconstruction in the catalog; of the latest when no `uid` is given.
+        """Client of a run's reconstruction in the catalog; of the latest that was not refused when no `uid` is given.
 
         Raises
         ------
@@ -321,7 +318,8 @@ class LiveReconstruction:
         """
         runs = self.status.runs
         if uid is None:
-            uid = next((uid for uid, run in reversed(runs.items()) if run.key), "")
+            made = [uid for uid, run in runs.items() if run.key]
+            uid = next((uid for uid in reversed(made) if runs[uid].state != "failed"), made[-1] if made else "")
         run = runs.get(uid)
         if run is None or run.key is None:
             raise LookupError(f"no reconstruction: {run or uid or 'no run was seen yet'}")

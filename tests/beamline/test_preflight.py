@@ -97,7 +97,7 @@ def test_the_model_at_work_has_to_take_these_frames_too(beamline, at_work) -> No
         scan.check("plan", "refuse")
     ScanToCheck(camera, geometry, None, None).check("plan", "refuse")
     at_work[:] = [session(model="zone-plates")]
-    with pytest.raises(ValueError, match=r"'zone-plates' is for any probe and has none yet: ptychonn train --start"):
+    with pytest.raises(ValueError, match=r"'zone-plates' is for any probe and has none yet\. Give it yours"):
         ScanToCheck(camera, geometry, None, None).check("plan", "refuse")
     at_work[:] = [session(model="known-to-the-catalog-alone")]
     scan.check("plan", "refuse")

@@ -168,6 +168,16 @@ def test_model_for_another_pixel(refused, tmp_path) -> None:
     assert "was trained at an object pixel of 25.83 nm; this scan has 35.22 nm" in words
 
 
+def test_a_mask_that_leaves_no_frame_to_be_used(refused, tmp_path) -> None:
+    path = write_cxi(tmp_path / "scan.cxi")
+    with h5py.File(path, "a") as file:
+        mask = np.zeros((64, 64), np.uint32)
+        mask[30:32] = 1
+        file["entry_1/instrument_1/detector_1/mask"] = mask
+    words = refused("replay", path, "--model", MODEL)
+    assert "mask condemns 3.1% of the pixels; of a frame at most 2.0% are mended, so all would be rejected" in words
+
+
 def test_near_field_data(refused, star) -> None:
     words = refused("replay", star.with_name("PETRAIII_P25_Near_Field_Ptycho.cxi"), "--model", MODEL)
     assert "near-field data, which far-field ptychography cannot use" in words

@@ -158,33 +158,65 @@ def probe_file(folder: Path, side: int = 64) -> Path:
     return folder / "probe.npy"
 
 
-def test_replay_hands_all_of_it_to_the_live_reconstruction(run, tmp_path, monkeypatch) -> None:
-    experiment, given = SimulatedExperiment.demo(), []
-    with h5py.File(tmp_path / "scan.cxi", "w") as file:
+def write_scan(path: Path, shape: tuple[int, int] = (64, 64), pitch: float = 1.0) -> Path:
+    """Four frames of the simulated beamline's geometry, with pixels of so much of its pitch."""
+    geometry = SimulatedExperiment.demo().geometry
+    with h5py.File(path, "w") as file:
         entry = file.create_group("entry_1")
-        entry["data_1/data"] = np.ones((4, 64, 64), np.uint16)
+        entry["data_1/data"] = np.ones((4, *shape), np.uint16)
         entry["data_1/translation"] = np.array([[0, 0, 0], [1, 0, 0], [0, 1, 0], [1, 1, 0]]) * 5e-7
-        geometry = experiment.geometry
         entry["instrument_1/source_1/energy"] = geometry.energy_ev * 1.602176634e-19
         entry["instrument_1/detector_1/distance"] = geometry.distance_m
         for axis in "xy":
-            entry[f"instrument_1/detector_1/{axis}_pixel_size"] = geometry.pixel_pitch_m
+            entry[f"instrument_1/detector_1/{axis}_pixel_size"] = geometry.pixel_pitch_m * pitch
+    return path
+
+
+@pytest.fixture
+def handed(monkeypatch) -> list[tuple[Any, dict[str, Any]]]:
+    """Model and keywords that `replay` hands to the live reconstruction, which then does not begin."""
+    given: list[tuple[Any, dict[str, Any]]] = []
 
     def refuse(folder: Path, model: Any, **keywords: Any) -> Any:
         given.append((model, keywords))
         raise RuntimeError("that is all")
 
     monkeypatch.setattr(local_session, "open_local_session", refuse)
-    command = ("replay", tmp_path / "scan.cxi", "--model", MODEL, "--out", tmp_path / "out")
+    return given
+
+
+def test_replay_hands_all_of_it_to_the_live_reconstruction(run, tmp_path, handed) -> None:
+    experiment = SimulatedExperiment.demo()
+    command = ("replay", write_scan(tmp_path / "scan.cxi"), "--model", MODEL, "--out", tmp_path / "out")
     assert "that is all" in run(*command, "--refine", "--precision", "bf16", "--probe", probe_file(tmp_path))[2]
-    model, keywords = given.pop()
+    model, keywords = handed.pop()
     assert keywords == {"refine": Refinement(), "precision": "bf16"}
     assert model.card.name == MODEL
     assert model.card.version.startswith(f"{load_card(MODEL).version}+")
     assert "that is all" in run(*command, "--energy-ev", experiment.geometry.energy_ev * 1.001)[2]
-    assert given[0][0] == MODEL
-    assert given[0][1]["geometry"].energy_ev == pytest.approx(experiment.geometry.energy_ev * 1.001)
+    assert handed[0][0] == MODEL
+    assert handed[0][1]["geometry"].energy_ev == pytest.approx(experiment.geometry.energy_ev * 1.001)
     assert "was trained at an object pixel of" in run(*command, "--energy-ev", 9000)[2]
+    np.save(tmp_path / "mask.npy", np.zeros((32, 32), bool))
+    assert "mask.npy: a mask of (32, 32) px" in run(*command, "--mask", tmp_path / "mask.npy")[2]
+
+
+@pytest.mark.parametrize(
+    ("shape", "pitch", "flags"),
+    [
+        ((96, 81), 1.0, ("--crop", 64, "--centre", 50, 40)),
+        ((128, 128), 0.5, ("--bin", 2)),
+        ((50, 50), 1, ("--crop", 64)),
+    ],
+)
+def test_replay_cuts_pads_and_bins_what_it_reads(run, tmp_path, handed, shape, pitch, flags) -> None:
+    command = ("replay", write_scan(tmp_path / "scan.cxi", shape, pitch), "--model", MODEL, "--out", tmp_path / "out")
+    assert "px" in run(*command)[2]  # as it is, the model does not take it
+    assert not handed
+    assert "that is all" in run(*command, *flags, "--probe", probe_file(tmp_path))[2]
+    model, keywords = handed.pop()
+    assert keywords["preprocess"] == PreprocessConfig()  # not once more in the reconstruction
+    np.testing.assert_allclose(model.card.input.object_pixel_m, load_card(MODEL).input.object_pixel_m, rtol=1e-6)
 
 
 @pytest.mark.system

@@ -76,6 +76,30 @@ def test_a_wrong_document_is_refused_in_words(change: dict[str, object], words: 
     assert "Needed: energy_ev, distance_m" in str(caught.value)
 
 
+def test_electrons_are_given_by_their_wavelength() -> None:
+    # 1.9687 pm at 300 keV: Williams & Carter, Transmission Electron Microscopy, table 1.2 has 0.00197 nm.
+    given = {"wavelength_m": 1.9687e-12, "distance_m": 0.1, "pixel_pitch_m": 150e-6, "frame_shape": (128, 128)}
+    geometry = Geometry.from_document(given)
+    assert geometry.object_pixel_m == pytest.approx(1.9687e-12 * 0.1 / (128 * 150e-6))
+    assert Geometry.model_validate_json(geometry.model_dump_json()) == geometry
+    both = Geometry.from_document({**given, "energy_ev": 300e3})
+    assert (both.beam, both.object_pixel_m) == ("300 keV, 1.969 pm", geometry.object_pixel_m)
+    assert Geometry.from_document(both.model_dump(mode="json")) == both.model_copy()
+    with pytest.raises(ValueError, match=r"of electrons of this energy give wavelength_m, 1\.969e-12 m"):
+        Geometry.from_document({**given, "wavelength_m": None, "energy_ev": 300e3})
+    with pytest.raises(ValueError, match=r"contradict each other: photons .* 4\.13281e-12 m, electrons 1\.9687"):
+        Geometry.from_document({**given, "wavelength_m": 3e-12, "energy_ev": 300e3})
+
+
+def test_of_photons_documents_stay_as_they_were() -> None:
+    geometry = Geometry(**VELOCIPROBE)
+    assert set(geometry.model_dump(mode="json")) == {*VELOCIPROBE, "sources"}
+    changed = geometry.model_copy(update={"energy_ev": 4400.0})
+    assert changed.wavelength_m == pytest.approx(2 * geometry.wavelength_m)
+    with pytest.raises(ValueError, match="greater than 50"):
+        geometry.model_copy(update={"energy_ev": 1.0})
+
+
 def test_no_document_at_all() -> None:
     with pytest.raises(ValueError, match="start document: no geometry"):
         Geometry.from_document(None)

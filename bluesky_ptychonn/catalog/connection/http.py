@@ -226,9 +226,9 @@ class TiledNode:
     def _put_block(self, path: str, block: str, content: bytes) -> None:
         self._send("PUT", "array/block", path, params={"block": block}, content=content, content_type=_BYTES)
 
-    def put_array(self, path: str, data: NDArray[np.float32]) -> None:
-        """Replace an array of one chunk; a reader sees the old one or the new one."""
-        self._put_block(path, ",".join("0" * data.ndim), _f4(data))
+    def put_array(self, path: str, data: NDArray[Any]) -> None:
+        """Replace an array of one chunk, float32 or uint8; a reader sees the old one or the new one."""
+        self._put_block(path, ",".join("0" * data.ndim), data.tobytes() if data.dtype == np.uint8 else _f4(data))
 
     def patch_array(self, path: str, data: NDArray[np.float32], first: int) -> None:
         """Write rows ``first : first + len(data)``; the array grows to hold them."""

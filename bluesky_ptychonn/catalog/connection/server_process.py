@@ -119,6 +119,7 @@ def _build_app(folder: Path, settings: Mapping[str, Any], key: str) -> Any:
     tiled_patches.check_where_paths_lead()
     tiled_patches.serve_frames_known()
     tiled_patches.make_arrays_anew()
+    tiled_patches.draw_what_is_finite()
     database = folder / "catalog.db"
     # In this process, before its event loop starts: Tiled's own `init_if_not_exists` starts a second interpreter for
     # it and pays the imports twice (11 s).

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 SPEC = "PtychoReconstruction"
+_LOOK_BACK = 20  # reconstructions under way at once that have no picture yet
 _TRIES = 20  # a picture is moved while it grows, and is then found again within a few requests
 _TRY_AGAIN_S = 0.05
 
@@ -289,7 +290,9 @@ class PtychoReconstruction(DerivedData):
         """Read the array that a picture is in."""
         mosaic, node = metadata.get("mosaic"), (metadata.get("nodes") or {}).get(name)
         if not mosaic or not node:
-            raise LookupError(f"reconstruction {self._uid[:8]} ({metadata['status']}) has no {name} yet")
+            status, why = metadata["status"], "; ".join(metadata.get("problems") or [])
+            rest = f": {why}" if status == "failed" and why else " yet"
+            raise LookupError(f"reconstruction {self._uid[:8]} ({status}) has no {name}{rest}")
         return self._node.read_array(node, tuple(mosaic["shape"]))
 
     def _read_again(self, read: Callable[[], T]) -> T:
@@ -316,7 +319,7 @@ def reconstructions(
     sample: str | None = None,
     limit: int = 100,
 ) -> list[PtychoReconstruction]:
-    """Find reconstructions, newest first.
+    """Find reconstructions, newest first; refused attempts, which made no image, only by ``status="failed"``.
 
     Parameters
     ----------
@@ -346,4 +349,10 @@ def reconstructions(
     if status is not None and status not in allowed:
         raise ValueError(f"reconstructions: status {status!r}; allowed: {', '.join(allowed)}")
     conditions = {"model.name": model, "model.version": version, "status": status, "raw.sample": sample}
-    return find_derived(catalog, SPEC, raw, limit, **conditions)
+    return find_derived(catalog, SPEC, raw, limit, unlike="failed" if status is None else None, **conditions)
+
+
+def newest_with_image(catalog: Any, *, raw: Any = None) -> PtychoReconstruction | None:
+    """Find the newest reconstruction that has pictures, of a run where one is given; None without one."""
+    found = reconstructions(catalog, raw=raw, limit=_LOOK_BACK)
+    return next((result for result in found if result.metadata.get("mosaic")), None)

@@ -24,8 +24,13 @@ class DerivedData(Container):  # type: ignore[misc]  # Tiled is not typed
         return TiledNode(self)
 
 
-def find_derived(catalog: Any, spec: str, raw: Any, limit: int, **conditions: Any) -> list[Any]:
-    """Find what was derived from runs, newest first, see `reconstructions`; a condition of None is none."""
+def find_derived(
+    catalog: Any, spec: str, raw: Any, limit: int, *, unlike: str | None = None, **conditions: Any
+) -> list[Any]:
+    """Find what was derived from runs, newest first, see `reconstructions`; a condition of None is none.
+
+    Those with the status `unlike` are left out.
+    """
     from tiled.queries import Key, SpecsQuery
 
     if isinstance(raw, int):
@@ -36,6 +41,8 @@ def find_derived(catalog: Any, spec: str, raw: Any, limit: int, **conditions: An
     for key, value in conditions.items():
         if value is not None:
             found = found.search(Key(key) == value)
+    if unlike is not None:
+        found = found.search(Key("status") != unlike)
     return list(itertools.islice(found.sort(("time_created", -1)).values(), limit))
 
 

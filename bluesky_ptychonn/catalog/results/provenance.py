@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import time
 from collections.abc import Mapping
+from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import Any
 
 UNITS = {
@@ -24,12 +27,21 @@ def raw_of(start: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def software() -> dict[str, str]:
-    """Versions of what writes to the catalog."""
-    found = {}
+    """Versions of what writes to the catalog; of ourselves also a digest, which tells one edited copy from another."""
+    found = {"code_sha256": code_sha256()}
     for name in ("bluesky-ptychonn", "tiled", "numpy"):
         with contextlib.suppress(PackageNotFoundError):
             found[name] = version(name)
     return found
+
+
+@lru_cache(maxsize=1)
+def code_sha256() -> str:
+    """Digest of this package's Python files, as they lie there when first asked."""
+    root, digest = Path(__file__).parents[2], hashlib.sha256()
+    for path in sorted(root.rglob("*.py")):
+        digest.update(path.relative_to(root).as_posix().encode() + b"\0" + path.read_bytes() + b"\0")
+    return digest.hexdigest()
 
 
 def initial_metadata(

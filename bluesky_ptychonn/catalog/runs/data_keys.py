@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -132,11 +132,11 @@ class RunLayout:
             No or several images, no motors, a position without a unit: in words, with what to set.
         """
         frame_key = keys.frame or _find_frame_key(data_keys)
-        y_key, x_key = (keys.y, keys.x) if keys.y and keys.x else _find_motors(start, data_keys)
         where = f"stream {keys.stream!r}"
-        for what, key in (("frame_key", frame_key), ("y_key", y_key), ("x_key", x_key)):
-            if key not in data_keys:
+        for what, key in (("frame_key", frame_key), ("y_key", keys.y), ("x_key", keys.x)):
+            if key and key not in data_keys:
                 raise RunError(f"{where} has no {what} {key!r}; it has {', '.join(data_keys)}")
+        y_key, x_key = _find_axes(start, data_keys, keys)
         shape = _image_shape(data_keys[frame_key])
         if shape is None:
             got = data_keys[frame_key].get("shape")
@@ -164,17 +164,35 @@ def _find_frame_key(data_keys: Mapping[str, Any]) -> str:
     return found[0]
 
 
-def _find_motors(start: Mapping[str, Any], data_keys: Mapping[str, Any]) -> tuple[str, str]:
+def _find_axes(start: Mapping[str, Any], data_keys: Mapping[str, Any], keys: DataKeys) -> tuple[str, str]:
+    """Keys of y and x: those given; one alone is joined by the hinted motor of the other axis."""
     dimensions = (start.get("hints") or {}).get("dimensions") or ()
     motors = [key for fields, _stream in dimensions for key in fields if key in data_keys]
-    xs = [key for key in motors if key.lower().endswith("x")]
-    ys = [key for key in motors if key.lower().endswith("y")]
-    if len(motors) == 2 and len(xs) == 1 and len(ys) == 1:
-        return ys[0], xs[0]
-    raise RunError(
-        f"positions: the hints name {', '.join(motors) or 'no motor'}, not one ending in x and one ending in y; "
-        "say which are which with x_key=… and y_key=…"
-    )
+    y, x = keys.y or None, keys.x or None
+    if y is None and x is None:
+        y, x = (_hinted(motors, None, letter) if len(motors) == 2 else None for letter in "yx")
+    elif y is None:
+        y = _hinted(motors, x, "y")
+    elif x is None:
+        x = _hinted(motors, y, "x")
+    if y is None or x is None:
+        got = ", ".join(f"{name}_key={key!r}" for name, key in (("x", keys.x), ("y", keys.y)) if key)
+        raise RunError(
+            f"positions: {got and got + ', and '}the hints name {', '.join(motors) or 'no motor'}, not one ending in x "
+            f"and one ending in y; say which are which with x_key=… and y_key=…; there are {', '.join(data_keys)}"
+        )
+    if y == x:
+        raise RunError(f"positions: x_key and y_key are both {x!r}; two axes are needed")
+    return y, x
+
+
+def _hinted(motors: Sequence[str], given: str | None, letter: str) -> str | None:
+    """Return the one hinted motor of an axis: of two the one that was not given, else the one whose name ends so."""
+    others = [key for key in motors if key != given]
+    if len(motors) == 2 and len(others) == 1:
+        return others[0]
+    named = [key for key in others if key.lower().endswith(letter)]
+    return named[0] if len(named) == 1 else None
 
 
 def _factor(key: str, data_key: Mapping[str, Any], position_unit: str | None) -> float:

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from bluesky_ptychonn.catalog.connection.http import TiledNode
 from bluesky_ptychonn.catalog.runs.data_keys import DataKeys, RunError, RunLayout
+from bluesky_ptychonn.catalog.runs.frame_rows import find_rows
 
 Document = tuple[str, dict[str, Any]]
 
@@ -45,52 +46,65 @@ def documents_of(run: Any, keys: DataKeys) -> Iterator[Document]:
     yield "descriptor", descriptor
     layout = RunLayout.find(start, descriptor["data_keys"], keys)
     stream = getattr(stream, "base", stream)
-    table = _table(stream, layout)
+    frames = _length(stream, layout.frame_key)
+    counter = _counter(descriptor["data_keys"], layout.frame_key)
+    table = _each_event_once(_table(stream, layout, counter))
+    captured = table.get(counter)
+    if captured is not None:
+        captured = captured.astype(np.int64) if np.isfinite(captured.astype(float)).all() else None
+    rows = find_rows(table["seq_num"], captured, frames, ended=stop is not None)
     if layout.external:
         yield "stream_resource", {"uid": "frames", "run_start": start["uid"], "data_key": layout.frame_key}
-    rows = _rows(stream, layout, table) if layout.external else None
     yield from _events(table, layout, descriptor["uid"], rows)
+    if layout.external and np.array_equal(rows, table["seq_num"] - 1):
+        for row in np.setdiff1d(np.arange(frames), rows).tolist():  # their events are missing
+            yield "stream_datum", _stream_datum(descriptor["uid"], row, row + 1)
     if stop is not None:
         yield "stop", dict(stop)
 
 
-def _table(stream: Any, layout: RunLayout) -> Mapping[str, NDArray[Any]]:
+def _length(stream: Any, key: str) -> int:
+    """Rows of an array in Tiled: one request."""
+    found = TiledNode(stream).attributes(key)
+    return 0 if found is None else int(found["structure"]["shape"][0])
+
+
+def _table(stream: Any, layout: RunLayout, counter: str) -> dict[str, NDArray[Any]]:
     """Columns of the events, in the order in which they were written."""
-    columns: dict[str, NDArray[Any]] = {}
-    wanted = {"seq_num", "time", layout.y.key, layout.x.key, f"ts_{layout.frame_key}"}
+    columns: dict[str, NDArray[Any]] = {"seq_num": np.zeros(0, np.int64), "time": np.zeros(0)}
+    missing = {*columns, layout.y.key, layout.x.key, f"ts_{layout.frame_key}", counter}
     for part in stream:
         if not part.startswith("internal"):
             continue
         node = stream[part]
-        here = [c for c in node.columns if c in wanted or c.endswith("num_captured")]
-        frame = node.read([c for c in here if c not in columns])
-        columns.update({c: frame[c].to_numpy() for c in frame.columns})
-    if "seq_num" not in columns:
-        return {"seq_num": np.zeros(0, int), "time": np.zeros(0)}
+        if here := [column for column in node.columns if column in missing]:
+            frame = node.read(here)
+            columns |= {column: frame[column].to_numpy() for column in here}
+            missing -= set(here)
     return columns
 
 
-def _rows(stream: Any, layout: RunLayout, table: Mapping[str, NDArray[Any]]) -> NDArray[np.int64]:
-    """Row of each event's frame in the array, -1 where the detector gave none."""
-    seq_nums = table["seq_num"]
-    frames = TiledNode(stream).attributes(layout.frame_key)
-    length = 0 if frames is None else int(frames["structure"]["shape"][0])
-    # Which sequence number a streamed frame belongs to is not kept in Tiled. The file plugin's own counter tells,
-    # where it was read with the events; else every event has its frame, in order.
-    device = layout.frame_key.split("_")[0]
-    counters = [name for name in table if name.endswith("num_captured") and name.startswith(device)]
-    if len(counters) == 1:
-        captured = table[counters[0]].astype(np.int64)
-        before = np.concatenate([[0], captured[:-1]])
-        rows = np.where(captured != before, captured - 1, -1)
-    else:
-        unique = len(np.unique(seq_nums)) == len(seq_nums)
-        rows = seq_nums.astype(np.int64) - 1 if unique else np.arange(len(seq_nums))
-    return np.where(rows < length, rows, -1)
+def _each_event_once(table: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+    """Leave out rows that are there twice: TiledWriter appends once more what it got no answer to."""
+    _, first = np.unique(np.stack([table["seq_num"], table["time"]]), axis=1, return_index=True)
+    first.sort()
+    return {name: column[first] for name, column in table.items()}
+
+
+def _counter(data_keys: Mapping[str, Any], frame_key: str) -> str:
+    """Return the data key of the file plugin's counter of frames, where the detector's own was read with the events."""
+    device = data_keys[frame_key].get("object_name")
+    found = [
+        key
+        for key, value in data_keys.items()
+        if key.endswith("num_captured")
+        and (value.get("object_name") == device if device else key.startswith(frame_key.split("_")[0]))
+    ]
+    return found[0] if len(found) == 1 else ""
 
 
 def _events(
-    table: Mapping[str, NDArray[Any]], layout: RunLayout, descriptor: str, rows: NDArray[np.int64] | None
+    table: Mapping[str, NDArray[Any]], layout: RunLayout, descriptor: str, rows: NDArray[np.int64]
 ) -> Iterator[Document]:
     times = table.get(f"ts_{layout.frame_key}", table["time"])
     for i, seq_num in enumerate(table["seq_num"].tolist()):
@@ -102,10 +116,13 @@ def _events(
             "timestamps": {layout.frame_key: float(times[i])},
             "data": data,
         }
-        if rows is None:
+        if rows[i] >= 0 and not layout.external:
             event["arrays"] = [layout.frame_key]
         elif rows[i] >= 0:
-            index, seq = int(rows[i]), int(seq_num)
-            spans = {"indices": {"start": index, "stop": index + 1}, "seq_nums": {"start": seq, "stop": seq + 1}}
-            yield "stream_datum", {"stream_resource": "frames", "descriptor": descriptor, **spans}
+            yield "stream_datum", _stream_datum(descriptor, int(rows[i]), seq_num)
         yield "event", event
+
+
+def _stream_datum(descriptor: str, row: int, seq_num: int) -> dict[str, Any]:
+    spans = {"indices": {"start": row, "stop": row + 1}, "seq_nums": {"start": seq_num, "stop": seq_num + 1}}
+    return {"stream_resource": "frames", "descriptor": descriptor, **spans}

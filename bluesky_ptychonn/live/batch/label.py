@@ -34,6 +34,7 @@ from bluesky_ptychonn.catalog.results.label_client import (
     frames_schema,
     labels,
 )
+from bluesky_ptychonn.catalog.results.overview import OVERVIEW, draw_overview
 from bluesky_ptychonn.catalog.results.provenance import raw_of, software
 from bluesky_ptychonn.catalog.runs.data_keys import DataKeys
 from bluesky_ptychonn.catalog.runs.measured import ProbeSetup, RunFrames, measured_run
@@ -91,7 +92,7 @@ def label(
     device : {"cpu", "cuda"}
         What the solver runs on.
     threads : int
-        Of the solver on a CPU; 0 leaves them to torch.
+        Of the solver on a CPU; 0 takes as many as processors are free.
     seed : int
         Of the order in which the solver takes the frames.
     again : bool
@@ -279,6 +280,9 @@ def _write(
     for name, data in arrays.items():
         node.create_array(name, data.shape, data.shape, ("y", "x"))
         node.put_array(name, data)
+    overview = draw_overview({name: arrays[name] for name in PICTURES})
+    node.create_array(OVERVIEW, overview.shape, overview.shape, ("y", "x"), np.uint8)
+    node.put_array(OVERVIEW, overview)
     rows = pa.table({"seq_num": frames.seq_num, "y_m": scan.y_m, "x_m": scan.x_m}, schema=frames_schema())
     node.create_table(FRAMES, frames_schema(), "seq_num")
     node.append_rows(FRAMES, rows)

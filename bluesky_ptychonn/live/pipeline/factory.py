@@ -89,6 +89,8 @@ class TiledComponentFactory:
         answer is the caller's.
     before_request : callable, optional
         Called before every request to the catalog.
+    metadata : mapping, optional
+        What every result's metadata say besides.
     """
 
     def __init__(
@@ -101,6 +103,7 @@ class TiledComponentFactory:
         model: Any = None,
         folder: Path | None = None,
         before_request: Callable[[], None] | None = None,
+        metadata: Mapping[str, Any] | None = None,
     ) -> None:
         began = time.monotonic()
         import torch
@@ -110,6 +113,7 @@ class TiledComponentFactory:
         if settings.threads:
             torch.set_num_threads(settings.threads)
         self._settings = settings
+        self._metadata = dict(metadata or {})
         self._spool = None if folder is None else folder / SPOOL
         self._session = uuid.uuid5(uuid.NAMESPACE_URL, f"ptychonn:{session}")
         self.problem = ""
@@ -231,7 +235,7 @@ class TiledComponentFactory:
         with self._breaker.recording():
             return ResultSink(
                 self._root,
-                initial_metadata(start, metadata, patch_shape, expected),
+                initial_metadata(start, {**metadata, **self._metadata}, patch_shape, expected),
                 key=key,
                 spool=spool,
                 breaker=self._breaker,
@@ -241,10 +245,12 @@ class TiledComponentFactory:
 
 def _import_early() -> None:
     """Import what the first run would import in its midst, beside a scan."""
-    import hdf5plugin  # noqa: F401
     import pyarrow as pa  # noqa: F401
     import tiled.client.array  # brings dask, xarray, pandas and numba: 3 s
     import tiled.structures.array
     import tiled.structures.table  # noqa: F401
 
     import bluesky_ptychonn.catalog.results.sink  # noqa: F401
+    from bluesky_ptychonn.optics.hdf5 import import_h5py
+
+    import_h5py()

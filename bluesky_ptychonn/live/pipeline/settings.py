@@ -53,7 +53,8 @@ class ReconstructionOptions(BaseModel):
     raw : str
         Container of the runs in the catalog; empty where runs lie at its root.
     threads : int, optional
-        Threads of the network on a CPU; beside a scan half the cores by default, else torch's own choice.
+        Threads of the network on a CPU; beside a scan half the processors by default, else as
+        many as are free.
     precision : {"fp32", "bf16", "fp16"}
         Of the convolutions.
     preprocess : PreprocessConfig, optional

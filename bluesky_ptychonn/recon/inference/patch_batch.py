@@ -28,9 +28,9 @@ class PatchBatch:
     valid : (n,) bool ndarray
         False where the frame could not be used.
     flag : list of str
-        What was found, comma separated, empty for a frame as it should be: ``nan``, ``negative``, ``saturated``,
-        ``empty``, ``beam lost``, ``intensity out of range``, ``patch not finite`` (or beyond 1e9), ``memory ran out``
-        (on the CPU, for this frame alone, twice). A flagged frame may be valid.
+        What was found, comma separated, empty for a frame as it should be: ``nan``, ``masked``, ``negative``,
+        ``saturated``, ``empty``, ``beam lost``, ``intensity out of range``, ``patch not finite`` (or beyond 1e9),
+        ``memory ran out`` (on the CPU, for this frame alone, twice). A flagged frame may be valid.
     """
 
     patches: NDArray[np.complex64]

@@ -108,11 +108,13 @@ class RunStatistics:
 
         And their sums, and whether each is valid, without beam, or outside the counts that the model knows; (n,) each.
         """
+        import torch  # a plan that imports us pays for no torch
+
         # What may fail on a device comes first: a block that is done again must not count twice.
         kept = counts if valid.all() else counts[valid.tolist()]
         total, clipped = None, 0
         if len(kept):
-            total = kept.sum(dim=0).double().cpu().numpy()
+            total = kept.sum(dim=0, dtype=torch.float64).cpu().numpy()
             flat = kept.flatten(1)
             top = flat.amax(dim=1, keepdim=True)
             clipped = int((((flat == top).sum(dim=1) > _CLIPPED * flat.shape[1]) & (top[:, 0] >= 50)).sum())
@@ -132,15 +134,14 @@ class RunStatistics:
 
     def add_patches(self, patches: NDArray[np.complex64], y_m: NDArray[np.floating], x_m: NDArray[np.floating]) -> None:
         """Compare patches (n, h, w) with the one before each, where both are lit; positions (n,) in m."""
-        stride = 1 + self._pairs // _PAIRS
         lit = self._weight / self._weight.sum()
-        phase = np.angle(patches * (patches * lit).sum(axis=(1, 2), keepdims=True).conj())
-        self._contrast += float((phase**2 * lit).sum())
-        self._placed += len(patches)
-        for k, (patch, y, x) in enumerate(zip(patches, y_m, x_m, strict=True)):
-            if self._before is not None and k % stride == 0:
+        for patch, y, x in zip(patches, y_m, x_m, strict=True):  # one by one: what came together is of no importance
+            phase = np.angle(patch * (patch * lit).sum().conj())
+            self._contrast += float((phase**2 * lit).sum())
+            if self._before is not None and self._placed % (1 + self._pairs // _PAIRS) == 0:
                 self._compare(patch, (y - self._before[1]) / self._pixel_m, (x - self._before[2]) / self._pixel_m)
             self._before = (patch, float(y), float(x))
+            self._placed += 1
 
     def _compare(self, patch: NDArray[np.complex64], dy: float, dx: float) -> None:
         """Compare with the patch before, which lies (dy, dx) px away."""

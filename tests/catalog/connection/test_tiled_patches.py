@@ -60,6 +60,33 @@ def test_a_file_that_is_a_frame_ahead_cannot_be_read(monkeypatch: pytest.MonkeyP
         array.force_reshape(frames, (5, 1, 2, 3))
 
 
+def test_the_png_of_an_array_with_a_nan_in_it_is_black(monkeypatch: pytest.MonkeyPatch) -> None:
+    import io
+
+    import tiled.serialization.array  # noqa: F401  # registers what is patched
+    from PIL import Image
+    from tiled.media_type_registration import default_serialization_registry as registry
+
+    own = registry.dispatch("array", "image/png")
+    monkeypatch.setitem(registry._lookup["array"], "image/png", own)  # back to this at the end
+
+    def png(data: Any) -> Any:
+        return np.asarray(Image.open(io.BytesIO(registry.dispatch("array", "image/png")("image/png", data, {}))))
+
+    whole = np.arange(200.0).reshape(10, 20)
+    holed = np.where(whole < 50, np.nan, whole)
+    with np.errstate(invalid="ignore"):
+        assert not png(holed).any(), GONE
+    before = png(whole)
+    tiled_patches.draw_what_is_finite()
+    np.testing.assert_array_equal(png(whole), before)
+    grey, opacity = np.moveaxis(png(holed), -1, 0)
+    np.testing.assert_array_equal(opacity == 255, whole >= 50)
+    np.testing.assert_allclose(grey[whole >= 50], np.clip((whole[whole >= 50] - 51.49) / 146.02 * 255, 0, 255), atol=1)
+    assert not png(np.full((3, 3), np.nan)).any()
+    assert png(np.arange(12.0).reshape(2, 2, 3)).shape == (2, 2, 3)  # colours are Tiled's own affair
+
+
 def test_an_array_that_nobody_knows_is_in_the_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from tiled.adapters import zarr
     from tiled.storage import FileStorage

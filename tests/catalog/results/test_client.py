@@ -15,7 +15,7 @@ import pytest
 from bluesky_ptychonn.catalog.connection.errors import CatalogUnavailableError
 from bluesky_ptychonn.catalog.connection.http import TiledNode
 from bluesky_ptychonn.catalog.connection.server import CatalogServer
-from bluesky_ptychonn.catalog.results.client import PtychoReconstruction, reconstructions
+from bluesky_ptychonn.catalog.results.client import PtychoReconstruction, newest_with_image, reconstructions
 from bluesky_ptychonn.catalog.results.mosaics import PICTURES
 from bluesky_ptychonn.recon.mosaic.stitch import Mosaic
 from tests.support.results import block_of, counts_of, make_sink, patches_of, picture, start_document
@@ -91,7 +91,7 @@ def test_repr_says_what_it_is(finished: PtychoReconstruction) -> None:
     )
     assert finished.status == "partial"
     assert finished.counts["rejected"] == {"dark": 1}
-    assert finished.problems == ["1 frames have no reconstruction; counts and flags say why"]
+    assert finished.problems == ["1 frames have no reconstruction: 1 (dark)"]
 
 
 def test_a_live_reconstruction_is_always_the_newest(catalog_server: CatalogServer) -> None:
@@ -160,6 +160,34 @@ def test_queries(catalog_server: CatalogServer) -> None:
         reconstructions(catalog_server, status="done")
     with pytest.raises(ValueError, match="no processed/ in"):
         reconstructions(catalog_server.processed[keys[0]])
+
+
+def test_a_refused_attempt_hides_no_image(catalog_server: CatalogServer) -> None:
+    """The newest is the newest with an image; what was refused is asked for by its status, and says why."""
+    start, why = start_document(), "model 'm' was trained at an object pixel of 10 nm, the scan has 12 nm"
+    good, refused, under_way = (make_sink(catalog_server, start) for _ in range(3))
+    good.write_block(block_of([1]))
+    good.write_mosaic(picture(9, 9))
+    good.finish("success", counts_of(1))
+    refused.update(problem=why)
+    assert refused.finish("success", {**counts_of(0), "seen": 9}, why) == "failed"
+    under_way.write_block(block_of([1]))
+    uid = start["uid"]
+    assert [one.path_parts[-1] for one in reconstructions(catalog_server, raw=uid)] == [under_way.key, good.key]
+    (attempt,) = reconstructions(catalog_server, raw=uid, status="failed")
+    assert (attempt.path_parts[-1], attempt.problems) == (refused.key, [why])
+    assert (attempt.metadata["exit_status"], attempt.counts["seen"]) == ("success", 9)
+    newest = newest_with_image(catalog_server, raw=uid)
+    assert newest is not None
+    assert newest.path_parts[-1] == good.key
+    assert newest_with_image(catalog_server, raw="nothing") is None
+    with pytest.raises(LookupError, match=rf"\(failed\) has no phase: {why}"):
+        attempt.phase.read()
+    again = make_sink(catalog_server, start, key=refused.key)  # taken up by a session that can
+    again.write_block(block_of([1]))
+    again.finish("success", counts_of(1))
+    assert attempt.refresh().problems == []
+    assert "problem" not in attempt.metadata
 
 
 def test_tileds_own_queries_find_them(catalog_server: CatalogServer, finished: PtychoReconstruction) -> None:

@@ -304,9 +304,16 @@ def _giant_chunk(file: h5py.File, private: Path) -> None:
     file.create_dataset("/entry/data/data", (3, *shape), maxshape=(None, *shape), chunks=(4_000_000, *shape), **options)
 
 
+def _unknown_filter(file: h5py.File, private: Path) -> None:
+    del private
+    shape, options = GEOMETRY.frame_shape, {"compression": 305, "allow_unknown_filter": True}
+    file.create_dataset("/entry/data/data", (3, *shape), np.uint16, chunks=(1, *shape), **options)
+
+
 @pytest.mark.parametrize(
     ("make", "words"),
     [
+        (_unknown_filter, "packed by the HDF5 filter 305"),
         (_external_link, "a link to the file"),
         (_virtual, "a virtual dataset"),
         (_raw_outside, "kept in the file"),
@@ -472,6 +479,29 @@ def test_stored_run_gives_what_the_live_one_gave(
     assert stored.take() == sorted(live.take(), key=lambda ref: ref.seq_num)
     assert stored.stop is not None
     assert stored.stop["exit_status"] == "success"
+
+
+@pytest.mark.parametrize("kind", ["datum", "stream"])
+def test_a_counter_that_is_late_moves_no_frame(
+    catalog_server: CatalogServer, writer: Any, detector: Any, kind: Kind
+) -> None:
+    """areaDetector counts a frame after it has said that the exposure is done."""
+    run = RunMaker(kind)
+    camera = detector(run)
+    documents = [*run.open(4)]
+    documents[1][1]["data_keys"]["img_hdf1_num_captured"] = {"dtype": "integer", "shape": [], "source": "hdf"}
+    for seq_num, captured in ((1, 0), (2, 1), (3, 3), (4, 3)):
+        points = list(run.point(seq_num, 0.0, float(seq_num)))
+        camera.write(seq_num)
+        points[-1][1]["data"]["img_hdf1_num_captured"] = captured
+        points[-1][1]["timestamps"]["img_hdf1_num_captured"] = 1.0
+        documents += points
+    documents += run.close()
+    send(writer, documents)
+    live = RunPairing(documents[0][1], DataKeys())
+    for document in documents:
+        live.feed(*document)
+    assert pairing_of(catalog_server, run).take() == live.take()
 
 
 def test_missed_frames_of_a_stored_run_are_found_by_the_file_plugins_counter(

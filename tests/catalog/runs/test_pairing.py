@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bluesky_ptychonn.catalog.runs.data_keys import DataKeys, DocumentError, RunError, geometry_of
+from bluesky_ptychonn.catalog.runs.data_keys import DataKeys, DocumentError, RunError, RunLayout, geometry_of
 from bluesky_ptychonn.catalog.runs.pairing import NoFrame, RunPairing
 from bluesky_ptychonn.live.pipeline.testing import GEOMETRY, RunMaker
 
@@ -164,6 +164,38 @@ def test_keys_are_found_without_metadata() -> None:
     assert (ref.y_m, ref.x_m) == (pytest.approx(1e-6), pytest.approx(2e-6))
 
 
+NAMELESS = RunMaker(md={"ptychography": {}})
+
+
+@pytest.mark.parametrize("in_metadata", [True, False])
+@pytest.mark.parametrize(
+    ("given", "hinted", "y_x"),
+    [
+        ({"x_key": "enc_x"}, ["sy", "sx"], ("sy", "enc_x")),
+        ({"y_key": "enc_y"}, ["sy", "sx"], ("enc_y", "sx")),
+        ({"x_key": "sy"}, ["sy", "sx"], ("sx", "sy")),  # the axes are crossed, and there is but one other
+        ({"x_key": "sx"}, ["sx", "theta"], ("theta", "sx")),
+        ({"y_key": "sy"}, ["sz", "sy", "sx"], ("sy", "sx")),
+        ({"x_key": "enc_x"}, ["sx"], None),  # of a line scan: the other motor is x once more
+        ({"x_key": "enc_x"}, ["s1y", "s2y", "sx"], None),
+    ],
+)
+def test_one_key_given_joins_the_hinted_other(
+    given: dict[str, str], hinted: list[str], y_x: tuple[str, str] | None, in_metadata: bool
+) -> None:
+    hints = {"dimensions": [[[key], "primary"] for key in hinted]}
+    start = {"hints": hints, "ptychography": given if in_metadata else {}}
+    keys = DataKeys() if in_metadata else DataKeys(x=given.get("x_key"), y=given.get("y_key"))
+    axis, image = {"dtype": "number", "shape": [], "units": "um"}, {"dtype": "array", "shape": [8, 8]}
+    data_keys = {"img": image, **dict.fromkeys([*hinted, "enc_x", "enc_y"], axis)}
+    if y_x is None:
+        with pytest.raises(RunError, match=r"positions: x_key='enc_x', and the hints name s.*; there are img, s"):
+            RunLayout.find(start, data_keys, keys.filled_from(start))
+    else:
+        layout = RunLayout.find(start, data_keys, keys.filled_from(start))
+        assert (layout.y.key, layout.x.key) == y_x
+
+
 @pytest.mark.parametrize(
     ("run", "keys", "words"),
     [
@@ -172,6 +204,11 @@ def test_keys_are_found_without_metadata() -> None:
         (RunMaker(), DataKeys(frame="camera"), "has no frame_key 'camera'; it has img, sx, sy"),
         (RunMaker(), DataKeys(frame="sx"), "'sx' of shape .* is not one image per event"),
         (RunMaker(), DataKeys(x="img"), "position 'img' is not one number per event"),
+        (RunMaker(), DataKeys(x="sz"), "stream 'primary' has no x_key 'sz'; it has img, sx, sy"),
+        (NAMELESS, DataKeys(x="sz"), "stream 'primary' has no x_key 'sz'; it has img, sx, sy"),
+        (NAMELESS, DataKeys(y="sy"), "y_key='sy', and the hints name no motor, not one .*; there are img, sx, sy"),
+        (RunMaker(md={"ptychography": {"y_key": "sz"}}), DataKeys(), "has no y_key 'sz'"),
+        (RunMaker(), DataKeys(x="sy"), "x_key and y_key are both 'sy'; two axes are needed"),
         (RunMaker(md={"ptychography": {}}), DataKeys(), "positions: the hints name no motor"),
         (RunMaker(md={"ptychography": {"x_sign": 2}}), DataKeys(), "x_sign=2: a sign is 1 or -1"),
         (RunMaker(md={"ptychography": {"frame_key": ["img"]}}), DataKeys(), "frame=.'img'.: a name in words is needed"),
