@@ -273,6 +273,12 @@ class ModelCard(_Frozen):
         """Whether it waits for a probe: its network is told one with every frame, and the card has none."""
         return self.probe is None and self.family in PROBE_FAMILIES
 
+    def prepared_by(self, preprocess: PreprocessConfig | None) -> ModelCard:
+        """Return the card of the same model whose frames are prepared otherwise; None leaves it as it is."""
+        if preprocess is None:
+            return self
+        return self.model_copy(update={"input": self.input.model_copy(update={"preprocess": preprocess})})
+
     def check_probe(self) -> None:
         """Refuse, in words (ValueError), a model for any probe that was given none: it reconstructs nothing."""
         if self.for_any_probe:

@@ -17,10 +17,7 @@ from bluesky_ptychonn.catalog.raw.writer import RawWriter, raw_writer
 from bluesky_ptychonn.live.callback import LiveReconstruction
 from bluesky_ptychonn.live.learning.config import LearnerConfig
 from bluesky_ptychonn.live.pipeline.settings import LiveOptions, explain
-from bluesky_ptychonn.paths import raw_backup, state_folder, users_config
-
-#: Names the configuration file when no path is given.
-CONFIG_VARIABLE = "PTYCHONN_CONFIG"
+from bluesky_ptychonn.paths import CONFIG_VARIABLE, named_config, raw_backup, state_folder, users_config
 
 
 def _beside_the_file(*names: str) -> Any:
@@ -132,13 +129,13 @@ class ReconstructionConfig(LiveOptions):
     ----------
     model : str
         Name or folder of the model.
-    journal_dir : Path, optional
+    journal_dir, mask : Path, optional
         Relative to the configuration file.
     """
 
     model: str
 
-    _from_file = _beside_the_file("journal_dir")
+    _from_file = _beside_the_file("journal_dir", "mask")
 
     def live(self, catalog: Any, raw_writer: RawWriter | None = None) -> LiveReconstruction:
         """Start live reconstruction into a catalog; subscribe what this returns to a RunEngine, after `raw_writer`."""
@@ -190,7 +187,7 @@ class Config(_Section):
         ValueError
             In words: no such file, not TOML, or each wrong key with what is allowed.
         """
-        source = Path(path or os.environ.get(CONFIG_VARIABLE) or users_config()).expanduser()
+        source = Path(path or named_config() or users_config()).expanduser()
         try:
             values = tomllib.loads(source.read_text(encoding="utf-8"))
         except FileNotFoundError:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from bluesky_ptychonn.cli.catalogs import CATALOG_VARIABLE, open_catalog, run_key
+from bluesky_ptychonn.cli.progress import show_progress
 
 if TYPE_CHECKING:
     from bluesky_ptychonn.card import ModelCard
@@ -146,13 +147,9 @@ def _print_result(card: ModelCard, out: Path) -> None:
 
 @contextlib.contextmanager
 def _training_bar() -> Iterator[Callable[[int, int, float], None]]:
-    """Progress bar of frames, time left and the smoothed loss; what it yields takes frames done, all, and the loss."""
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("frames"))
-    with Progress(*columns, TimeRemainingColumn(), TextColumn("loss {task.fields[loss]:.4f}")) as progress:
-        task = progress.add_task("training", total=None, loss=float("nan"))
-        yield lambda done, total, loss: progress.update(task, completed=done, total=total, loss=loss)
+    """Show frames, time left and the smoothed loss; what it yields takes frames done, all, and the loss."""
+    with show_progress("training") as show:
+        yield lambda done, total, loss: show(done, total, f"loss {loss:.4f}")
 
 
 def read_scans(

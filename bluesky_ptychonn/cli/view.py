@@ -16,6 +16,7 @@ from bluesky_ptychonn.cli.catalogs import (
     open_catalog,
     refused_later,
 )
+from bluesky_ptychonn.cli.export import check_output
 
 
 def view(
@@ -29,6 +30,8 @@ def view(
 
     if not window:
         mpl.use("Agg")
+    if out is not None and not window:
+        _check_picture(out)
     from bluesky_ptychonn.viewer import reconstruction_figure
 
     with open_catalog(catalog) as root:
@@ -52,3 +55,15 @@ def view(
     path = out or Path(name)
     figure.savefig(path, dpi=150)
     typer.echo(f"picture in {path}")
+
+
+def _check_picture(path: Path) -> None:
+    """Refuse, in words (ValueError), a file that no picture can be written to."""
+    from matplotlib.backend_bases import FigureCanvasBase
+
+    check_output(path)
+    known = FigureCanvasBase.get_supported_filetypes()
+    if path.suffix and path.suffix[1:].lower() not in known:
+        raise ValueError(
+            f"view: {path.name!r} has no suffix of a picture; allowed: {', '.join(f'.{s}' for s in known)}"
+        )

@@ -7,13 +7,17 @@ from __future__ import annotations
 
 import atexit
 import logging
+import queue
+import threading
 import time
 import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Unpack
 
+from bluesky_ptychonn.beamline.preflight import ReconstructionAtWork, announce, withdraw
 from bluesky_ptychonn.catalog.connection.connect import PROCESSED, Address
+from bluesky_ptychonn.catalog.connection.requests import why_silent
 from bluesky_ptychonn.catalog.raw.writer import RawWriter
 from bluesky_ptychonn.catalog.registry.champion import bare_name, local_or_champion
 from bluesky_ptychonn.journal.router import Journal
@@ -137,6 +141,10 @@ class LiveReconstruction:
             resume(behind, address.api_key)
         self._closed = False
         _open.add(self)
+        self._announced = ReconstructionAtWork(
+            lambda: self.model, options.geometry, options.preprocess, self._trouble_within
+        )
+        announce(self._announced)
         self._notifier = ProblemNotifier(self._find_problems, find_finished=self._find_finished)
         self._notifier.start()
 
@@ -152,6 +160,20 @@ class LiveReconstruction:
             folder=self.folder,
             before_request=before_request(self.folder),
         )
+
+    def _trouble_within(self, timeout_s: float) -> str:
+        """Say what a plan should hear of, after so many seconds at most; see `ReconstructionAtWork`."""
+        if self.status.worker == "failed":
+            return f"live reconstruction has failed: {self.status.problem}; see {self.log}"
+        asked: queue.SimpleQueue[str] = queue.SimpleQueue()
+        uri = self._address.uri
+        # From a thread: looking up a name, and each part of an answer, may take as long as it likes.
+        threading.Thread(target=lambda: asked.put(why_silent(uri, timeout_s)), daemon=True).start()
+        try:
+            why = asked.get(timeout=timeout_s)
+        except queue.Empty:
+            why = f"nothing within {timeout_s:g} s"
+        return f"catalog {uri} does not answer ({why}); frames and results wait on disk until it does" if why else ""
 
     # -- in the RunEngine's thread
 
@@ -332,6 +354,7 @@ class LiveReconstruction:
             return
         self._closed = True
         _open.discard(self)
+        withdraw(self._announced)
         if not self._supervisor.close(timeout):
             log.warning("worker did not finish within %s s: %s", timeout, self.status)
         elif left := count_unfinished(self.folder):

@@ -31,8 +31,10 @@ class PreprocessConfig(BaseModel):
     rejected_fraction : float
         A frame is rejected when more than this fraction of its window's pixels had to be mended, or when its level lies
         so far below zero that more than this fraction of its counts is missing.
-    transpose, flip_y, flip_x : bool
-        Swap rows and columns, then reverse rows, columns; the beam's pixel stays the beam's.
+    transpose : bool
+        Swap rows and columns; the beam's pixel stays the beam's.
+    flip_y, flip_x : bool
+        Reverse the order of rows, columns, after that; the beam's pixel stays the beam's.
     centre : tuple of int, optional
         Row and column of the beam in the recorded frame; its middle pixel when not given.
     crop : int, optional

@@ -36,16 +36,24 @@ _HINT = (
     "of energy_ev. Give them in md['ptychography']['geometry'] of the plan, or as geometry=Geometry(...)."
 )
 
+#: Symbols of length, each with its metres. `to_metres` takes their names in full too, and any capitals.
 LENGTH_UNITS: dict[str, float] = {
     "m": 1.0,
     "mm": 1e-3,
     "um": 1e-6,
-    "µm": 1e-6,  # U+00B5
-    "μm": 1e-6,  # U+03BC, what some IOCs send
-    "micron": 1e-6,
-    "microns": 1e-6,
+    "µm": 1e-6,
     "nm": 1e-9,
     "pm": 1e-12,
+    "cm": 1e-2,
+    "Å": 1e-10,
+}
+_PREFIXES = {"": "m", "centi": "cm", "milli": "mm", "micro": "um", "nano": "nm", "pico": "pm"}
+_NAMES = {"micron": "um", "angstrom": "Å", "ångström": "Å"} | {
+    f"{prefix}{metre}": symbol for prefix, symbol in _PREFIXES.items() for metre in ("metre", "meter")
+}
+# Case does not tell units apart: no stage moves by megametres. It also makes the signs µ (U+00B5, U+03BC) one.
+_METRES = {symbol.casefold(): metres for symbol, metres in LENGTH_UNITS.items()} | {
+    f"{name}{plural}": LENGTH_UNITS[symbol] for name, symbol in _NAMES.items() for plural in ("", "s")
 }
 
 
@@ -61,7 +69,7 @@ def to_metres(value: float | NDArray[Any], unit: str, who: str) -> float | NDArr
     value : float or ndarray
         Length in `unit`.
     unit : str
-        One of `LENGTH_UNITS`.
+        One of `LENGTH_UNITS`, or its name in full (``micrometre``, ``Millimeters``, ``microns``); case does not matter.
     who : str
         The device or key the value came from, for the error message.
 
@@ -71,10 +79,10 @@ def to_metres(value: float | NDArray[Any], unit: str, who: str) -> float | NDArr
         When the unit is not a length this project knows.
     """
     try:
-        factor = LENGTH_UNITS[unit.strip()]
+        factor = _METRES[unit.strip().casefold()]
     except (KeyError, AttributeError):
         raise ValueError(
-            f"{who}: unit {unit!r} is not a length; allowed: {', '.join(LENGTH_UNITS)}. "
+            f"{who}: unit {unit!r} is not a length; allowed: {', '.join(LENGTH_UNITS)}, or a name in full. "
             "Set the device's engineering units, or give positions in metres."
         ) from None
     if isinstance(value, np.ndarray):

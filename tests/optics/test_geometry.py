@@ -28,13 +28,29 @@ def test_pixels_and_metres_are_inverse(length: float) -> None:
     assert geometry.to_m(geometry.to_px(length)) == pytest.approx(length)
 
 
+@pytest.mark.parametrize(
+    ("metres", "spellings"),
+    [
+        (1.0, "m M metre meters Meter"),
+        (1e-2, "cm centimetre"),
+        (1e-3, "mm MM Mm millimeter Millimetres MILLIMETER"),
+        (1e-6, "um UM µm μm micron Microns micrometer micrometres MICROMETER"),
+        (1e-9, "nm NM nanometer nanometres"),
+        (1e-10, "Å \N{ANGSTROM SIGN} angstrom Angstroms"),
+        (1e-12, "pm picometre"),
+    ],
+)
+def test_what_devices_call_a_length_is_one(metres: float, spellings: str) -> None:
+    assert {to_metres(1.0, f" {unit} ", "stage_x") for unit in spellings.split()} == {metres}
+
+
 @pytest.mark.parametrize("unit", sorted(LENGTH_UNITS))
 def test_every_unit_scales_arrays_and_numbers_alike(unit: str) -> None:
     assert to_metres(np.array([2.0]), unit, "stage_x")[0] == to_metres(2.0, unit, "stage_x")
 
 
 def test_unknown_unit_names_who_got_and_allowed() -> None:
-    with pytest.raises(ValueError, match=r"stage_x: unit 'deg' is not a length; allowed: m, mm"):
+    with pytest.raises(ValueError, match=r"stage_x: unit 'deg' is not a length; allowed: m, mm.*or a name in full"):
         to_metres(1.0, "deg", "stage_x")
 
 

@@ -31,8 +31,10 @@ class DataKeys:
 
     Parameters
     ----------
-    frame, x, y : str or None
-        Data keys.
+    frame : str or None
+        Data key of the diffraction patterns.
+    x, y : str or None
+        Data keys of the positions.
     x_sign, y_sign : int or None
         1 or -1: object coordinate = sign × readback.
     stream : str

@@ -19,6 +19,7 @@ from bluesky_ptychonn.catalog.runs.frame_source import TiledFrames
 from bluesky_ptychonn.live.pipeline.protocols import FrameReconstructor, Sink
 from bluesky_ptychonn.live.pipeline.settings import SPOOL, ReconstructionSettings
 from bluesky_ptychonn.optics.geometry import Geometry
+from bluesky_ptychonn.optics.mask_file import read_mask
 
 log = logging.getLogger(__name__)
 
@@ -39,6 +40,7 @@ class _LoadedModel:
             "batch_size": settings.batch_size,
             "precision": settings.precision,
             "preprocess": settings.preprocess,
+            "mask": None if settings.mask is None else read_mask(settings.mask),
             "refinement": settings.refine,
         }
         self._first = self._last = Reconstructor(model, settings.geometry, **self._options)

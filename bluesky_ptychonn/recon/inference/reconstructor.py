@@ -102,9 +102,8 @@ class Reconstructor:
         settings = ForwardSettings(**options)
         self.card, self.refinement = model.card, refinement
         self.anchor = float(getattr(model.network, "anchor", ObjectNetwork.anchor))
-        config = preprocess or model.card.input.preprocess
-        contract = model.card.input.model_copy(update={"preprocess": config})
-        self._card_in_use = model.card.model_copy(update={"input": contract})
+        self._card_in_use = model.card.prepared_by(preprocess)
+        config = self._card_in_use.input.preprocess
         self.geometry: Geometry | None = None
         model.card.check_probe()
         if geometry is not None:
@@ -235,6 +234,7 @@ class Reconstructor:
             "trust": "not judged" if self._probe is None else "uncalibrated" if table is None else "calibrated",
             "trust_tolerance_rad": None if self._probe is None or table is None else table.tolerance_rad,
             "preprocess": self._card_in_use.input.preprocess.model_dump(mode="json"),
+            "masked_pixels": self._place.masked_pixels,
             "patch_shape": list(self.patch_shape),
             "pixel_m": self.pixel_m,
             **({} if verdict is None else {"verdict": verdict.document()}),
