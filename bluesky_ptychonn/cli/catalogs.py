@@ -26,7 +26,8 @@ CatalogOption = Annotated[
     ),
 ]
 ReconstructionArgument = Annotated[
-    str, typer.Argument(help="uid of a reconstruction or of a run, or the first letters of either; 'latest'")
+    str,
+    typer.Argument(help="uid of a reconstruction or of a run, first letters of either, a run's scan id, or 'latest'"),
 ]
 RunArgument = Annotated[str, typer.Argument(help="uid of the run, its first letters, its scan id, or 'latest'")]
 DeviceOption = Annotated[str, typer.Option(help="auto, cpu or cuda")]
@@ -36,6 +37,7 @@ AlsoCatalogOption = Annotated[
 ]
 ModelArgument = Annotated[str, typer.Argument(help="name, name/version, or folder of a model")]
 MODEL_HELP = "name of the model (the catalog's champion, where it has one), name/version, or folder"
+_SCAN_ID_DIGITS = 18  # that any database can be asked for
 _LOOK_BACK = 300  # newest entries among which a shortened uid is looked for: the most Tiled gives at once
 
 
@@ -99,12 +101,18 @@ def find_reconstruction(root: Any, which: str) -> Any:
     found = reconstructions(root, raw=which, limit=1)
     if found:
         return found[0]
+    scan = reconstructions(root, raw=int(which), limit=1) if which.isdecimal() and len(which) <= _SCAN_ID_DIGITS else []
     fits = [
         result
         for result in reconstructions(root, limit=_LOOK_BACK)
         if result.path_parts[-1].startswith(which) or result.metadata["raw"]["uid"].startswith(which)
     ]
     runs = {result.metadata["raw"]["uid"] for result in fits}
+    if scan and runs - {scan[0].metadata["raw"]["uid"]}:
+        both = f"the scan id of run {scan[0].metadata['raw']['uid']} and the beginning of {min(runs)}"
+        raise LookupError(f"{which!r} is {both}; give more of the uid")
+    if scan:
+        return scan[0]
     if len(runs) > 1:
         raise LookupError(f"{which!r} fits {len(runs)} runs; give more of the uid")
     if not fits:
@@ -118,7 +126,5 @@ def echo_result(result: PtychoReconstruction, *notes: str) -> None:
 
 
 def run_key(which: str) -> str | int:
-    """Turn what a user types for a run into what the catalog looks up: a uid or its beginning, a scan id, -1."""
-    if which == "latest":
-        return -1
-    return int(which) if which.isdigit() and len(which) < 6 else which
+    """Turn what a user types for a run into what `find_run` looks up: -1 for the latest, else what was typed."""
+    return -1 if which == "latest" else which

@@ -17,16 +17,40 @@ from bluesky_ptychonn.catalog.runs.data_keys import DataKeys, RunError, RunLayou
 from bluesky_ptychonn.catalog.runs.frame_rows import find_rows
 
 Document = tuple[str, dict[str, Any]]
+_LARGEST_SCAN_ID = (1 << 63) - 1  # that a database can be asked for
 
 
 def find_run(root: Any, run: Any, raw: str = "raw") -> Any:
-    """Client of a run: itself, or looked up by its uid, the beginning of it, or its scan_id; ValueError if none."""
+    """Client of a run: itself, or looked up by its uid, the beginning of it, or its scan_id.
+
+    Digits alone are a scan id where the catalog has that, else the beginning of a uid; of several runs of one scan id
+    the newest is taken. ValueError where there is none, or where digits are both.
+    """
     if hasattr(run, "metadata"):
         return run
     try:
-        return (root[raw] if raw else root)[run]
+        runs = root[raw] if raw else root
+        return _by_digits(runs, run) if isinstance(run, str) and run.isdecimal() else runs[run]
     except (KeyError, ValueError) as error:
         raise ValueError(f"no run {run!r} in {root.uri} under {raw!r}: {error}") from None
+
+
+def _by_digits(runs: Any, digits: str) -> Any:
+    from tiled.queries import Key
+
+    number = int(digits)
+    scans = runs.search(Key("start.scan_id") == number).values() if number <= _LARGEST_SCAN_ID else None
+    scan = scans.last() if scans is not None and len(scans) else None
+    try:
+        other = runs[digits]
+    except (KeyError, ValueError):  # no uid begins so; or several do, or it is too short to be looked up
+        if scan is None:
+            raise
+        return scan
+    if scan is None or scan.metadata["start"]["uid"] == other.metadata["start"]["uid"]:
+        return other
+    uids = [run.metadata["start"]["uid"] for run in (scan, other)]
+    raise ValueError(f"{digits!r} is the scan id of run {uids[0]} and the beginning of {uids[1]}; give more of the uid")
 
 
 def documents_of(run: Any, keys: DataKeys) -> Iterator[Document]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import uuid
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -525,6 +526,34 @@ def test_what_cannot_be_found_is_said(catalog_server: CatalogServer, writer: Any
     send(writer, [run.start(), *run.close()])
     with pytest.raises(RunError, match="has no stream 'primary'; it has none"):
         list(documents_of(find_run(catalog_server.client, run.uid), DataKeys()))
+
+
+def test_digits_are_a_scan_id_or_the_beginning_of_a_uid_whatever_their_number(
+    catalog_server: CatalogServer, writer: Any
+) -> None:
+    def measure(uid: str, scan_id: int) -> str:
+        run = RunMaker("event", uid=uid, md={"scan_id": scan_id})
+        send(writer, [*run.open(), *run.close()])
+        return uid
+
+    def find(which: str | int) -> str:
+        return str(find_run(catalog_server.client, which).metadata["start"]["uid"])
+
+    digits = str(uuid.uuid4().int)
+    first, second = digits[:8], "9" + digits[8:12]
+    measure(f"a{uuid.uuid4()}"[:36], int(first))
+    again = measure(f"b{uuid.uuid4()}"[:36], int(first))
+    by_uid = measure(second + str(uuid.uuid4())[5:], 3)
+    assert find(first) == find(int(first)) == again  # HXN counts in six digits and more
+    assert find(second) == by_uid
+    other = measure(f"c{uuid.uuid4()}"[:36], int(second))
+    with pytest.raises(ValueError, match=f"'{second}' is the scan id of run {other} and the beginning of {by_uid}"):
+        find(second)
+    assert find(by_uid[:7]) == by_uid
+    with pytest.raises(ValueError, match="no run '9{30}' in"):
+        find("9" * 30)
+    with pytest.raises(ValueError, match="no run '0' in"):
+        find("0")
 
 
 def test_a_run_is_found_by_the_beginning_of_its_uid(catalog_server: CatalogServer, writer: Any) -> None:
