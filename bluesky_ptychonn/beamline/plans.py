@@ -6,6 +6,7 @@ model's card, not its weights.
 
 # No `from __future__ import annotations` here: the queue server reads annotations as objects, not as strings.
 
+import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -22,6 +23,7 @@ from bluesky_ptychonn.beamline.start_document import (
     ScanSetup,
     grid_metadata,
     join_metadata,
+    readback_key,
     recorded_plan,
     spacing,
 )
@@ -246,12 +248,21 @@ def _scan(
 
 
 def read_unit(motor: Any) -> MsgGenerator[str]:
-    """Read the unit of a motor: `egu` of ophyd's, `motor_egu` of ophyd-async's."""
+    """Read the unit of a motor: `egu` of ophyd's, `motor_egu` of ophyd-async's, else what its `describe` says."""
     unit = getattr(motor, "egu", None)
     if unit is None and hasattr(motor, "motor_egu"):
         unit = yield from bps.rd(motor.motor_egu)
+    if not unit and hasattr(motor, "describe"):
+        if inspect.iscoroutinefunction(motor.describe):  # ophyd-async's; it runs in the RunEngine's own loop
+            (task,) = yield from bps.wait_for([motor.describe])
+            described = task.result()
+        else:
+            described = motor.describe()
+        unit = (described.get(readback_key(motor)) or {}).get("units")
     if not unit:
-        raise ValueError(f"{motor.name}: says no engineering unit (egu); set it at the device, a length is needed")
+        raise ValueError(
+            f"{motor.name}: says no engineering unit (egu, or units of its data key); set it at the device"
+        )
     return str(unit)
 
 
@@ -269,7 +280,8 @@ def check_limits(name: str, trajectory: Cycler[Any, Any]) -> None:
         low, high = getattr(motor, "limits", None) or (0, 0)
         first, last = min(positions), max(positions)
         if low < high and not (low <= first and last <= high):
+            unit = getattr(motor, "egu", None) or "in its own unit"
             raise ValueError(
-                f"{name}: {motor.name} would move from {first:g} to {last:g} {motor.egu}, outside its soft limits "
-                f"{low:g} to {high:g} {motor.egu}. Move the centre, or make the field smaller"
+                f"{name}: {motor.name} would move from {first:g} to {last:g} {unit}, outside its soft limits "
+                f"{low:g} to {high:g} {unit}. Move the centre, or make the field smaller"
             )

@@ -19,6 +19,7 @@ from tiled.structures.array import ArrayStructure
 from tiled.utils import safe_json_dump
 
 from bluesky_ptychonn.catalog.connection.server import CatalogServer
+from bluesky_ptychonn.catalog.raw.tiled_writer import BatchedTiledWriter
 from bluesky_ptychonn.catalog.runs.data_keys import DataKeys, RunError
 from bluesky_ptychonn.catalog.runs.frame_readers import HTTPFrames, LocalFrames, UnprovenError
 from bluesky_ptychonn.catalog.runs.frame_source import TiledFrames, slices
@@ -473,6 +474,65 @@ def test_stored_run_gives_what_the_live_one_gave(
     assert stored.take() == sorted(live.take(), key=lambda ref: ref.seq_num)
     assert stored.stop is not None
     assert stored.stop["exit_status"] == "success"
+
+
+def fly_scan(run: RunMaker, path: Path, points: int, samples: int) -> Iterator[Any]:
+    """Documents of a fly scan as ophyd-async makes them: frames and an encoder's positions in files, and no event."""
+    opening = list(run.open(points))
+    keys = opening[1][1]["data_keys"]
+    for key in ("sx", "sy"):
+        keys[key] = {"dtype": "array", "shape": [samples], "source": "panda", "units": "mm", "dtype_numpy": "<f8"}
+        keys[key]["external"] = "STREAM:"
+    yield from opening
+    places = {"img": "/entry/data/data", "sx": "/entry/sx", "sy": "/entry/sy"}
+    for key, dataset in places.items():
+        parameters = {"dataset": dataset, "chunk_shape": [1]}
+        resource = {"uid": f"{run.uid}-{key}", "run_start": run.uid, "data_key": key, "parameters": parameters}
+        yield "stream_resource", {**resource, "mimetype": "application/x-hdf5", "uri": f"file://localhost{path}"}
+    span = {"indices": {"start": 0, "stop": points}, "seq_nums": {"start": 1, "stop": points + 1}}
+    for key in places:
+        uid = f"{run.uid}-{key}"
+        yield "stream_datum", {"uid": f"{uid}/0", "stream_resource": uid, "descriptor": run.descriptor, **span}
+    yield from run.close()
+
+
+@pytest.mark.parametrize("samples", [1, 5])
+def test_positions_of_a_fly_scan_are_read_where_they_lie(
+    catalog_server: CatalogServer, writer: Any, detector_folder: Path, samples: int
+) -> None:
+    run, points = RunMaker("stream"), 4
+    path = detector_folder / f"{run.uid}.h5"
+    rng = np.random.default_rng(3)
+    x, y = rng.normal(size=(2, points, samples))
+    with h5py.File(path, "w") as file:
+        file["/entry/data/data"] = np.stack([frame_of(number) for number in range(1, points + 1)])
+        file["/entry/sx"], file["/entry/sy"] = (np.squeeze(values) for values in (x, y))
+    send(writer, fly_scan(run, path, points, samples))
+    refs = pairing_of(catalog_server, run).take()
+    assert [(ref.seq_num, ref.row) for ref in refs] == [(1, 0), (2, 1), (3, 2), (4, 3)]
+    np.testing.assert_allclose([ref.x_m for ref in refs], 1e-3 * x.mean(axis=1))
+    np.testing.assert_allclose([ref.y_m for ref in refs], 1e-3 * y.mean(axis=1))
+
+
+@pytest.mark.parametrize("samples", [1, 4, 40])
+def test_samples_of_a_position_in_a_stored_event(catalog_server: CatalogServer, detector: Any, samples: int) -> None:
+    """Few of them, as ours writes them too: a server with its tables in SQLite takes no lists in a table."""
+    run = RunMaker("stream")
+    camera = detector(run)
+    documents = [*run.open(3)]
+    documents[1][1]["data_keys"]["sx"] |= {"dtype": "array", "shape": [samples], "dtype_numpy": "<f8"}
+    x = np.random.default_rng(4).normal(size=(3, samples))
+    for seq_num in (1, 2, 3):
+        points = list(run.point(seq_num, 0.0, 0.0))
+        points[-1][1]["data"]["sx"] = x[seq_num - 1].tolist()
+        documents += points
+        camera.write(seq_num)
+    writer = BatchedTiledWriter(catalog_server.raw, run.uid)
+    for name, doc in [*documents, *run.close()]:
+        writer.put(name, doc)
+        writer.flush()
+    refs = pairing_of(catalog_server, run).take()
+    np.testing.assert_allclose([ref.x_m for ref in refs], 1e-6 * x.mean(axis=1))
 
 
 @pytest.mark.parametrize("kind", ["datum", "stream"])
