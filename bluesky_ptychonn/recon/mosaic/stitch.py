@@ -30,7 +30,8 @@ class MosaicImage:
     Attributes
     ----------
     amplitude, phase, coverage, trust : (H, W) float32 ndarray
-        Dimensionless, rad, summed weight, 0 to 1; all but `coverage` are NaN where coverage is 0.
+        Dimensionless, rad, summed weight, 0 to 1; all but `coverage` are NaN where coverage is 0, and `trust` is where
+        a patch was not judged.
     origin_m : tuple of float
         Object coordinate (y, x) of the centre of pixel [0, 0], m.
     pixel_m : float
@@ -129,7 +130,7 @@ class Mosaic:
         y_m, x_m : (n,) float ndarray
             Positions, m.
         trust : (n,) float ndarray
-            0 to 1; a patch counts in proportion to it, but at least by 0.05.
+            0 to 1; a patch counts in proportion to it, but at least by 0.05; wholly where it is NaN, not judged.
 
         Raises
         ------
@@ -178,7 +179,7 @@ class Mosaic:
         if np.abs(offset).max() > 1e-3:
             weight = ndimage.shift(weight, offset, order=1, mode="nearest")
             patch = _shift_smooth(patch, offset)
-        weight = weight * np.float32(max(trust, 0.05))
+        weight = weight * np.float32(1.0 if np.isnan(trust) else max(trust, 0.05))
         top, left = corner - self._low
         window = (slice(top, top + weight.shape[0]), slice(left, left + weight.shape[1]))
         patch = patch * np.exp(np.complex64(-1j) * np.angle(np.sum(patch * weight)))
