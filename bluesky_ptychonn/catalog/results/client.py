@@ -91,14 +91,15 @@ class PtychoReconstruction(DerivedData):
 
     @property
     def trust(self) -> Picture:
-        """Trust of the patches that fell on a pixel, 0 to 1."""
+        """Trust of the patches that fell on a pixel, 0 to 1; NaN where the model has no probe to judge by."""
         return Picture(self, "trust")
 
     @property
     def frames(self) -> pd.DataFrame:
         """One row for each frame: ``seq_num, x_m, y_m, trust, valid, flag, time_raw, time_done``.
 
-        ``time_done`` is when the catalog had acknowledged the frame's patches; ``time_done - time_raw`` is the latency.
+        ``trust`` is NaN where the model has no probe to judge by. ``time_done`` is when the catalog had acknowledged
+        the frame's patches; ``time_done - time_raw`` is the latency.
         """
 
         def read() -> pd.DataFrame:

@@ -30,7 +30,8 @@ class TrainingRun:
     scan : MeasuredScan
         Its usable frames; `source` is the run's uid.
     trust : (n,) float64 ndarray
-        Of each frame, 0 for one that the reconstruction rejected, 1 throughout for a run without a reconstruction.
+        Of each frame, 0 for one that the reconstruction rejected; 1 for one that nothing judged: of a run without a
+        reconstruction, or by a model without a probe.
     reasons : tuple of Reason
         Of the reconstruction's verdict.
     made_by : str
@@ -76,8 +77,9 @@ def training_run(root: Any, uid: str, model: Any, *, raw: str = RAW, memory_byte
     if result is None:
         return TrainingRun(scan, np.ones(len(scan)), (), "")
     frames = result.frames
-    known = dict(zip(frames.seq_num.tolist(), np.where(frames.valid, frames.trust, 0.0).tolist(), strict=True))
-    trust = np.nan_to_num(np.array([known.get(int(seq_num), 0.0) for seq_num in read.seq_num], dtype=np.float64))
+    given = np.where(frames.valid, frames.trust.fillna(1.0), 0.0)
+    known = dict(zip(frames.seq_num.tolist(), given.tolist(), strict=True))
+    trust = np.array([known.get(int(seq_num), 0.0) for seq_num in read.seq_num], dtype=np.float64)
     by = result.metadata["model"]
     reasons = tuple(Reason.from_text(str(text)) for text in (result.metadata.get("verdict") or {}).get("reasons", ()))
     return TrainingRun(scan, trust, reasons, f"{by['name']}/{by['version']}")

@@ -377,6 +377,8 @@ class Reconstructor:
         unknown = ~np.isfinite(judged)  # a patch of zeros, say: it explains nothing, and its trust must not be NaN
         judged[unknown] = np.inf
         trust = np.where(unknown, 0, judged if table is None else table.trust(judged)).astype(np.float32)
+        if probe is None:
+            trust[:] = np.nan  # not judged is not trusted
         patches[~valid] = np.nan
         trust[~valid] = 0
         self._flux = flux
@@ -388,7 +390,7 @@ class Reconstructor:
         return PatchBatch(patches, trust, valid, flag)
 
     def _patches(self, counts: Tensor, probe: Tensor | None) -> tuple[NDArray[np.complex64], NDArray[np.float32]]:
-        """Patches (n, h, w) of counts (n, N, N), and their scores (n,), or 1 without a probe.
+        """Patches (n, h, w) of counts (n, N, N), and their scores (n,), which mean nothing without a probe.
 
         Every pass has the same shape, whatever came together: kernels are chosen by it, and round as they are chosen.
         """

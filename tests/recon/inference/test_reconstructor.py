@@ -323,8 +323,19 @@ def test_what_came_together_changes_no_bit(model: Model, kind: Any, blocks: list
 def test_without_a_probe_trust_is_not_judged(model: Model) -> None:
     reconstructor = Reconstructor(echo(), device="cpu")
     made = reconstructor.reconstruct(frames_of(3))
-    assert (made.trust == 1).all()
+    assert np.isnan(made.trust).all()  # which is no trust
+    assert made.valid.all()
+    assert reconstructor.verdict() is None
+    broken = frames_of(3).astype(float)
+    broken[1] = np.nan
+    assert reconstructor.reconstruct(broken).trust[1] == 0
     assert reconstructor.describe()["trust_judged"] is False
+    mosaic = Mosaic(reconstructor.pixel_m, reconstructor.weight)
+    mosaic.add(made.patches, np.zeros(3), np.zeros(3), made.trust)
+    image = mosaic.snapshot()
+    assert np.isnan(image.trust).all()
+    assert image.coverage.max() == pytest.approx(3)  # they count in full
+    assert np.isfinite(image.amplitude[image.coverage > 0.1]).all()
     assert Reconstructor(model, device="cpu").describe()["trust_judged"] is True
 
 
