@@ -8,5 +8,5 @@ config = Config.load()
 catalog = config.catalog.open()
 RE = RunEngine({})
 # Raw runs: on disk at once, in the catalog as soon as it takes them. `writer` says how that stands.
-writer = config.catalog.raw_writer(catalog)
+writer = config.catalog.raw_writer(catalog, config.reconstruction.raw)
 RE.subscribe(writer)

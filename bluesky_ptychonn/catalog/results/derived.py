@@ -7,8 +7,9 @@ from typing import Any
 
 from tiled.client.container import Container
 
-from bluesky_ptychonn.catalog.connection.connect import PROCESSED, connect
+from bluesky_ptychonn.catalog.connection.connect import PROCESSED, connect_catalog
 from bluesky_ptychonn.catalog.connection.http import TiledNode
+from bluesky_ptychonn.catalog.connection.layout import runs_path
 
 
 class DerivedData(Container):  # type: ignore[misc]  # Tiled is not typed
@@ -32,17 +33,13 @@ def find_derived(catalog: Any, spec: str, raw: Any, limit: int, **conditions: An
         conditions["raw.scan_id"] = raw
     elif raw is not None:
         conditions["raw.uid"] = raw if isinstance(raw, str) else raw.metadata["start"]["uid"]
-    found = _processed(connect(catalog)).search(SpecsQuery(include=[spec], exclude=[]))
+    root = connect_catalog(catalog)
+    try:
+        found = root[PROCESSED].search(SpecsQuery(include=[spec], exclude=[]))
+    except KeyError:
+        runs_path(root)  # refuses what is no place of runs; elsewhere nothing was made yet
+        return []
     for key, value in conditions.items():
         if value is not None:
             found = found.search(Key(key) == value)
     return list(itertools.islice(found.sort(("time_created", -1)).values(), limit))
-
-
-def _processed(client: Any) -> Any:
-    if client.path_parts and client.path_parts[-1] == PROCESSED:
-        return client
-    for root in (client, client.parent if client.path_parts else client):
-        if PROCESSED in root:
-            return root[PROCESSED]
-    raise ValueError(f"no {PROCESSED}/ in {client.uri}; serve_catalog makes one")

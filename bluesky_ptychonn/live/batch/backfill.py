@@ -7,8 +7,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from bluesky_ptychonn.catalog.connection.connect import RAW, connect
+from bluesky_ptychonn.catalog.connection.connect import connect_catalog
 from bluesky_ptychonn.catalog.results.client import reconstructions
+from bluesky_ptychonn.catalog.runs.stored_documents import find_runs
 from bluesky_ptychonn.live.batch.reconstruct import reconstruct
 
 log = logging.getLogger(__name__)
@@ -33,7 +34,7 @@ class Unfinished:
     reason: str
 
 
-def unfinished(catalog: Any, *, since: float | None = None, raw: str = RAW) -> Iterator[Unfinished]:
+def unfinished(catalog: Any, *, since: float | None = None, raw: str | None = None) -> Iterator[Unfinished]:
     """Find the finished ptychography runs of a catalog that still lack a whole reconstruction, newest first.
 
     A run counts when it has no reconstruction at all; when the newest is ``live`` though the run is over, so that what
@@ -46,13 +47,13 @@ def unfinished(catalog: Any, *, since: float | None = None, raw: str = RAW) -> I
         The catalog.
     since : float, optional
         Only runs that began later, POSIX seconds.
-    raw : str
-        Container of the runs.
+    raw : str, optional
+        Container of the runs, as in `reconstruct`.
     """
     from tiled.queries import Key
 
-    root = connect(catalog)
-    runs = root[raw] if raw else root
+    root = connect_catalog(catalog)
+    runs = find_runs(root, raw)
     if since is not None:
         runs = runs.search(Key("start.time") > since)
     for run in runs.sort(("start.time", -1)).values():
@@ -77,7 +78,13 @@ def _reason(root: Any, uid: str, exit_status: str) -> str:
 
 
 def backfill(
-    catalog: Any, model: Any, *, since: float | None = None, limit: int | None = None, raw: str = RAW, **options: Any
+    catalog: Any,
+    model: Any,
+    *,
+    since: float | None = None,
+    limit: int | None = None,
+    raw: str | None = None,
+    **options: Any,
 ) -> Iterator[tuple[Unfinished, Any]]:
     """Reconstruct what `unfinished` finds, one run after the other.
 

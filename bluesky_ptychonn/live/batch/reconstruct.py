@@ -11,7 +11,7 @@ from bluesky_ptychonn.card import find_model
 from bluesky_ptychonn.catalog.connection.connect import PROCESSED, Address
 from bluesky_ptychonn.catalog.registry.champion import resolve_model
 from bluesky_ptychonn.catalog.runs.data_keys import RunError
-from bluesky_ptychonn.catalog.runs.stored_documents import documents_of, find_run
+from bluesky_ptychonn.catalog.runs.stored_documents import container_of, documents_of, find_run
 from bluesky_ptychonn.live.pipeline.progress import Progress, Timing
 from bluesky_ptychonn.live.pipeline.run import RunReconstruction
 from bluesky_ptychonn.live.pipeline.settings import (
@@ -79,6 +79,7 @@ def reconstruct(
         model="" if loaded is not None else str(find_model(resolve_model(model, root))),
         catalog=address.uri,
         threads=options.threads or 0,
+        raw=container_of(root, stored),
     )
 
     from bluesky_ptychonn.live.pipeline.factory import TiledComponentFactory
