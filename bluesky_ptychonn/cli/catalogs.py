@@ -22,7 +22,9 @@ CATALOG_VARIABLE = "PTYCHONN_CATALOG"
 CatalogOption = Annotated[
     str,
     typer.Option(
-        envvar=CATALOG_VARIABLE, help="folder of a catalog, http(s) address, or Tiled profile", show_default=False
+        envvar=CATALOG_VARIABLE,
+        help="folder of a catalog, http(s) address (…/api/v1/metadata/NAME of a container), or Tiled profile",
+        show_default=False,
     ),
 ]
 ReconstructionArgument = Annotated[
@@ -43,21 +45,21 @@ _LOOK_BACK = 300  # newest entries among which a shortened uid is looked for: th
 
 @contextlib.contextmanager
 def open_catalog(catalog: str) -> Iterator[Any]:
-    """Tiled client of a catalog's root; a folder that nobody serves is served meanwhile. ValueError for none at all."""
-    from bluesky_ptychonn.catalog.connection.connect import LOCK_FILE
-    from bluesky_ptychonn.catalog.connection.server import connect, serve_catalog
+    """Tiled client of a catalog; a folder that nobody serves is served meanwhile. ValueError for none at all."""
+    from bluesky_ptychonn.catalog.connection.connect import LOCK_FILE, connect_catalog
+    from bluesky_ptychonn.catalog.connection.server import serve_catalog
     from bluesky_ptychonn.cli.local_session import FRAMES
 
     folder = Path(catalog).expanduser()
     if catalog.startswith(("http://", "https://")) or not folder.is_dir():
         if os.sep in catalog and "://" not in catalog:
             raise ValueError(f"{catalog}: no such folder; give a catalog's folder, http(s) address or Tiled profile")
-        yield connect(catalog)
+        yield connect_catalog(catalog)
         return
     if not (folder / "catalog.db").is_file():
         raise ValueError(f"{folder}: no catalog is here (no catalog.db); 'ptychonn serve {folder}' would make one")
     if is_locked(folder / LOCK_FILE):  # a server has it
-        yield connect(folder)
+        yield connect_catalog(folder)
         return
     with serve_catalog(folder, readable=[folder / FRAMES]) as server:
         yield server.client
@@ -98,7 +100,7 @@ def find_reconstruction(root: Any, which: str) -> Any:
     from bluesky_ptychonn.catalog.results.client import newest_with_image, reconstructions
 
     latest = which == "latest"
-    if not latest and which in root["processed"]:
+    with contextlib.suppress(KeyError):
         return root["processed"][which]
     found = newest_with_image(root, raw=None if latest else which)
     if found is not None:

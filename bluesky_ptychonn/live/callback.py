@@ -83,7 +83,7 @@ class LiveReconstruction:
     Raises
     ------
     ValueError
-        For an unknown model or worker, or what is no catalog. In words.
+        For an unknown model or worker, or what is no catalog, or none with a place for runs. In words.
 
     Examples
     --------
@@ -112,6 +112,7 @@ class LiveReconstruction:
         self._delayed = ""
         self._model_name = str(model if loaded is None else loaded.card.name)
         self._address = address = Address.from_catalog(catalog)
+        address.check(options.raw)
         folder = "" if loaded is not None else local_or_champion(model, address)
         if own_process and address.in_process:
             raise ValueError(
@@ -342,8 +343,9 @@ class LiveReconstruction:
     @property
     def results(self) -> list[Any]:
         """Clients of all reconstructions of this session, oldest first."""
-        processed = self._address.client[PROCESSED]
-        return [processed[run.key] for run in self.status.runs.values() if run.key]
+        keys = [run.key for run in self.status.runs.values() if run.key]
+        processed = self._address.client[PROCESSED] if keys else {}
+        return [processed[key] for key in keys]
 
     def close(self, timeout: float = 60.0) -> None:
         """Finish what was journaled, at most `timeout` s, and end the worker; again is harmless.

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from bluesky_ptychonn.catalog.connection.errors import CatalogUnavailableError
 from bluesky_ptychonn.catalog.connection.http import TiledNode
+from bluesky_ptychonn.catalog.connection.layout import runs_path, uri_of
 from bluesky_ptychonn.catalog.runs.data_keys import DataKeys, RunError, RunLayout
 from bluesky_ptychonn.catalog.runs.frame_rows import find_rows
 
@@ -23,7 +24,21 @@ _MOST_SAMPLES = 1 << 24
 _LARGEST_SCAN_ID = (1 << 63) - 1  # that a database can be asked for
 
 
-def find_run(root: Any, run: Any, raw: str = "raw") -> Any:
+def find_runs(root: Any, raw: str | None = None) -> Any:
+    """Client of the runs of a catalog, see `runs_path`, that finds them as databroker does, and nothing else."""
+    from bluesky_tiled_plugins.clients.catalog_of_bluesky_runs import CatalogOfBlueskyRuns
+    from tiled.queries import SpecsQuery
+
+    path = runs_path(root, raw)
+    runs = root[tuple(path.split("/"))] if path else root
+    if not isinstance(runs, CatalogOfBlueskyRuns):  # nobody said what the container is for: a server as it comes
+        about = {**runs.item["attributes"], "specs": [{"name": "CatalogOfBlueskyRuns", "version": "3.0"}]}
+        item = {**runs.item, "attributes": about}
+        runs = CatalogOfBlueskyRuns(runs.context, item=item, structure_clients=runs.structure_clients)
+    return runs if path else runs.search(SpecsQuery(include=["BlueskyRun"]))
+
+
+def find_run(root: Any, run: Any, raw: str | None = None) -> Any:
     """Client of a run: itself, or looked up by its uid, the beginning of it, or its scan_id.
 
     Digits alone are a scan id where the catalog has that, else the beginning of a uid; of several runs of one scan id
@@ -31,11 +46,19 @@ def find_run(root: Any, run: Any, raw: str = "raw") -> Any:
     """
     if hasattr(run, "metadata"):
         return run
+    runs = find_runs(root, raw)
     try:
-        runs = root[raw] if raw else root
         return _by_digits(runs, run) if isinstance(run, str) and run.isdecimal() else runs[run]
-    except (KeyError, ValueError) as error:
-        raise ValueError(f"no run {run!r} in {root.uri} under {raw!r}: {error}") from None
+    except (KeyError, ValueError, IndexError) as error:
+        raise ValueError(f"no run {run!r} in {runs.uri}: {error}") from None
+
+
+def container_of(root: Any, run: Any) -> str:
+    """Path of the container that a run (BlueskyRun client) is in, below the catalog's; ValueError for another's run."""
+    above, keys = ([key for key in node.path_parts if key] for node in (root, run))
+    if keys[: len(above)] != above:
+        raise ValueError(f"run {keys[-1][:8]} lies in {'/'.join(keys[:-1])}, not below the catalog {uri_of(root)}")
+    return "/".join(keys[len(above) : -1])
 
 
 def _by_digits(runs: Any, digits: str) -> Any:

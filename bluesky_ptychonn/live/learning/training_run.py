@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bluesky_ptychonn.catalog.connection.connect import RAW
 from bluesky_ptychonn.catalog.results.client import reconstructions
 from bluesky_ptychonn.catalog.runs.data_keys import RunError
 from bluesky_ptychonn.catalog.runs.measured import ProbeSetup, measured_run
@@ -52,7 +51,9 @@ def newest_reconstruction(root: Any, uid: str, name: str) -> Any:
     return None
 
 
-def training_run(root: Any, uid: str, model: Any, *, raw: str = RAW, memory_bytes: int | None = None) -> TrainingRun:
+def training_run(
+    root: Any, uid: str, model: Any, *, raw: str | None = None, memory_bytes: int | None = None
+) -> TrainingRun:
     """Read a run for a champion with a probe; learning from it may take `memory_bytes` at most.
 
     Raises
@@ -72,7 +73,7 @@ def training_run(root: Any, uid: str, model: Any, *, raw: str = RAW, memory_byte
             f"its {expected} frames would take {needed / 2**20:.0f} MiB to learn from, {memory_bytes / 2**20:.0f} MiB "
             "are allowed (memory_bytes)"
         )
-    read = measured_run(root, run, ProbeSetup.from_source(model=model), raw=raw)
+    read = measured_run(run, ProbeSetup.from_source(model=model))
     scan = MeasuredScan(**{**vars(read.scan), "source": uid})
     if result is None:
         return TrainingRun(scan, np.ones(len(scan)), (), "")

@@ -50,8 +50,9 @@ class ReconstructionOptions(BaseModel):
         ``auto``, ``cpu``, ``cuda``.
     batch_size : int
         Frames the network takes at once.
-    raw : str
-        Container of the runs in the catalog; empty where runs lie at its root.
+    raw : str, optional
+        Container of the runs, below the catalog's; empty for that itself. By default ``raw`` where there is one, else
+        that itself.
     threads : int, optional
         Threads of the network on a CPU; beside a scan half the processors by default, else as
         many as are free.
@@ -75,7 +76,7 @@ class ReconstructionOptions(BaseModel):
     pace: Timing = Timing()
     device: str = "auto"
     batch_size: int = Field(default=16, ge=1, le=4096)
-    raw: str = "raw"
+    raw: str | None = None
     threads: int | None = Field(default=None, ge=0)
     precision: Precision = "fp32"
     preprocess: PreprocessConfig | None = None
@@ -129,7 +130,7 @@ class ReconstructionSettings(ReconstructionOptions):
     model : str
         Folder of the model.
     catalog : str
-        Address of the catalog's root, ``http(s)://…``.
+        Address of the catalog's container, ``http(s)://…``.
     threads : int
         Threads of the network on a CPU; 0 leaves it to torch.
     nice : int
@@ -219,7 +220,7 @@ class ReconstructionKeywords(TypedDict, total=False):
     keys: DataKeys | None
     device: str
     batch_size: int
-    raw: str
+    raw: str | None
     threads: int | None
     precision: Precision
     preprocess: PreprocessConfig | None

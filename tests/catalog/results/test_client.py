@@ -162,8 +162,13 @@ def test_queries(catalog_server: CatalogServer) -> None:
     assert reconstructions(catalog_server.processed, raw="nothing") == []
     with pytest.raises(ValueError, match=r"status 'done'; allowed: live, complete, partial, failed"):
         reconstructions(catalog_server, status="done")
-    with pytest.raises(ValueError, match="no processed/ in"):
-        reconstructions(catalog_server.processed[keys[0]])
+    assert [one.path_parts[-1] for one in reconstructions(catalog_server.processed[keys[0]], sample=sample)] == keys[
+        ::-1
+    ]
+    elsewhere = catalog_server.client.create_container(sample)
+    elsewhere.create_container("csx")
+    with pytest.raises(ValueError, match="neither raw/ nor runs of its own; it has csx"):
+        reconstructions(elsewhere)
 
 
 def test_trust_that_nobody_judged_stays_unknown(catalog_server: CatalogServer) -> None:

@@ -365,6 +365,24 @@ def test_a_file_is_used_when_it_is_what_the_server_gives(tmp_path: Path) -> None
         frames(tmp_path / "pipe.h5", away)
 
 
+def test_a_server_inside_this_process_can_open_the_file_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """HDF5 does not open a file twice in one process, once with a lock and once without: a SimpleTiledServer cannot."""
+    path, module = secret_file(tmp_path), "bluesky_ptychonn.catalog.runs.frame_source"
+
+    def get(first: int, stop: int) -> Any:
+        with h5py.File(path, "r") as file:
+            return file["/entry/data/data"][first:stop]
+
+    server = SimpleNamespace(
+        shape=(3, *GEOMETRY.frame_shape), dtype=np.dtype(np.uint16), data_sources=lambda: [None], get=get, has=bool
+    )
+    monkeypatch.setattr(f"{module}.HTTPFrames", lambda *_: server)
+    monkeypatch.setattr(f"{module}.files_of", lambda source: ([str(path)], "/entry/data/data"))
+    source = TiledFrames(None, ("x", "img"), GEOMETRY.frame_shape)
+    assert numbers(source.read([0, 1]).frames) == [SECRET] * 2
+    source.close()
+
+
 def test_sizes_are_looked_at_before_frames_are(monkeypatch: pytest.MonkeyPatch) -> None:
     def source(shape: tuple[int, ...], kind: str) -> TiledFrames:
         monkeypatch.setattr(
@@ -587,7 +605,7 @@ def test_missed_frames_of_a_stored_run_are_found_by_the_file_plugins_counter(
 
 
 def test_what_cannot_be_found_is_said(catalog_server: CatalogServer, writer: Any) -> None:
-    with pytest.raises(ValueError, match="no run 'deadbeef-0' in http.* under 'raw'"):
+    with pytest.raises(ValueError, match="no run 'deadbeef-0' in http.*/raw: "):
         find_run(catalog_server.client, "deadbeef-0")
     run = RunMaker("event")
     send(writer, [run.start(), *run.close()])
