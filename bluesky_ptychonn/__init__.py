@@ -75,6 +75,7 @@ if TYPE_CHECKING:
     from bluesky_ptychonn.recon.models.checkpoint import load_model as load_model
     from bluesky_ptychonn.recon.models.checkpoint import save_model as save_model
     from bluesky_ptychonn.recon.models.upstream.importer import import_upstream as import_upstream
+    from bluesky_ptychonn.recon.models.upstream.input_step import InputStep as InputStep
     from bluesky_ptychonn.recon.mosaic.refine_config import Refinement as Refinement
     from bluesky_ptychonn.recon.training.config import TrainingConfig as TrainingConfig
     from bluesky_ptychonn.recon.training.fit import fine_tune as fine_tune
@@ -120,6 +121,7 @@ _HOMES = {
     "recon.models.any_probe": "for_probe",
     "recon.models.archive": "pack unpack",
     "recon.models.upstream.importer": "import_upstream",
+    "recon.models.upstream.input_step": "InputStep",
     "recon.inference.reconstructor": "Reconstructor",
     "catalog.registry.registry": "Registry",
     # train and learn

@@ -21,6 +21,8 @@ from bluesky_ptychonn.cli.serve import serve
 from bluesky_ptychonn.cli.status import status
 from bluesky_ptychonn.cli.train import train
 from bluesky_ptychonn.cli.view import view
+from bluesky_ptychonn.paths import named_config
+from bluesky_ptychonn.processors import wait_passively
 
 #: Set to see the traceback behind an error's sentence.
 TRACEBACK_VARIABLE = "PTYCHONN_TRACEBACK"
@@ -49,10 +51,12 @@ def _options(
     ] = False,
 ) -> None:
     """Take what stands before the command."""
+    named_config()  # a configuration that is not there is no command's, whether it would read it or not
 
 
 def main() -> None:
     """Run the command line; an error a user can mend is one sentence on stderr and exit code 2."""
+    wait_passively()  # before any command imports torch
     try:
         app()
     except (ValueError, LookupError, OSError, RuntimeError) as error:

@@ -21,6 +21,7 @@ from bluesky_ptychonn.live.pipeline.protocols import ComponentFactory
 from bluesky_ptychonn.live.pipeline.settings import ReconstructionSettings
 from bluesky_ptychonn.live.session import LOG, WorkerStatus, count_unfinished
 from bluesky_ptychonn.live.worker import MISCONFIGURED, Worker
+from bluesky_ptychonn.processors import passive
 
 log = logging.getLogger(__name__)
 
@@ -273,7 +274,7 @@ def _error_file(folder: Path) -> IO[bytes]:
 
 
 def _environment(settings: ReconstructionSettings) -> dict[str, str]:
-    environment = {key: value for key, value in os.environ.items() if key != "TILED_API_KEY"}
+    environment = passive({key: value for key, value in os.environ.items() if key != "TILED_API_KEY"})
     environment |= dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), str(settings.threads))
     # Tiled's client repeats a request for 45 s on its own; the worker knows better when to try again.
     environment |= {"TILED_RETRY_ATTEMPTS": "2", "TILED_RETRY_TIMEOUT": "1.0"}

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import platform
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Literal
 
 import torch
+
+from bluesky_ptychonn.processors import free_processors
 
 #: Memory ran out, which smaller batches mend; or the device is gone, which only another process mends.
 Fault = Literal["memory", "lost"]
@@ -96,6 +99,17 @@ class Device:
         if self.where.type == "cuda":
             with contextlib.suppress(RuntimeError):
                 torch.cuda.empty_cache()
+
+
+@contextlib.contextmanager
+def torch_threads(threads: int | None) -> Iterator[None]:
+    """Let torch use so many threads on the CPU, or as many as processors are free; afterwards as many as before."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads or min(before, free_processors()))
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 @lru_cache(maxsize=1)

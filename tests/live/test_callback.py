@@ -17,6 +17,7 @@ import pytest
 
 from bluesky_ptychonn.beamline.sim import SimulatedBeamline
 from bluesky_ptychonn.catalog.connection.server import CatalogServer
+from bluesky_ptychonn.live.batch.reconstruct import reconstruct
 from bluesky_ptychonn.live.callback import LiveReconstruction
 from bluesky_ptychonn.live.pipeline.progress import Timing
 
@@ -69,6 +70,22 @@ def test_complete_run(RE: Any, tiled_writer: Any, threaded: LiveReconstruction, 
     np.testing.assert_allclose(frames.y_m, raw["stage_y"].read() * 1e-3, atol=1e-12)
     assert (frames.time_done > frames.time_raw).all()
     assert np.isfinite(result.phase.read()).any()
+
+
+def test_what_was_made_live_is_made_again_to_the_bit(
+    RE: Any, tiled_writer: Any, threaded: LiveReconstruction, beamline: Any, small_model: Path, catalog_server: Any
+) -> None:
+    RE.subscribe(threaded)
+    (uid,) = RE(scan(beamline, 16))
+    threaded.wait(uid, WAIT_S)
+    live = threaded.result(uid)
+    again = reconstruct(uid, small_model, catalog_server, threads=2)
+    assert live.metadata["photons_from"] == "frames"  # the first ones knew too little of it
+    for name in ("amplitude_patches", "phase_patches", "amplitude", "phase", "coverage", "trust"):
+        np.testing.assert_array_equal(live[name].read(), again[name].read(), err_msg=name)
+    for name in ("level", "reasons"):  # its figures are of frames as they were first made
+        assert live.metadata["verdict"].get(name) == again.metadata["verdict"].get(name)
+    assert live.metadata["software"]["code_sha256"] == again.metadata["software"]["code_sha256"]
 
 
 @pytest.mark.parametrize(("documents", "points"), [("classic", 3), ("stream", 1)])

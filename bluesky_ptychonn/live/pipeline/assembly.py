@@ -48,6 +48,7 @@ class Assembly:
         self._mosaic_changed, self._mosaic_rest_until = False, 0.0
         self._final_mosaic: tuple[MosaicImage, dict[str, Any] | None] | None = None  # with how it was refined
         self._refiner = MosaicRefiner(reconstructor)
+        self._probe_factors: dict[int, tuple[FrameRef, float]] = {}  # that valid frames were made with
         h, w = reconstructor.patch_shape
         self._field = FieldOfView.announced(start, (h * reconstructor.pixel_m, w * reconstructor.pixel_m))
         self._shown = len(sink.written)  # frames of the mosaic that an earlier worker wrote
@@ -109,39 +110,68 @@ class Assembly:
         return usable
 
     def _reconstruct(self, refs: list[FrameRef], frames: NDArray[Any]) -> float:
-        try:
-            batch = self.reconstructor.reconstruct(frames)
-        except ValueError as error:
-            raise RunError(str(error)) from None
-        y_m, x_m, time_raw = np.array([(ref.y_m, ref.x_m, ref.time_raw) for ref in refs]).T
-        before = self.sink.asked_s
-        columns = {"y_m": y_m, "x_m": x_m, "trust": batch.trust, "valid": batch.valid, "time_raw": time_raw}
-        self.sink.write_block(
-            Block.from_patches([ref.seq_num for ref in refs], batch.patches, **columns, flag=batch.flag)
-        )
+        batch, before = self._make(refs, frames), self.sink.asked_s
+        self._write(refs, batch)
         # The first block makes the result's nodes: much at once, and never again.
         took = self.sink.asked_s - before if self.frames.committed else 0.0
         self._lag_s = max(0.0, time.time() - float(np.median([ref.heard for ref in refs])))
         for ref, is_valid, flag in zip(refs, batch.valid.tolist(), batch.flag, strict=True):
             if is_valid:
                 self.frames.commit(ref)
+                self._probe_factors[ref.seq_num] = ref, self.reconstructor.probe_factor
             else:
                 self.frames.reject(ref.seq_num, flag or "not valid", FrameState.REJECTED)
-        self._stitch(batch, y_m, x_m)
+        self._stitch(batch, refs)
         self._refiner.keep(refs, frames, batch.valid)
         return took
 
-    def _stitch(self, batch: PatchBatch, y_m: NDArray[np.float64], x_m: NDArray[np.float64]) -> None:
+    def _make(self, refs: list[FrameRef], frames: NDArray[Any]) -> PatchBatch:
+        try:
+            return self.reconstructor.reconstruct(frames)
+        except ValueError as error:
+            raise RunError(str(error)) from None
+
+    def _write(self, refs: list[FrameRef], batch: PatchBatch) -> None:
+        y_m, x_m, time_raw = np.array([(ref.y_m, ref.x_m, ref.time_raw) for ref in refs]).T
+        columns = {"y_m": y_m, "x_m": x_m, "trust": batch.trust, "valid": batch.valid, "time_raw": time_raw}
+        self.sink.write_block(
+            Block.from_patches([ref.seq_num for ref in refs], batch.patches, **columns, flag=batch.flag)
+        )
+
+    def _stitch(self, batch: PatchBatch, refs: list[FrameRef]) -> None:
         valid = batch.valid
         if not valid.any():
             return
+        y_m, x_m, seq_num = np.array([(ref.y_m, ref.x_m, ref.seq_num) for ref in refs])[valid].T
         try:
-            self._mosaic.add(batch.patches[valid], y_m[valid], x_m[valid], batch.trust[valid])
+            self._mosaic.add(batch.patches[valid], y_m, x_m, batch.trust[valid], seq_num.astype(int).tolist())
         except ValueError as error:
             raise RunError(str(error)) from None
-        self.reconstructor.placed(batch.patches[valid], y_m[valid], x_m[valid])
+        self.reconstructor.placed(batch.patches[valid], y_m, x_m)
         # Begun anew by a second worker, a run's mosaic does not shrink before people's eyes.
         self._mosaic_changed, self._final_mosaic = self.frames.committed >= self._shown, None
+
+    def _settle(self) -> None:
+        """Make those frames again that were made before the run's flux was known: none depends on what came together.
+
+        At most some hundred, and none where the probe's own flux holds. One whose data are gone stays as it is.
+        """
+        factor = self.reconstructor.probe_factor
+        early = [ref for ref, made_with in self._probe_factors.values() if made_with != factor]
+        if early:
+            self.reconstructor.settle()
+        for some in (early[start : start + self._pace.block] for start in range(0, len(early), self._pace.block)):
+            fetched = self.source.read([ref.row for ref in some])
+            if fetched.unreachable:
+                raise ConnectionError(fetched.problem or "catalog does not answer")
+            refs = [ref for ref, is_found in zip(some, fetched.found, strict=True) if is_found]
+            if refs:
+                batch = self._make(refs, fetched.frames)
+                if batch.valid.all():
+                    self._write(refs, batch)
+                    self._stitch(batch, refs)
+            for ref in some:
+                self._probe_factors[ref.seq_num] = ref, factor
 
     def _reject(self, ref: FrameRef, reason: str, problem: str) -> None:
         log.warning("frame %d (row %d): %s: %s", ref.seq_num, ref.row, reason, problem)
@@ -203,11 +233,13 @@ class Assembly:
             return False
         self._record_rejected()
         if self._mosaic.count:
+            self._settle()
             if self._final_mosaic is None:
                 self._mosaic.synchronise()
                 self._final_mosaic = self._refiner.refine_final(self._mosaic.snapshot())
             image, refinement = self._final_mosaic
-            self._write_mosaic(image, progress, **({} if refinement is None else {"refinement": refinement}))
+            more = {"refinement": refinement, "not_synchronised": self._mosaic.problem or None}
+            self._write_mosaic(image, progress, **{name: value for name, value in more.items() if value})
         return True
 
     def _record_rejected(self) -> None:

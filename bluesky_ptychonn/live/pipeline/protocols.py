@@ -57,6 +57,13 @@ class FrameReconstructor(Protocol):
     def placed(self, patches: NDArray[np.complex64], y_m: NDArray[np.float64], x_m: NDArray[np.float64]) -> None:
         """Hear where patches (n, h, w) of this run lie, m."""
 
+    @property
+    def probe_factor(self) -> float:
+        """Factor that brings the probe to the run's flux, as the latest frames were made with."""
+
+    def settle(self) -> None:
+        """Hold flux and figures as they are: what comes now are frames of the run that are done again."""
+
     def verdict(self) -> Verdict | None:
         """Judge the run so far; None before its first frame."""
 
@@ -114,8 +121,11 @@ class Sink(Protocol):
     def update(self, **metadata: Any) -> None:
         """Change the result's metadata."""
 
-    def finish(self, exit_status: str, counts: Mapping[str, Any]) -> str:
-        """Verify and close; returns the status that stands in the catalog."""
+    def finish(self, exit_status: str | None, counts: Mapping[str, Any], refused: str = "") -> str:
+        """Verify and close; returns the status that stands in the catalog.
+
+        No exit status while the run goes on; `refused` says why it cannot be reconstructed.
+        """
 
 
 class ComponentFactory(Protocol):

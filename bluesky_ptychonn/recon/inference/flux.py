@@ -27,6 +27,7 @@ class Flux:
     patch's amplitude goes with its square root; phases bear 10 % and suffer from 20 % (half a demo model's error more).
 
     `probe_photons` are those in the model's probe, `given` those of a frame without sample, where they are known.
+    `settled` holds the flux where it is, for frames that are done again.
 
     Examples
     --------
@@ -45,10 +46,11 @@ class Flux:
             raise ValueError(f"photons: got {given} a frame; a positive number is needed, or leave it out")
         self.probe_photons, self._given = probe_photons, given
         self._seen = np.zeros(0)
+        self.settled = False
 
     def add(self, totals: NDArray[np.floating]) -> None:
         """Take the total counts (n,) of usable frames into account."""
-        if len(self._seen) < _FRAMES:
+        if len(self._seen) < _FRAMES and not self.settled:
             self._seen = np.concatenate([self._seen, totals])[:_FRAMES]
 
     @property

@@ -14,10 +14,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from bluesky_ptychonn.array_store import ArrayStore
 from bluesky_ptychonn.optics.geometry import Geometry
 from bluesky_ptychonn.recon.device import Device, Fault
 from bluesky_ptychonn.recon.inference.flux import LOST, Flux
-from bluesky_ptychonn.recon.inference.forward_pass import BatchedForward, ForwardOptions, ForwardSettings
+from bluesky_ptychonn.recon.inference.forward_pass import BatchedForward, ForwardOptions, ForwardSettings, filled_up
 from bluesky_ptychonn.recon.inference.patch_batch import (
     BEAM_LOST,
     NO_MEMORY,
@@ -39,6 +40,7 @@ from bluesky_ptychonn.recon.quality.trust import frame_score, frame_trust, unexp
 from bluesky_ptychonn.recon.quality.verdict import Verdict, judge
 
 _BLOCK = 256  # frames on the device at once, and for which one flux holds
+_COUNTS_BYTES = 256 * 2**20  # of frames to refine with, in memory at once; more lie in a file
 _PAUSE_S = 0.5  # for memory that somebody else has for a moment
 
 
@@ -100,19 +102,13 @@ class Reconstructor:
         settings = ForwardSettings(**options)
         self.card, self.refinement = model.card, refinement
         self.anchor = float(getattr(model.network, "anchor", ObjectNetwork.anchor))
-        config = preprocess or model.card.input.preprocess
-        contract = model.card.input.model_copy(update={"preprocess": config})
-        self._card_in_use = model.card.model_copy(update={"input": contract})
+        self._card_in_use = model.card.prepared_by(preprocess)
+        config = self._card_in_use.input.preprocess
         self.geometry: Geometry | None = None
+        model.card.check_probe()
         if geometry is not None:
             self._card_in_use.check_geometry(geometry)
             self.geometry = self._card_in_use.network_geometry(geometry)
-        if model.card.for_any_probe:
-            raise ValueError(
-                f"model {self.card.name!r} is for any probe and has none yet. Give it yours: "
-                f"for_probe({self.card.name!r}, probe, geometry) for use at once, or ptychonn train --start "
-                f"{self.card.name} --frames 0 --probe FILE --out FOLDER to have its errors measured too"
-            )
         self._place = Placement(model, config, mask, Device.from_name(device), settings)
         self._events_noted, self._events = len(self._place.events), list(self._place.events)
         probe = None if model.probe is None else model.probe.cpu().to(torch.complex64)
@@ -166,9 +162,19 @@ class Reconstructor:
     def _new_statistics(self) -> RunStatistics:
         return RunStatistics(self._probe_waves, self.weight, self.pixel_m)
 
+    @property
+    def probe_factor(self) -> float:
+        """Factor that brings the probe to the run's flux: of the latest frames, and of the next until more is known."""
+        return self._flux.probe_factor
+
+    def settle(self) -> None:
+        """Hold flux and figures as they are: what comes now are frames of the run that are done again."""
+        self._flux.settled = True
+
     def placed(self, patches: NDArray[np.complex64], y_m: NDArray[np.floating], x_m: NDArray[np.floating]) -> None:
         """Tell where patches (n, h, w) of this run lie, m: the verdict compares them where they overlap."""
-        self._statistics.add_patches(patches, y_m, x_m)
+        if not self._flux.settled:
+            self._statistics.add_patches(patches, y_m, x_m)
 
     def figures(self) -> RunFigures:
         """Figures of the run so far."""
@@ -212,6 +218,7 @@ class Reconstructor:
                 "family": self.card.family,
                 "weights_sha256": self.card.weights_sha256,
             },
+            "probe": None if self.card.probe is None else self.card.probe.model_dump(mode="json"),
             "device": self._place.device.where.type,
             "device_name": self.device_name,
             "device_events": self.device_events,
@@ -227,6 +234,7 @@ class Reconstructor:
             "trust": "not judged" if self._probe is None else "uncalibrated" if table is None else "calibrated",
             "trust_tolerance_rad": None if self._probe is None or table is None else table.tolerance_rad,
             "preprocess": self._card_in_use.input.preprocess.model_dump(mode="json"),
+            "masked_pixels": self._place.masked_pixels,
             "patch_shape": list(self.patch_shape),
             "pixel_m": self.pixel_m,
             **({} if verdict is None else {"verdict": verdict.document()}),
@@ -277,7 +285,7 @@ class Reconstructor:
         while True:
             self._note_events()
             try:
-                counts, positions = self._place.preprocess(frames).counts, np.stack([y_m, x_m], axis=-1)
+                counts, positions = self._counts(frames), np.stack([y_m, x_m], axis=-1)
                 return refine(
                     image,
                     ScanTensors(counts, positions, self._probe * self._flux.probe_factor),
@@ -294,6 +302,17 @@ class Reconstructor:
                     raise
                 message = str(error)
             self._leave(fault, message)
+
+    def _counts(self, frames: NDArray[Any]) -> Tensor:
+        """Prepare frames as recorded to counts (n, N, N); on the device, or in a file where they are many."""
+        height, width = self.card.input.frame_shape
+        if len(frames) * height * width * 4 <= _COUNTS_BYTES:
+            return self._place.preprocess(frames).counts
+        store = ArrayStore(_COUNTS_BYTES)
+        for start in range(0, len(frames), _BLOCK):
+            for counts in self._place.preprocess(frames[start : start + _BLOCK]).counts.cpu().numpy():
+                store.append(counts)
+        return torch.from_numpy(store.whole())
 
     def _check_shape(self, shape: Sequence[int]) -> None:
         if len(shape) != 3:
@@ -358,27 +377,34 @@ class Reconstructor:
         unknown = ~np.isfinite(judged)  # a patch of zeros, say: it explains nothing, and its trust must not be NaN
         judged[unknown] = np.inf
         trust = np.where(unknown, 0, judged if table is None else table.trust(judged)).astype(np.float32)
+        if probe is None:
+            trust[:] = np.nan  # not judged is not trusted
         patches[~valid] = np.nan
         trust[~valid] = 0
-        self._statistics.add_frames(counts, totals, usable, lost, outside)
         self._flux = flux
+        if flux.settled:
+            return PatchBatch(patches, trust, valid, flag)
+        self._statistics.add_frames(counts, totals, usable, lost, outside)
         if probe is not None:
             self._statistics.add_trust(trust[valid], None if table is None else table.error(judged[valid]))
         return PatchBatch(patches, trust, valid, flag)
 
     def _patches(self, counts: Tensor, probe: Tensor | None) -> tuple[NDArray[np.complex64], NDArray[np.float32]]:
-        """Patches (n, h, w) of counts (n, N, N), and their scores (n,), or 1 without a probe."""
+        """Patches (n, h, w) of counts (n, N, N), and their scores (n,), which mean nothing without a probe.
+
+        Every pass has the same shape, whatever came together: kernels are chosen by it, and round as they are chosen.
+        """
         passes, device = self._passes, counts.device
         judged = torch.ones(len(counts), device=device)
         patches = torch.empty(len(counts), *self.patch_shape, dtype=torch.complex64, device=device)
         start = 0
         while start < len(counts):
-            batch = counts[start : start + passes.batch_size]
+            batch = filled_up(counts[start : start + passes.batch_size], passes.batch_size)
             result, moved = passes(batch, probe)  # fewer than asked when memory ran out
-            stop = start + len(result)
-            patches[start:stop] = result
+            stop = min(start + len(result), len(counts))
+            patches[start:stop] = result[: stop - start]
             if probe is not None:
-                judged[start:stop] = self._scores(result, moved, counts[start:stop], probe)
+                judged[start:stop] = self._scores(result, moved, batch[: len(result)], probe)[: stop - start]
             start = stop
         return patches.cpu().numpy(), judged.cpu().numpy()
 

@@ -9,18 +9,22 @@ would add up from patch to patch, so a weak anchor draws the mean phase of each 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import fft, ndimage
 
+from bluesky_ptychonn.array_store import ArrayStore
+from bluesky_ptychonn.optics.geometry import MAX_SIDE_PX
+
 Float = NDArray[np.float32]
 Complex = NDArray[np.complex64]
 
-#: A mosaic larger than this on a side means positions in the wrong unit, not a larger sample.
-MAX_SIDE_PX = 20_000
 _LEAST_COVERAGE = 0.02
+_WHOLE_PX = 1e-3  # a shift by less is none
+_GRAIN = 2.0**-22  # of weights up to 1: what single precision holds of the largest
 
 
 @dataclass(frozen=True)
@@ -30,7 +34,8 @@ class MosaicImage:
     Attributes
     ----------
     amplitude, phase, coverage, trust : (H, W) float32 ndarray
-        Dimensionless, rad, summed weight, 0 to 1; all but `coverage` are NaN where coverage is 0.
+        Dimensionless, rad, summed weight, 0 to 1; all but `coverage` are NaN where coverage is 0, and `trust` is where
+        a patch was not judged.
     origin_m : tuple of float
         Object coordinate (y, x) of the centre of pixel [0, 0], m.
     pixel_m : float
@@ -50,24 +55,21 @@ class MosaicImage:
         return np.asarray(self.amplitude * np.exp(1j * self.phase), dtype=np.complex64)
 
 
-@dataclass
+@dataclass(slots=True)
 class _Kept:
-    """A patch in the mosaic: as it came, mean phase zero, and the phasor it is turned by now."""
+    """Where a patch lies, and the phasor it is turned by now; with its weight it is in the mosaic's store."""
 
     row: int
     column: int
-    patch: Complex
-    weight: Float
+    offset: tuple[float, float]  # px beyond that
+    trust: float
+    stored: int = -1  # number in the store; -1: not kept
     phasor: np.complex64 = np.complex64(1)  # noqa: RUF009  immutable
 
-    @property
-    def weighted(self) -> Complex:
-        return np.asarray(self.patch * (self.weight * self.phasor), dtype=np.complex64)
-
-    def turn(self, under: Complex, anchor: float) -> Complex:
-        """Turn to agree with what lies under it, and return what it adds to the mosaic."""
-        plain = self.patch * self.weight
-        agreement = np.vdot(plain, under) + anchor * np.vdot(plain, plain)
+    def turn(self, plain: Complex, under: Complex, anchor: float) -> Complex:
+        """Turn a patch to agree with what lies under it, and return what it adds to the mosaic."""
+        # No BLAS: its sums depend on its threads.
+        agreement = (plain.conj() * under).sum() + anchor * (plain.real**2 + plain.imag**2).sum()
         if abs(agreement) > 0:
             self.phasor = np.complex64(agreement / abs(agreement))
         return np.asarray(plain * self.phasor, dtype=np.complex64)
@@ -86,7 +88,14 @@ class Mosaic:
         Pull of each patch's weighted mean phase to zero, relative to the patch's own energy. On every 25th frame of the
         measured Siemens star 0.02 gave a phase correlation of 0.927, no anchor 0.898; on every 4th both gave 0.972.
     keep : int
-        Bytes of patches to keep for `synchronise`; beyond that later patches keep the phase they arrived with.
+        Bytes of patches to keep in memory for `synchronise`; when there are more they are in a file (`ArrayStore`).
+
+    Attributes
+    ----------
+    count : int
+        Patches in it.
+    problem : str
+        Why later patches keep the phase they arrived with, such as a full disk; empty while all can be synchronised.
 
     Examples
     --------
@@ -97,7 +106,7 @@ class Mosaic:
     """
 
     def __init__(
-        self, pixel_m: float, weight: NDArray[np.floating], *, anchor: float = 0.02, keep: int = 256 * 2**20
+        self, pixel_m: float, weight: NDArray[np.floating], *, anchor: float = 0.02, keep: int = 64 * 2**20
     ) -> None:
         weight = np.asarray(weight, dtype=np.float32)
         if not pixel_m > 0:
@@ -108,17 +117,23 @@ class Mosaic:
             )
         self.pixel_m = pixel_m
         self.weight: Float = weight / weight.max()
-        self._anchor, self._keep = anchor, keep
+        self._anchor = anchor
         self._low = np.zeros(2, dtype=int)  # object pixel (row, column) of the arrays' [0, 0]
         self._wave = np.zeros((0, 0), dtype=np.complex64)
-        self._coverage = np.zeros((0, 0), dtype=np.float32)
-        self._trust = np.zeros((0, 0), dtype=np.float32)
-        self._kept: list[_Kept] = []
-        self._kept_bytes = 0
+        self._coverage = np.zeros((0, 0), dtype=np.float64)  # sums of multiples of _GRAIN: exact, in whatever order
+        self._trust = np.zeros((0, 0), dtype=np.float64)
+        self._kept: dict[int, _Kept] = {}  # by the patches' numbers
+        self._plain = ArrayStore(keep)  # patches times their weight, (h, w) complex64, mean phase zero
         self.count = 0
+        self.problem = ""
 
     def add(
-        self, patches: Complex, y_m: NDArray[np.floating], x_m: NDArray[np.floating], trust: NDArray[np.floating]
+        self,
+        patches: Complex,
+        y_m: NDArray[np.floating],
+        x_m: NDArray[np.floating],
+        trust: NDArray[np.floating],
+        order: Sequence[int] | None = None,
     ) -> None:
         """Add patches, each turned to agree with what it overlaps.
 
@@ -129,7 +144,10 @@ class Mosaic:
         y_m, x_m : (n,) float ndarray
             Positions, m.
         trust : (n,) float ndarray
-            0 to 1; a patch counts in proportion to it, but at least by 0.05.
+            0 to 1; a patch counts in proportion to it, but at least by 0.05; wholly where it is NaN, not judged.
+        order : (n,) sequence of int, optional
+            Numbers of the patches, as they came by default: `synchronise` takes them in this order, whatever order they
+            came in, and a patch takes the place of an earlier one of its number.
 
         Raises
         ------
@@ -152,9 +170,11 @@ class Mosaic:
         pixels = positions / self.pixel_m - np.array(self.weight.shape) // 2
         whole = np.floor(pixels + 0.5).astype(int)
         self._grow(whole.min(0), whole.max(0) + np.array(self.weight.shape))
-        for patch, pixel, corner, t in zip(patches, pixels, whole, np.atleast_1d(trust), strict=True):
-            self._add_patch(patch, pixel - corner, corner, float(t))
-        self.count += len(patches)
+        numbers = range(self.count, self.count + len(patches)) if order is None else order
+        for patch, pixel, corner, t, number in zip(patches, pixels, whole, np.atleast_1d(trust), numbers, strict=True):
+            self._remove(int(number))
+            (row, column), (down, right) = corner.tolist(), (pixel - corner).tolist()
+            self._add_patch(int(number), patch, _Kept(row, column, (down, right), float(t)))
 
     def _grow(self, low: NDArray[np.int_], high: NDArray[np.int_]) -> None:
         if self._wave.size:
@@ -173,40 +193,70 @@ class Mosaic:
             setattr(self, name, np.zeros(shape, old.dtype) if pads is None else np.pad(old, pads))
         self._low = low
 
-    def _add_patch(self, patch: Complex, offset: NDArray[np.floating], corner: NDArray[np.int_], trust: float) -> None:
+    def _window(self, kept: _Kept) -> tuple[slice, slice]:
+        top, left = kept.row - self._low[0], kept.column - self._low[1]
+        return slice(top, top + self.weight.shape[0]), slice(left, left + self.weight.shape[1])
+
+    def _weight(self, kept: _Kept) -> Float:
+        """Weight of a patch's pixels (h, w), where it lies."""
         weight = self.weight
-        if np.abs(offset).max() > 1e-3:
-            weight = ndimage.shift(weight, offset, order=1, mode="nearest")
-            patch = _shift_smooth(patch, offset)
-        weight = weight * np.float32(max(trust, 0.05))
-        top, left = corner - self._low
-        window = (slice(top, top + weight.shape[0]), slice(left, left + weight.shape[1]))
-        patch = patch * np.exp(np.complex64(-1j) * np.angle(np.sum(patch * weight)))
-        kept = _Kept(int(corner[0]), int(corner[1]), patch, weight)
-        self._wave[window] += kept.turn(self._wave[window], self._anchor)
+        if np.abs(kept.offset).max() > _WHOLE_PX:
+            weight = ndimage.shift(weight, kept.offset, order=1, mode="nearest")
+        return _grained(weight * np.float32(1.0 if np.isnan(kept.trust) else max(kept.trust, 0.05)))
+
+    def _add_patch(self, number: int, patch: Complex, kept: _Kept) -> None:
+        weight, window = self._weight(kept), self._window(kept)
+        if np.abs(kept.offset).max() > _WHOLE_PX:
+            patch = _shift_smooth(patch, kept.offset)
+        plain = patch * np.exp(np.complex64(-1j) * np.angle(np.sum(patch * weight))) * weight
+        self._wave[window] += kept.turn(plain, self._wave[window], self._anchor)
         self._coverage[window] += weight
-        self._trust[window] += weight * np.float32(trust)
-        if self._kept_bytes < self._keep:
-            self._kept.append(kept)
-            self._kept_bytes += patch.nbytes + weight.nbytes
+        self._trust[window] += _grained(weight * np.float32(kept.trust))
+        self.count += 1
+        self._kept[number] = kept
+        if not self.problem:
+            try:
+                self._plain.append(plain)
+                kept.stored = len(self._plain) - 1
+            except OSError as error:
+                self.problem = f"patches beyond {len(self._plain)} cannot be kept: {error}"
+
+    def _remove(self, number: int) -> None:
+        """Take a patch out again, where there is one of this number and it is kept."""
+        kept = self._kept.get(number)
+        if kept is None or kept.stored < 0:
+            return
+        weight, window = self._weight(kept), self._window(kept)
+        self._wave[window] -= self._plain[kept.stored] * kept.phasor
+        self._coverage[window] -= weight
+        self._trust[window] -= _grained(weight * np.float32(kept.trust))
+        self.count -= 1
+        del self._kept[number]
 
     def synchronise(self, sweeps: int = 20, tolerance_rad: float = 1e-3) -> float:
         """Make the kept patches agree on one global phase: turn each to the rest of the mosaic, until nothing moves.
+
+        Where all are kept it begins anew from the patches in their order, so that the picture is the same to the bit
+        however they came.
 
         Returns
         -------
         float
             Largest turn of the last sweep, rad.
         """
+        in_order = [kept for _, kept in sorted(self._kept.items()) if kept.stored >= 0]
+        if not self.problem:
+            self._wave[...] = 0
+            for kept in in_order:
+                under = self._wave[self._window(kept)]
+                under += kept.turn(self._plain[kept.stored], under, self._anchor)
         largest = 0.0
         for _ in range(sweeps):
             largest = 0.0
-            for kept in self._kept:
-                top, left = kept.row - self._low[0], kept.column - self._low[1]
-                window = (slice(top, top + kept.patch.shape[0]), slice(left, left + kept.patch.shape[1]))
-                before = kept.phasor
-                rest = self._wave[window] - kept.weighted
-                self._wave[window] = rest + kept.turn(rest, self._anchor)
+            for kept in in_order:
+                under, plain, before = self._wave[self._window(kept)], self._plain[kept.stored], kept.phasor
+                under -= plain * before
+                under += kept.turn(plain, under, self._anchor)
                 largest = max(largest, float(np.abs(np.angle(kept.phasor * np.conj(before)))))
             if largest < tolerance_rad:
                 break
@@ -231,7 +281,12 @@ class Mosaic:
         )
 
 
-def _shift_smooth(patch: Complex, offset: NDArray[np.floating]) -> Complex:
+def _grained(weight: Float) -> Float:
+    """Round to multiples of `_GRAIN`, which sums of a billion patches hold exactly in double precision."""
+    return np.asarray(np.rint(weight / _GRAIN) * _GRAIN, dtype=np.float32)
+
+
+def _shift_smooth(patch: Complex, offset: tuple[float, float]) -> Complex:
     """Shift by a sub-pixel `offset` through the Fourier domain, mirrored at the edges so that nothing wraps round."""
     pad = 8
     far = fft.fft2(np.pad(patch, pad, mode="reflect"))

@@ -22,16 +22,16 @@ from bluesky_ptychonn.recon.mosaic.stitch import Mosaic, MosaicImage
 from bluesky_ptychonn.recon.networks.base import fix_gauge
 from bluesky_ptychonn.recon.networks.lifted import LiftedNetwork
 
-_KEPT_BYTES = 256 * 2**20  # of shifted probes; more frames than that have theirs shifted again in each sweep
+_KEPT_BYTES = 256 * 2**20  # of shifted probes, and of moduli; of more frames than that they are made in each sweep
 
 
 @dataclass(frozen=True)
 class ScanTensors:
-    """Frames on the device to work on, where they were taken and through which probe; ValueError for other shapes."""
+    """Frames, where they were taken and through which probe; ValueError for other shapes."""
 
-    counts: Tensor  # (n, N, N) float32 as the network takes them, beam at pixel N // 2
+    counts: Tensor  # (n, N, N) float32 as the network takes them, beam at pixel N // 2; anywhere, also in a file
     positions_m: NDArray[np.float64]  # (n, 2), y and x, m
-    probe: Tensor  # (N, N) complex64, square-root photons
+    probe: Tensor  # (N, N) complex64, square-root photons, on the device to work on
 
     def __post_init__(self) -> None:
         if (
@@ -61,7 +61,7 @@ class Sweeper:
         self._settings = settings
         counts, positions = scan.counts, scan.positions_m
         self._n = n = counts.shape[-1]
-        self.device = device = counts.device
+        self.device = device = scan.probe.device
         self._pixel_m = image.pixel_m
         self._positions = positions
         pixels = positions / image.pixel_m
@@ -74,10 +74,14 @@ class Sweeper:
         top, left = self._low - first
         self._inner = (slice(top, top + shape[0]), slice(left, left + shape[1]))
         self._first = first
-        self._corners = torch.as_tensor(whole - n // 2 - first, device=device)
+        corners = whole - n // 2 - first
+        self._windows = [(slice(top, top + n), slice(left, left + n)) for top, left in corners.tolist()]
+        self._corners = torch.as_tensor(corners, device=device)
         self._offsets = torch.as_tensor((pixels - whole).astype(np.float32), device=device)
-        self._modulus = to_fft_order(counts.clamp_min(0).sqrt())
         self._counts = counts
+        self._moduli: Tensor | None = None
+        if counts.numel() * 4 <= _KEPT_BYTES:
+            self._moduli = self._modulus(torch.arange(len(counts), device=device))
         self._frequency = torch.fft.fftfreq(n, device=device)
         self._object = torch.ones(tuple(last - first), dtype=torch.complex64, device=device)
         self._object[self._inner] = torch.as_tensor(image.complex, device=device)
@@ -113,6 +117,24 @@ class Sweeper:
         moved: Tensor = torch.fft.ifft2(self._probe_far * self._ramp(self._offsets[chosen], -1))
         return moved
 
+    def _frames(self, chosen: Tensor) -> Tensor:
+        """Fetch counts of frames (b, N, N), on the device."""
+        return self._counts[chosen.to(self._counts.device)].to(self.device)
+
+    def _modulus(self, chosen: Tensor) -> Tensor:
+        """Square root of the counts of frames (b, N, N), zero frequency first."""
+        return (
+            self._moduli[chosen] if self._moduli is not None else to_fft_order(self._frames(chosen).clamp_min(0).sqrt())
+        )
+
+    def _added(self, total: Tensor, chosen: Tensor, parts: Tensor) -> None:
+        """Add what frames give (b, N, N) to a total over the object, one after the other: always the same sum.
+
+        `index_add_` adds in the order in which a graphics processor comes to it.
+        """
+        for number, part in zip(chosen.tolist(), parts, strict=True):
+            total[self._windows[number]] += part
+
     def _where(self, chosen: Tensor) -> Tensor:
         """Flat indices (b, N, N) of frames' pixels in the object."""
         span = torch.arange(self._n, device=self.device)
@@ -124,11 +146,10 @@ class Sweeper:
         return torch.split(order.to(self.device), size)
 
     def _illumination(self) -> Tensor:
-        light = torch.zeros(self._object.numel(), device=self.device)
+        light = torch.zeros(self._object.shape, device=self.device)
         for chosen in self._batches(torch.arange(len(self._counts)), 64):
-            power = self._probes(chosen).abs().square()
-            light.index_add_(0, self._where(chosen).reshape(-1), power.reshape(-1))
-        return light.reshape(self._object.shape)
+            self._added(light, chosen, self._probes(chosen).abs().square())
+        return light
 
     def begin_round(self) -> None:
         """Remember the object that sweeps are pulled back to."""
@@ -136,18 +157,18 @@ class Sweeper:
 
     def sweep(self) -> None:
         """Take all frames once, in random order."""
-        flat = self._object.reshape(-1).clone()
+        now = self._object.clone()
         order = torch.randperm(len(self._counts), generator=self._generator)
         for chosen in self._batches(order, self._settings.batch):
-            where, probes = self._where(chosen), self._probes(chosen)
-            exit_wave = probes * flat[where]
+            probes = self._probes(chosen)
+            exit_wave = probes * now.reshape(-1)[self._where(chosen)]
             far = propagate(exit_wave)
-            change = back_propagate(far * (self._modulus[chosen] / far.abs().clamp_min(1e-6))) - exit_wave
-            move, light = torch.zeros_like(flat), torch.zeros_like(flat, dtype=torch.float32)
-            move.index_add_(0, where.reshape(-1), (probes.conj() * change).reshape(-1))
-            light.index_add_(0, where.reshape(-1), probes.abs().square().reshape(-1))
-            flat += move / (light + self._settings.caution * self._peak)
-        self._object = flat.reshape(self._object.shape)
+            change = back_propagate(far * (self._modulus(chosen) / far.abs().clamp_min(1e-6))) - exit_wave
+            move, light = torch.zeros_like(now), torch.zeros_like(now, dtype=torch.float32)
+            self._added(move, chosen, probes.conj() * change)
+            self._added(light, chosen, probes.abs().square())
+            now += move / (light + self._settings.caution * self._peak)
+        self._object = now
         pull = self._settings.pull * self._peak
         if self._settings.pull:
             self._object = self._object + pull / (self._light + pull) * (self._began - self._object)
@@ -168,7 +189,7 @@ class Sweeper:
             (towards * propagate(torch.fft.ifft2(1j * phase * self._probe_far * ramp) * views)).real for phase in phases
         ]
         empty = modulus.new_zeros((len(chosen), 0, *modulus.shape[1:]))
-        return self._modulus[chosen] - modulus, torch.stack(slopes, 1) if slopes else empty
+        return self._modulus(chosen) - modulus, torch.stack(slopes, 1) if slopes else empty
 
     def apply_last_stage(self, network: LiftedNetwork, weight: NDArray[np.floating], anchor: float) -> None:
         """Let the network's last stage see what frames have in common by now, and stitch what it says."""
@@ -179,7 +200,7 @@ class Sweeper:
             # The network wants the probe where it was measured: shift the object instead.
             views = torch.fft.ifft2(torch.fft.fft2(views) * self._ramp(self._offsets[chosen], 1))
             views = fix_gauge(views, beam)  # as the network was trained to see them
-            patches = network.last_stage(self._counts[chosen], self._probe, views).cpu().numpy()
+            patches = network.last_stage(self._frames(chosen), self._probe, views).cpu().numpy()
             at = self._positions[chosen.cpu().numpy()]
             mosaic.add(patches, at[:, 0], at[:, 1], np.ones(len(at)))
         mosaic.synchronise()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -30,8 +31,9 @@ class RunFigures:
         All frames, and the valid ones.
     mean_trust : float or None
         Of valid frames.
-    error_rad : float or None
-        Median over valid frames of the error that 9 in 10 such frames stay below, rad.
+    error_p90_rad : float or None
+        Phase error that 9 in 10 frames of such a score stay below, rad; the median over valid frames. A bound, not the
+        error to expect.
     photons : float or None
         Median counts of a frame.
     lost, out_of_range, saturated : float
@@ -51,7 +53,7 @@ class RunFigures:
     frames: int
     judged: int
     mean_trust: float | None
-    error_rad: float | None
+    error_p90_rad: float | None
     photons: float | None
     lost: float
     out_of_range: float
@@ -61,6 +63,12 @@ class RunFigures:
     width: float | None
     overlap_rad: float | None
     contrast_rad: float | None
+
+    @property
+    def error_rad(self) -> float | None:
+        """Former name of `error_p90_rad`, until the version after next."""
+        warnings.warn("RunFigures.error_rad is a 90 % bound: error_p90_rad now", DeprecationWarning, stacklevel=2)
+        return self.error_p90_rad
 
 
 class RunStatistics:
@@ -108,11 +116,13 @@ class RunStatistics:
 
         And their sums, and whether each is valid, without beam, or outside the counts that the model knows; (n,) each.
         """
+        import torch  # a plan that imports us pays for no torch
+
         # What may fail on a device comes first: a block that is done again must not count twice.
         kept = counts if valid.all() else counts[valid.tolist()]
         total, clipped = None, 0
         if len(kept):
-            total = kept.sum(dim=0).double().cpu().numpy()
+            total = kept.sum(dim=0, dtype=torch.float64).cpu().numpy()
             flat = kept.flatten(1)
             top = flat.amax(dim=1, keepdim=True)
             clipped = int((((flat == top).sum(dim=1) > _CLIPPED * flat.shape[1]) & (top[:, 0] >= 50)).sum())
@@ -124,23 +134,22 @@ class RunStatistics:
         if total is not None:
             self._sum = total if self._sum is None else self._sum + total
 
-    def add_trust(self, trust: NDArray[np.floating], error_rad: NDArray[np.floating] | None) -> None:
-        """Take trust and expected error, rad, of valid frames (n,) into account."""
+    def add_trust(self, trust: NDArray[np.floating], error_p90_rad: NDArray[np.floating] | None) -> None:
+        """Take trust, and the error that 9 in 10 such frames stay below, rad, of valid frames (n,) into account."""
         self._trust += trust.tolist()
-        if error_rad is not None:
-            self._error += error_rad.tolist()
+        if error_p90_rad is not None:
+            self._error += error_p90_rad.tolist()
 
     def add_patches(self, patches: NDArray[np.complex64], y_m: NDArray[np.floating], x_m: NDArray[np.floating]) -> None:
         """Compare patches (n, h, w) with the one before each, where both are lit; positions (n,) in m."""
-        stride = 1 + self._pairs // _PAIRS
         lit = self._weight / self._weight.sum()
-        phase = np.angle(patches * (patches * lit).sum(axis=(1, 2), keepdims=True).conj())
-        self._contrast += float((phase**2 * lit).sum())
-        self._placed += len(patches)
-        for k, (patch, y, x) in enumerate(zip(patches, y_m, x_m, strict=True)):
-            if self._before is not None and k % stride == 0:
+        for patch, y, x in zip(patches, y_m, x_m, strict=True):  # one by one: what came together is of no importance
+            phase = np.angle(patch * (patch * lit).sum().conj())
+            self._contrast += float((phase**2 * lit).sum())
+            if self._before is not None and self._placed % (1 + self._pairs // _PAIRS) == 0:
                 self._compare(patch, (y - self._before[1]) / self._pixel_m, (x - self._before[2]) / self._pixel_m)
             self._before = (patch, float(y), float(x))
+            self._placed += 1
 
     def _compare(self, patch: NDArray[np.complex64], dy: float, dx: float) -> None:
         """Compare with the patch before, which lies (dy, dx) px away."""
@@ -173,7 +182,7 @@ class RunStatistics:
             frames=self.frames,
             judged=len(self._trust),
             mean_trust=float(np.mean(self._trust)) if self._trust else None,
-            error_rad=float(np.median(self._error)) if self._error else None,
+            error_p90_rad=float(np.median(self._error)) if self._error else None,
             photons=float(np.median(self._photons)) if self._photons else None,
             lost=self._lost / frames,
             out_of_range=self._outside / frames,

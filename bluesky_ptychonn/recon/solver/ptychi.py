@@ -18,13 +18,15 @@ import sys
 import tempfile
 import zipfile
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from bluesky_ptychonn.processors import free_processors, passive
 
 #: Names the interpreter that has pty-chi; the present one when unset.
 PYTHON_VARIABLE = "PTYCHONN_PEER_PYTHON"
@@ -75,7 +77,7 @@ class Solution:
         ``sum((sqrt(counts) - |F|)**2) / sum(counts)`` of each epoch, as pty-chi sees it while updating.
     software, device : str
     threads : int
-        torch threads used; 0 when left to torch.
+        torch threads used.
     """
 
     object: NDArray[np.complex64]
@@ -100,7 +102,7 @@ class SolverSettings:
         Frames updated together.
     device : {"cpu", "gpu"}
     threads : int
-        torch threads; 0 leaves them to torch.
+        torch threads; 0 takes as many as processors are free.
     seed : int
         Of the order of the frames.
     """
@@ -264,6 +266,7 @@ def _solve(
             f"shape: got {shape} px, but the patches reach from {low.round(1)} to {high.round(1)} px; "
             "enlarge the object or shift the positions"
         )
+    settings = replace(settings, threads=settings.threads or free_processors())
     request = {"stages": stages, **asdict(settings), "batch_size": min(settings.batch_size, n)}
     with tempfile.TemporaryDirectory(prefix="ptychonn-solver-") as folder:
         asked, answered = Path(folder, "asked.npz"), Path(folder, "answered.npz")
@@ -281,7 +284,7 @@ def _solve(
 
 def _run(command: list[str]) -> None:
     try:
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        done = subprocess.run(command, capture_output=True, text=True, check=False, env=passive(os.environ))
     except OSError as error:
         raise SolverMissingError(
             f"{command[0]} cannot be started ({error.strerror}); name an interpreter with pty-chi in {PYTHON_VARIABLE}"

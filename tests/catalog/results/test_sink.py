@@ -188,6 +188,7 @@ def test_rejected_frames_stand_in_the_table_with_their_reason(catalog_server: Ca
     sink.write_block(block_of([1, 2, 3, 4], flags={2: "negative counts", 4: "frame missing"}))
     assert sink.finish("success", counts_of(2, negative=1, missing=1)) == "partial"
     found = result_of(catalog_server, sink)
+    assert found.problems == ["2 frames have no reconstruction: 1 (negative), 1 (missing)"]
     assert found.frames["flag"].tolist() == ["", "negative counts", "", "frame missing"]
     assert found.frames["valid"].tolist() == [True, False, True, False]
     assert np.isnan(found.patches([2])).all()
@@ -196,11 +197,13 @@ def test_rejected_frames_stand_in_the_table_with_their_reason(catalog_server: Ca
 def test_nothing_reconstructed_is_failed(catalog_server: CatalogServer) -> None:
     sink = make_sink(catalog_server, patch_shape=None)
     sink.update(problem="geometry lacks energy_ev")
-    assert sink.finish("fail", counts_of(0)) == "failed"
+    assert sink.finish(None, {**counts_of(0), "seen": None}, "geometry lacks energy_ev") == "failed"
     found = result_of(catalog_server, sink)
+    assert found.problems == ["geometry lacks energy_ev"]
+    assert not {"exit_status", "seen"} & {*found.metadata, *found.counts}
     assert found.frames.empty
     assert found.metadata["problem"] == "geometry lacks energy_ev"
-    with pytest.raises(LookupError, match="has no amplitude yet"):
+    with pytest.raises(LookupError, match="has no amplitude: geometry lacks energy_ev"):
         found.amplitude.read()
     with pytest.raises(ValueError, match="patch_shape None"):
         sink.write_block(block_of([1]))
@@ -423,7 +426,7 @@ def test_a_lost_frame_is_failed_and_a_missing_one_partial() -> None:
         decide_status("success", counts_of(2), ReadBack(2, 0, ("table holds 1 frames, 2 were written",)))[0] == "failed"
     )
     assert decide_status("success", counts_of(0), ReadBack(0, 0, ())) == ("failed", ["no frame was reconstructed"])
-    said = ["1 frames have no reconstruction; counts and flags say why"]
+    said = ["1 frames have no reconstruction: 1 (dark)"]
     assert decide_status("success", counts_of(2, dark=1), ReadBack(2, 1, ())) == ("partial", said)
     assert decide_status("abort", counts_of(2, dark=1), ReadBack(2, 1, ()))[0] == "partial"
     unusable = {**counts_of(2), "unusable_documents": {"event": 1}}

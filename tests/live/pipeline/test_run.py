@@ -3,16 +3,19 @@ from __future__ import annotations
 import itertools
 import math
 import time
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 
 from bluesky_ptychonn.catalog.results.field_of_view import FieldOfView
 from bluesky_ptychonn.catalog.runs.data_keys import DataKeys
 from bluesky_ptychonn.catalog.runs.pairing import FrameRef, NoFrame
+from bluesky_ptychonn.live.pipeline.problems import ProblemKind
 from bluesky_ptychonn.live.pipeline.progress import Timing
 from bluesky_ptychonn.live.pipeline.refining import MosaicRefiner
 from bluesky_ptychonn.live.pipeline.run import RunReconstruction
@@ -27,8 +30,9 @@ from bluesky_ptychonn.live.pipeline.testing import (
 )
 from bluesky_ptychonn.live.pipeline.waiting import RAW_BEHIND
 from bluesky_ptychonn.optics.geometry import Geometry
+from bluesky_ptychonn.recon.inference.patch_batch import PatchBatch
 from bluesky_ptychonn.recon.mosaic.refine_config import Refinement
-from bluesky_ptychonn.recon.mosaic.stitch import Mosaic
+from bluesky_ptychonn.recon.mosaic.stitch import Mosaic, MosaicImage
 
 
 class Clock:
@@ -291,7 +295,40 @@ def test_what_is_wrong_with_a_run_stands_in_its_result(md: dict[str, Any], units
     assert bench.job.progress.state == "failed"
     assert words in bench.job.progress.problem
     assert words in bench.sink.metadata["problem"]
+    assert words in bench.sink.refused
     assert bench.sink.status == "failed"
+
+
+@pytest.mark.parametrize("ended", [False, True])
+@pytest.mark.parametrize("md", [{"ptychography": {"frame_key": "img", "x_key": "sx", "y_key": "sy"}}, {}])
+def test_a_refused_run_is_said_to_be_what_it_was(md: dict[str, Any], ended: bool) -> None:
+    """The run succeeded, with nine frames; while it goes on nobody knows how it ends, and with how many."""
+    bench = Bench(RunMaker(md=md, units="um" if md else None), 9)
+    for seq_num in range(1, 10):
+        bench.point(seq_num)
+    if ended:
+        bench.feed(bench.run.close())
+    bench.work(60.0)
+    assert bench.job.progress.state == "failed"
+    assert bench.job.progress.seen == 9
+    assert (bench.sink.exit_status, bench.sink.counts["seen"]) == (("success", 9) if ended else (None, None))
+    assert bench.sink.counts["reconstructed"] == 0
+
+
+def test_a_run_without_a_usable_frame_says_why_with_numbers() -> None:
+    bench = Bench(RunMaker(), 3)
+    for seq_num in (1, 2, 3):
+        bench.point(seq_num, there=seq_num > 1)
+    for row in (1, 2):
+        bench.source.frames[row] = np.full(GEOMETRY.frame_shape, -1, np.int16)
+    bench.close()
+    assert bench.job.progress.state == "failed"
+    expected = "no frame was reconstructed: 2 (not finite or negative), 1 (frame not in the catalog)"
+    assert bench.job.progress.problem == expected
+    assert bench.job.progress.problem_kind == ProblemKind.FAILED
+    nothing = Bench(RunMaker(), 3)
+    nothing.close()
+    assert nothing.job.progress.problem == "the run has no frame"
 
 
 def test_documents_that_cannot_be_used_are_counted_and_the_rest_is_done() -> None:
@@ -314,6 +351,15 @@ def test_a_descriptor_that_cannot_be_used_is_named_as_the_cause() -> None:
     spoilt.feed(bench.run.close())
     spoilt.work(60.0)
     assert "before its first frame; documents that could not be used: {'descriptor': 1}" in spoilt.job.progress.problem
+
+
+def test_a_stream_that_is_not_there_is_named_beside_those_that_are() -> None:
+    bench = Bench(RunMaker(), 1, keys=DataKeys(stream="fly"))
+    bench.point(1)
+    bench.close()
+    assert bench.sink.metadata["problem"] == (
+        "run ended (success) before its first frame: no stream 'fly', only primary"
+    )
 
 
 def test_wrong_model_for_the_detector_is_said() -> None:
@@ -515,6 +561,7 @@ def test_mistake_of_ours_is_tried_three_times_and_shown() -> None:
     assert bench.job.progress.state == "failed"
     assert bench.job.progress.problem == "TypeError: a mistake"
     assert not bench.job.given_up  # a new worker would only make it again
+    assert (bench.sink.status, bench.sink.metadata["problem"]) == ("failed", "TypeError: a mistake")
 
 
 @settings(max_examples=60)
@@ -615,6 +662,34 @@ def test_field_beyond_reason_is_left_alone() -> None:
     assert field.fill(mosaic.snapshot()).phase.shape == (8, 8)
 
 
+@pytest.mark.parametrize("blocks", [[9], [1, 2, 6], [1] * 9])
+def test_what_was_made_before_the_flux_was_known_is_made_again(blocks: list[int]) -> None:
+    """The fake's factor is that of the brightest frame so far, and its patches have it."""
+
+    class Following(FakeReconstructor):
+        def reconstruct(self, frames: NDArray[Any]) -> PatchBatch:
+            if -1 not in self.calls:
+                self.probe_factor = max(self.probe_factor, float(frames.max()))
+            made = super().reconstruct(frames)
+            return replace(made, patches=made.patches / np.float32(self.probe_factor))
+
+    bench = Bench(RunMaker(), 9)
+    fake = bench.factory.fake
+    fake.__class__ = Following
+    numbers = iter(range(1, 10))
+    for block in blocks:
+        for seq_num in itertools.islice(numbers, block):
+            bench.point(seq_num)
+        bench.work(1.0)
+    bench.close()
+    assert (bench.job.progress.state, bench.job.progress.done) == ("complete", 9)
+    assert {number: row["value"] for number, row in bench.sink.table.items()} == {
+        number: pytest.approx(number / 9) for number in range(1, 10)
+    }
+    assert np.nanmax(bench.sink.mosaics[-1].amplitude) == pytest.approx(1)
+    assert sum(map(len, bench.sink.blocks)) == 18 - blocks[-1]  # those that had the right one are left
+
+
 def refining(points: int, **pace: Any) -> Bench:
     bench = Bench(RunMaker(), points, pace=Timing(flush_s=0.1, mosaic_s=0.1, **pace))
     bench.factory.fake.refinement = Refinement()
@@ -655,16 +730,31 @@ def test_what_cannot_be_refined_is_said_and_the_run_is_whole(monkeypatch: pytest
     assert bench.sink.metadata["refinement"] == {"skipped": "not enough memory"}
 
 
-def test_a_point_measured_again_is_refined_with_its_last_frame_and_too_many_frames_are_said() -> None:
-    made = FakeReconstructor(refinement=Refinement())
-    kept = MosaicRefiner(made, limit_bytes=3 * 64 * 4)
-    frame, at, valid = np.ones((1, 8, 8), np.float32), np.zeros(1), np.ones(1, bool)
-    mosaic = Mosaic(1e-8, np.ones((8, 8), np.float32))
-    mosaic.add(np.ones((1, 8, 8), np.complex64), at, at, np.ones(1))
-    for seq_num in (1, 2, 2, 3):
-        kept.keep([FrameRef(seq_num, 0, 0.0, 0.0, 0.0)], frame, valid)
-    assert kept.refine_final(mosaic.snapshot())[1] == {"frames": 3, "seconds": 0.0}
-    kept.keep([FrameRef(4, 0, 0.0, 0.0, 0.0)], frame, valid)
-    assert kept.refine_final(mosaic.snapshot())[1] == {
-        "skipped": "the run's frames exceed 0 MiB; refine a part of them"
-    }
+@pytest.mark.parametrize("limit_bytes", [2**20, 3 * 64 * 4, 0])
+def test_a_run_is_refined_with_the_last_frame_of_each_point_in_their_order_however_large(limit_bytes: int) -> None:
+    seen: list[tuple[Any, Any]] = []
+
+    class Noting(FakeReconstructor):
+        def refine(self, image: MosaicImage, frames: NDArray[Any], *at: Any) -> tuple[MosaicImage, dict[str, Any]]:
+            seen.append((frames[:, 0, 0].tolist(), at[1].tolist()))
+            return super().refine(image, frames)
+
+    kept, valid = MosaicRefiner(Noting(refinement=Refinement()), limit_bytes), np.ones(1, bool)
+    image = Mosaic(1e-8, np.ones((8, 8), np.float32)).snapshot()
+    for value, seq_num in enumerate((2, 1, 4, 2, 3)):
+        kept.keep([FrameRef(seq_num, 0, 0.0, float(value), 0.0)], np.full((1, 8, 8), value, np.float32), valid)
+    assert kept.refine_final(image)[1] == {"frames": 4, "seconds": 0.0}
+    kept.keep([FrameRef(0, 0, 0.0, 5.0, 0.0)], np.full((1, 8, 8), 5, np.float32), valid)
+    kept.refine_final(image)
+    assert seen == [([1, 3, 4, 2], [1, 3, 4, 2]), ([5, 1, 3, 4, 2], [5, 1, 3, 4, 2])]
+
+
+def test_frames_that_no_disk_takes_are_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any) -> int:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.pwrite", full)
+    kept = MosaicRefiner(FakeReconstructor(refinement=Refinement()), limit_bytes=0)
+    kept.keep([FrameRef(1, 0, 0.0, 0.0, 0.0)], np.ones((1, 8, 8), np.float32), np.ones(1, bool))
+    problem = "the run's frames cannot be kept: [Errno 28] No space left on device"
+    assert kept.refine_final(Mosaic(1e-8, np.ones((8, 8), np.float32)).snapshot())[1] == {"skipped": problem}

@@ -16,11 +16,13 @@ from numpy.typing import NDArray
 from bluesky_ptychonn.calibration import TrustCalibration
 from bluesky_ptychonn.card import InputContract, ModelCard, ProbeReference
 from bluesky_ptychonn.optics.geometry import Geometry
+from bluesky_ptychonn.optics.simulate import SimulatedExperiment
+from bluesky_ptychonn.recon.evaluation.simulated_scans import score_mosaic
 from bluesky_ptychonn.recon.inference.flux import Flux
 from bluesky_ptychonn.recon.inference.forward_pass import BatchedForward
 from bluesky_ptychonn.recon.inference.preprocess import PreprocessConfig
 from bluesky_ptychonn.recon.inference.reconstructor import PatchBatch, Reconstructor
-from bluesky_ptychonn.recon.models.checkpoint import Model
+from bluesky_ptychonn.recon.models.checkpoint import Model, load_model
 from bluesky_ptychonn.recon.mosaic.stitch import Mosaic
 from bluesky_ptychonn.recon.networks.families import build_network
 
@@ -110,8 +112,7 @@ def test_every_frame_exactly_once_and_in_order(n: int, batch: int) -> None:
     assert np.array_equal(made.patches[:, 3, 3].real, np.arange(100, 100 + n))
     assert made.valid.all()
     assert made.flag == [""] * n
-    assert sum(fake.network.batches) == n  # type: ignore[arg-type]
-    assert max(fake.network.batches, default=0) <= batch  # type: ignore[type-var]
+    assert set(fake.network.batches) <= {min(batch, 8)}  # type: ignore[arg-type]
 
 
 def test_patches_are_the_networks_own(model: Model) -> None:
@@ -166,6 +167,35 @@ def test_bad_frames_are_flagged_and_touch_no_other(model: Model) -> None:
     expected = reconstructor.for_run(PHOTONS).reconstruct(good)
     assert np.allclose(made.patches[7:], expected.patches[7:], atol=1e-6)
     assert np.allclose(made.trust[7:], expected.trust[7:], atol=1e-6)
+
+
+def test_a_detectors_codes_and_read_noise_cost_no_image() -> None:
+    """By the shipped model; NaN in the same row gives 0.98, and taken for zero counts the row left 0.43."""
+    experiment, rng = SimulatedExperiment.demo(), np.random.default_rng(2027)
+    at = (np.arange(5) - 2) * 0.35e-6
+    y_m, x_m = (axis.ravel() for axis in np.meshgrid(at, at, indexing="ij"))
+    frames = np.stack([experiment.frame_at(y, x, rng) for y, x in zip(y_m, x_m, strict=True)])
+    coded, ended = frames.astype(np.int32), frames.copy()
+    coded[:, 20], ended[:, 20] = -1, 65534
+    noise = frames + rng.normal(0, 2, frames.shape)
+    model = load_model("simulated-zp64", "cpu")
+
+    def correlation(frames: NDArray[Any]) -> float:
+        scan = Reconstructor(model, device="cpu")
+        made = scan.reconstruct(frames)
+        assert made.valid.all()
+        mosaic = Mosaic(scan.pixel_m, scan.weight, anchor=scan.anchor)
+        mosaic.add(made.patches, y_m, x_m, made.trust)
+        mosaic.synchronise()
+        image = mosaic.snapshot()
+        truth = experiment.truth_on(image.origin_m, (image.phase.shape[0], image.phase.shape[1]))
+        return score_mosaic(image, truth, y_m, x_m).phase_correlation
+
+    found = {name: correlation(those) for name, those in (("clean", frames), ("-1", coded), ("2**16-2", ended))}
+    assert min(found.values()) > 0.97, found
+    assert correlation(noise) > 0.95
+    with pytest.raises(AssertionError):
+        correlation(noise - 5)
 
 
 def test_a_network_that_fails_on_a_frame_is_flagged() -> None:
@@ -266,22 +296,57 @@ def test_the_models_flux_holds_while_the_frames_agree(part: float, source: str) 
     assert flux.probe_factor == pytest.approx(1.0 if source == "model" else (1.05 * part) ** 0.5)
 
 
+@pytest.mark.parametrize("kind", [np.uint16, np.float32])
+@pytest.mark.parametrize("blocks", [[1] * 11, [2, 9], [10, 1], [3, 3, 5]])
+def test_what_came_together_changes_no_bit(model: Model, kind: Any, blocks: list[int]) -> None:
+    """Kernels are chosen by the shape of a batch, so every batch has the same; sums over the run are one by one."""
+    frames = frames_of(11).astype(kind)
+    if kind is np.float32:
+        frames += np.random.default_rng(1).normal(0, 0.3, frames.shape).astype(np.float32)
+    made = []
+    for sizes in ([11], blocks):
+        reconstructor, parts, start = Reconstructor(model, device="cpu", photons=PHOTONS), [], 0
+        for size in sizes:
+            parts.append(reconstructor.reconstruct(frames[start : start + size]))
+            at = np.arange(start, start + size) * 3.0 * reconstructor.pixel_m
+            reconstructor.placed(parts[-1].patches, at, at)
+            start += size
+        made.append((PatchBatch.joined(parts), reconstructor.figures()))
+    (whole, figures), (split, others) = made
+    np.testing.assert_array_equal(whole.patches, split.patches)
+    np.testing.assert_array_equal(whole.trust, split.trust)
+    assert whole.flag == split.flag
+    assert figures.overlap_rad is not None
+    assert figures == others
+
+
 def test_without_a_probe_trust_is_not_judged(model: Model) -> None:
     reconstructor = Reconstructor(echo(), device="cpu")
     made = reconstructor.reconstruct(frames_of(3))
-    assert (made.trust == 1).all()
+    assert np.isnan(made.trust).all()  # which is no trust
+    assert made.valid.all()
+    assert reconstructor.verdict() is None
+    broken = frames_of(3).astype(float)
+    broken[1] = np.nan
+    assert reconstructor.reconstruct(broken).trust[1] == 0
     assert reconstructor.describe()["trust_judged"] is False
+    mosaic = Mosaic(reconstructor.pixel_m, reconstructor.weight)
+    mosaic.add(made.patches, np.zeros(3), np.zeros(3), made.trust)
+    image = mosaic.snapshot()
+    assert np.isnan(image.trust).all()
+    assert image.coverage.max() == pytest.approx(3)  # they count in full
+    assert np.isfinite(image.amplitude[image.coverage > 0.1]).all()
     assert Reconstructor(model, device="cpu").describe()["trust_judged"] is True
 
 
 @pytest.mark.parametrize("error", [torch.OutOfMemoryError, RuntimeError])
 def test_when_memory_runs_out_the_batch_is_halved(error: type[Exception]) -> None:
     frames = np.broadcast_to(np.arange(1, 41, dtype=np.float32)[:, None, None], (40, SIZE, SIZE))
-    reconstructor = Reconstructor(echo(most=20, error=error), device="cpu", batch_size=32)
-    with pytest.warns(UserWarning, match="memory ran out on the CPU: batches of 16 frames now"):
+    reconstructor = Reconstructor(echo(most=5, error=error), device="cpu", batch_size=8)
+    with pytest.warns(UserWarning, match="memory ran out on the CPU: batches of 4 frames now"):
         made = reconstructor.reconstruct(frames)
     assert np.array_equal(made.patches[:, 0, 0].real, np.arange(1, 41))
-    assert reconstructor.describe()["batch_size"] == 16
+    assert reconstructor.describe()["batch_size"] == 4
     with warnings.catch_warnings():
         warnings.simplefilter("error")  # learnt: it does not happen again
         reconstructor.reconstruct(frames)

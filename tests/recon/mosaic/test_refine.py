@@ -6,9 +6,11 @@ import numpy as np
 import pytest
 import torch
 
+from bluesky_ptychonn.array_store import ArrayStore
 from bluesky_ptychonn.optics.simulate import SimulatedExperiment
 from bluesky_ptychonn.recon.evaluation.metrics import phase_correlation
 from bluesky_ptychonn.recon.evaluation.simulated_scans import ScanSeries, best_rounds
+from bluesky_ptychonn.recon.mosaic import sweeps
 from bluesky_ptychonn.recon.mosaic.probe_tuning import aberrated, pupil_aberrations
 from bluesky_ptychonn.recon.mosaic.refine import refine
 from bluesky_ptychonn.recon.mosaic.refine_config import Refinement, asked_for
@@ -59,6 +61,23 @@ def test_overlapping_frames_lead_to_the_truth() -> None:
     np.testing.assert_array_equal(np.isfinite(refined.phase), np.isfinite(flat.phase))
     np.testing.assert_array_equal(refined.coverage, flat.coverage)
     assert refined.origin_m == flat.origin_m
+
+
+def test_frames_in_a_file_lead_to_the_same_picture(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of more than fits, counts lie in a file, and moduli and probes are made again in each sweep."""
+    counts, y, x = scan(6.0)
+    flat = mosaic_of(y, x)
+    expected, _ = refine(flat, scan_of(counts, y, x, PROBE), WEIGHT, Refinement(sweeps=3, rounds=1))
+    store = ArrayStore(10 * counts[0].nbytes)
+    for frame in counts.numpy():
+        store.append(frame)
+    assert store.on_disk
+    monkeypatch.setattr(sweeps, "_KEPT_BYTES", 0)
+    lying = scan_of(torch.from_numpy(store.whole()), y, x, PROBE)
+    found, _ = refine(flat, lying, WEIGHT, Refinement(sweeps=3, rounds=1))
+    np.testing.assert_allclose(found.complex, expected.complex, atol=1e-5)
+    again, _ = refine(flat, lying, WEIGHT, Refinement(sweeps=3, rounds=1))
+    np.testing.assert_array_equal(found.complex, again.complex)
 
 
 def test_the_truth_stays_where_it_is() -> None:

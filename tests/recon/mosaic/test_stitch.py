@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -145,11 +146,56 @@ def test_an_empty_mosaic_is_an_empty_picture() -> None:
 
 
 def test_memory_for_synchronising_is_bounded() -> None:
-    mosaic = Mosaic(PIXEL, bump(8), keep=8 * 8 * 12 * 3)
-    mosaic.add(np.ones((50, 8, 8), np.complex64), np.zeros(50), np.zeros(50), np.ones(50))
-    assert mosaic.count == 50
-    assert mosaic._kept_bytes <= 8 * 8 * 12 * 4
+    """Beyond the limit patches lie in a file, and the picture is the same to the bit."""
+    rng = np.random.default_rng(2)
+    y, x = rng.uniform(0, 30 * PIXEL, (2, 50))
+    patches = np.exp(1j * rng.normal(0, 1, (50, 8, 8)) + 1j * rng.uniform(0, 6, (50, 1, 1))).astype(np.complex64)
+    pictures = []
+    for keep in (2**20, 8 * 8 * 8 * 3):
+        mosaic = Mosaic(PIXEL, bump(8), keep=keep)
+        mosaic.add(patches, y, x, np.ones(50))
+        arrived = mosaic.snapshot().phase
+        mosaic.synchronise()
+        pictures.append(mosaic.snapshot())
+        assert mosaic._plain.on_disk == (keep < 2**20)
+        assert np.nanmax(np.abs(pictures[-1].phase - arrived)) > 0.1  # there was something to synchronise
+    np.testing.assert_array_equal(pictures[0].complex, pictures[1].complex)
+
+
+def test_patches_that_no_disk_takes_keep_their_phase_and_it_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any) -> int:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.pwrite", full)
+    mosaic = Mosaic(PIXEL, bump(8), keep=8 * 8 * 8 * 3)
+    mosaic.add(np.ones((50, 8, 8), np.complex64), np.zeros(50), np.arange(50) * PIXEL, np.ones(50))
     mosaic.synchronise()
+    assert mosaic.problem == "patches beyond 3 cannot be kept: [Errno 28] No space left on device"
+    assert mosaic.count == 50  # the others are in it all the same
+    np.testing.assert_allclose(mosaic.snapshot().amplitude[1:-1, 1:-1], 1, atol=1e-5)
+
+
+@settings(max_examples=15, deadline=None)
+@given(st.permutations(range(9)), st.integers(1, 9))
+def test_the_synchronised_picture_is_the_same_to_the_bit_however_patches_came(order: list[int], block: int) -> None:
+    rng = np.random.default_rng(5)
+    patches = np.exp(1j * rng.normal(0, 1, (9, 8, 8))).astype(np.complex64)
+    y, x, trust = *rng.uniform(0, 12 * PIXEL, (2, 9)), rng.uniform(0, 1, 9)
+    reference, other = Mosaic(PIXEL, bump(8)), Mosaic(PIXEL, bump(8))
+    reference.add(patches, y, x, trust, range(9))
+    early = order[:3]  # others in their place at first
+    other.add(patches[early][::-1], x[early], y[early], trust[early], early)
+    for start in range(0, 9, block):
+        part = order[start : start + block]
+        other.add(patches[part], y[part], x[part], trust[part], part)
+    assert other.count == 9
+    for mosaic in (reference, other):
+        mosaic.synchronise()
+    a, b = reference.snapshot(), other.snapshot()
+    row, column = (round((mine - theirs) / PIXEL) for mine, theirs in zip(a.origin_m, b.origin_m, strict=True))
+    h, w = a.phase.shape
+    for name in ("amplitude", "phase", "coverage", "trust"):
+        np.testing.assert_array_equal(getattr(a, name), getattr(b, name)[row : row + h, column : column + w])
 
 
 @pytest.mark.parametrize(
