@@ -30,7 +30,7 @@ def small_scan() -> Any:
 
 
 def cxi_seeds() -> list[bytes]:
-    """Make CXI files of that scan, plain and compressed in chunks."""
+    """Make CXI files of that scan, plain, and compressed in chunks with all that the format says of a detector."""
     import h5py
 
     scan, seeds = small_scan(), []
@@ -45,6 +45,16 @@ def cxi_seeds() -> list[bytes]:
             for name, value in (("distance", 2.0), ("x_pixel_size", 75e-6), ("y_pixel_size", 75e-6)):
                 entry[f"instrument_1/detector_1/{name}"] = value
             entry["instrument_1/detector_1/mask"] = np.zeros((16, 16), np.uint32)
+            if options:
+                entry["data_1/translation"].attrs["units"] = "m"
+                for name, said in (
+                    ("basis_vectors", [[0.0, -75e-6, 0], [-75e-6, 0, 0]]),
+                    ("corner_position", [8 * 75e-6, 8 * 75e-6, 2.0]),
+                    ("data_dark", np.zeros((2, 16, 16))),
+                    ("data_white", np.full((16, 16), 50.0)),
+                    ("counts_per_joule", 1 / (8800 * 1.602176634e-19)),
+                ):
+                    entry[f"instrument_1/detector_1/{name}"] = said
         seeds.append(out.getvalue())
     return seeds
 

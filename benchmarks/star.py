@@ -4,10 +4,10 @@
     python -m benchmarks.star --train    # first trains both networks again, by simulation through the peer's probe
     python -m benchmarks.star --train direct --frames 60000
 
-Every n-th frame goes the product's whole road: replay camera, RunEngine, TiledWriter, live reconstruction by the lifted
-network, catalog; the direct network reconstructs the same run from the catalog, and so does the lifted one once more,
-refined by sweeps of the physics; what is scored is read back from there. Seconds are of inference, stitching and
-refinement alone, and of the peer's solver alone, on the same number of threads.
+Every n-th frame in the order they were taken goes the product's whole road: replay camera, RunEngine, TiledWriter, live
+reconstruction by the lifted network, catalog; the direct network reconstructs the same run from the catalog, and so
+does the lifted one once more, refined by sweeps of the physics; what is scored is read back from there. Seconds are of
+inference, stitching and refinement alone, and of the peer's solver alone, on the same number of threads.
 """
 
 from __future__ import annotations
@@ -156,7 +156,7 @@ def replay(scan: CxiScan, every: tuple[int, ...]) -> dict[tuple[int, str], Any]:
                 engine.subscribe(live)
                 live.wait_ready()
                 for n in every:
-                    (uid,) = engine(replay_scan(beamline, every=n))
+                    (uid,) = engine(replay_scan(beamline, frames=range(0, len(scan), n)))
                     live.wait(uid, timeout=600)
                     done = live.result(uid)
                     found[n, "network"] = (done.mosaic(), done.status, done.counts)

@@ -14,6 +14,7 @@ from bluesky_ptychonn import moved
 if TYPE_CHECKING:
     from bluesky_ptychonn.beamline.devices import PtychoCamera as PtychoCamera
     from bluesky_ptychonn.beamline.devices import ScanStage as ScanStage
+    from bluesky_ptychonn.beamline.metadata import PersistentMetadata as PersistentMetadata
     from bluesky_ptychonn.beamline.plans import ptycho_scan as ptycho_scan
     from bluesky_ptychonn.beamline.plans import rel_ptycho_scan as rel_ptycho_scan
     from bluesky_ptychonn.beamline.plans import rel_sparse_ptycho_scan as rel_sparse_ptycho_scan
@@ -51,6 +52,7 @@ if TYPE_CHECKING:
     from bluesky_ptychonn.live.pipeline.progress import Status as Status
     from bluesky_ptychonn.live.pipeline.progress import Timing as Timing
     from bluesky_ptychonn.live.pipeline.settings import LiveOptions as LiveOptions
+    from bluesky_ptychonn.messages import show_messages as show_messages
     from bluesky_ptychonn.optics.cxi import CxiScan as CxiScan
     from bluesky_ptychonn.optics.cxi import read_cxi as read_cxi
     from bluesky_ptychonn.optics.framing import PreprocessConfig as PreprocessConfig
@@ -58,6 +60,7 @@ if TYPE_CHECKING:
     from bluesky_ptychonn.optics.probe_family import ProbeFamily as ProbeFamily
     from bluesky_ptychonn.optics.probe_file import read_probe as read_probe
     from bluesky_ptychonn.optics.simulate import SimulatedExperiment as SimulatedExperiment
+    from bluesky_ptychonn.plan_windows import WindowsDuringPlan as WindowsDuringPlan
     from bluesky_ptychonn.recon.data.batches import Mix as Mix
     from bluesky_ptychonn.recon.data.scans import LabelledScan as LabelledScan
     from bluesky_ptychonn.recon.data.scans import MeasuredScan as MeasuredScan
@@ -72,6 +75,7 @@ if TYPE_CHECKING:
     from bluesky_ptychonn.recon.models.checkpoint import load_model as load_model
     from bluesky_ptychonn.recon.models.checkpoint import save_model as save_model
     from bluesky_ptychonn.recon.models.upstream.importer import import_upstream as import_upstream
+    from bluesky_ptychonn.recon.models.upstream.input_step import InputStep as InputStep
     from bluesky_ptychonn.recon.mosaic.refine_config import Refinement as Refinement
     from bluesky_ptychonn.recon.training.config import TrainingConfig as TrainingConfig
     from bluesky_ptychonn.recon.training.fit import fine_tune as fine_tune
@@ -104,6 +108,10 @@ _HOMES = {
     "catalog.runs.measured": "ProbeSetup RunFrames measured_run",
     "catalog.results.client": "PtychoReconstruction reconstructions",
     "viewer": "LiveView reconstruction_figure",
+    # a session: what it keeps, says, and shows while a plan runs
+    "beamline.metadata": "PersistentMetadata",
+    "messages": "show_messages",
+    "plan_windows": "WindowsDuringPlan",
     # labels
     "live.batch.label": "label read_label",
     "catalog.results.label_client": "PtychoLabel labels",
@@ -113,6 +121,7 @@ _HOMES = {
     "recon.models.any_probe": "for_probe",
     "recon.models.archive": "pack unpack",
     "recon.models.upstream.importer": "import_upstream",
+    "recon.models.upstream.input_step": "InputStep",
     "recon.inference.reconstructor": "Reconstructor",
     "catalog.registry.registry": "Registry",
     # train and learn

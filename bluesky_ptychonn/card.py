@@ -21,7 +21,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, Validation
 from bluesky_ptychonn.calibration import TrustCalibration
 from bluesky_ptychonn.files import write_whole
 from bluesky_ptychonn.model_folders import CARD_FILE, available_models, find_model, model_folders
-from bluesky_ptychonn.optics.framing import PreprocessConfig
+from bluesky_ptychonn.optics.framing import PUBLISHED_PREPROCESSING, PreprocessConfig
 from bluesky_ptychonn.optics.geometry import Geometry
 
 __all__ = [
@@ -129,8 +129,8 @@ class InputContract(_Frozen):
         From recorded frames to the network's.
     orientation : str
         How patch axes lie to the scan's axes, in words.
-    energy_ev : float, optional
-        Photon energy it was trained for, eV.
+    energy_ev, wavelength_m : float, optional
+        Energy of photons it was trained for, eV; of electrons their wavelength, m, as in `Geometry`.
     """
 
     frame_shape: tuple[int, int]
@@ -141,6 +141,12 @@ class InputContract(_Frozen):
     preprocess: PreprocessConfig = PreprocessConfig()
     orientation: str = "rows along +y, columns along +x"
     energy_ev: float | None = Field(default=None, gt=0)
+    wavelength_m: float | None = Field(default=None, gt=0)
+
+    @property
+    def light(self) -> dict[str, float]:
+        """Energy, wavelength or both, as a `Geometry` takes them; empty where neither is known."""
+        return {name: value for name in ("energy_ev", "wavelength_m") if (value := getattr(self, name)) is not None}
 
     @model_validator(mode="after")
     def _consistent(self) -> InputContract:
@@ -163,16 +169,21 @@ class ProbeReference(_Frozen):
         Of the complex64 array's bytes, C order.
     source : str
         Where it came from.
+    light_fraction : float, optional
+        Part of the light that it has, where the beam has further modes, which are left out; None for a beam of one.
     """
 
     diameter_m: _Positive
     diameter_px: _Positive
     sha256: _Sha256
     source: str
+    light_fraction: float | None = Field(default=None, gt=0, le=1)
 
     @classmethod
-    def from_probe(cls, probe: NDArray[np.complexfloating], object_pixel_m: float, source: str) -> ProbeReference:
-        """Describe a probe (N, N) complex, given the object pixel in m and where it came from."""
+    def from_probe(
+        cls, probe: NDArray[np.complexfloating], object_pixel_m: float, source: str, light_fraction: float = 1.0
+    ) -> ProbeReference:
+        """Describe a probe (N, N) complex: the object pixel in m, where it came from, its part of the light."""
         from bluesky_ptychonn.optics.simulate import illuminated_diameter_px
 
         array = np.ascontiguousarray(probe, dtype=np.complex64)
@@ -182,6 +193,7 @@ class ProbeReference(_Frozen):
             diameter_px=diameter_px,
             sha256=hashlib.sha256(array.tobytes()).hexdigest(),
             source=source,
+            light_fraction=light_fraction if light_fraction < 1 else None,
         )
 
 
@@ -260,6 +272,30 @@ class ModelCard(_Frozen):
     def for_any_probe(self) -> bool:
         """Whether it waits for a probe: its network is told one with every frame, and the card has none."""
         return self.probe is None and self.family in PROBE_FAMILIES
+
+    def prepared_by(self, preprocess: PreprocessConfig | None) -> ModelCard:
+        """Return the card of the same model whose frames are prepared otherwise; None leaves it as it is."""
+        if preprocess is None:
+            return self
+        return self.model_copy(update={"input": self.input.model_copy(update={"preprocess": preprocess})})
+
+    def check_probe(self) -> None:
+        """Refuse, in words (ValueError), a model for any probe that was given none: it reconstructs nothing."""
+        if self.for_any_probe:
+            raise ValueError(
+                f"model {self.name!r} is for any probe and has none yet. Give it yours: "
+                f"for_probe({self.name!r}, probe, geometry) for use at once, or ptychonn train --start "
+                f"{self.name} --frames 0 --probe FILE --out FOLDER to have its errors measured too"
+            )
+
+    @property
+    def input_unknown(self) -> bool:
+        """Whether it is a checkpoint of others, and nobody said what they did to counts before the network."""
+        imported = self.training.get("imported")
+        if not isinstance(imported, dict) or imported.get("input") is not None:
+            return False
+        said = self.network.get("input_root", False) or self.network.get("input_scale", 1.0) != 1.0
+        return not said and self.input.preprocess != PUBLISHED_PREPROCESSING
 
     def _envelope(self, covered_at_least: float = 0.0) -> tuple[list[float], list[float]]:
         """Give the steps and the largest error measured up to each: a promise must hold for all smaller steps.
@@ -368,12 +404,16 @@ class ModelCard(_Frozen):
             )
 
     def check_geometry(self, geometry: Geometry) -> None:
-        """Refuse, in words, a scan the model was not trained for: frame shape, or object pixel off by over 2 %."""
+        """Refuse, in words, a scan the model was not trained for: frame shape, or object pixel off by over 2 %.
+
+        And, before that, a model that lacks its probe, see `check_probe`: it was trained at no object pixel.
+        """
+        self.check_probe()
         pixel = self.network_geometry(geometry).object_pixel_m
         if abs(pixel / self.input.object_pixel_m - 1) > PIXEL_TOLERANCE:
             raise ValueError(
                 f"model {self.name!r} was trained at an object pixel of {self.input.object_pixel_m * 1e9:.4g} nm; this "
-                f"scan has {pixel * 1e9:.4g} nm (energy {geometry.energy_ev:g} eV, distance {geometry.distance_m:g} m, "
+                f"scan has {pixel * 1e9:.4g} nm ({geometry.beam}, distance {geometry.distance_m:g} m, "
                 f"pitch {geometry.pixel_pitch_m * 1e6:g} µm). More than {PIXEL_TOLERANCE:.0%} apart it would be wrong: "
                 "check the geometry, or train for it (ptychonn train)"
             )

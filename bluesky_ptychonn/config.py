@@ -17,10 +17,7 @@ from bluesky_ptychonn.catalog.raw.writer import RawWriter, raw_writer
 from bluesky_ptychonn.live.callback import LiveReconstruction
 from bluesky_ptychonn.live.learning.config import LearnerConfig
 from bluesky_ptychonn.live.pipeline.settings import LiveOptions, explain
-from bluesky_ptychonn.paths import raw_backup, users_config
-
-#: Names the configuration file when no path is given.
-CONFIG_VARIABLE = "PTYCHONN_CONFIG"
+from bluesky_ptychonn.paths import CONFIG_VARIABLE, named_config, raw_backup, state_folder, users_config
 
 
 def _beside_the_file(*names: str) -> Any:
@@ -45,7 +42,8 @@ class CatalogConfig(_Section):
     Parameters
     ----------
     address : str, optional
-        ``http(s)://`` address or Tiled profile of a running catalog.
+        ``http(s)://`` address or Tiled profile of a running catalog; of the container that has ``raw`` and
+        ``processed``, where they are not at the server's root: ``http(s)://HOST/api/v1/metadata/NAME``.
     folder : Path, optional
         Folder to serve, made if absent; relative to the configuration file.
     port : int
@@ -102,12 +100,17 @@ class CatalogConfig(_Section):
             return self.backup
         return raw_backup() if self.folder is None else self.folder / "raw-backup"
 
-    def raw_writer(self, catalog: Any) -> RawWriter:
+    @property
+    def metadata_file(self) -> Path:
+        """Where a session's RunEngine may keep its metadata: its scan ids are this catalog's."""
+        return (state_folder() if self.folder is None else self.folder) / "run-engine.json"
+
+    def raw_writer(self, catalog: Any, raw: str | None = None) -> RawWriter:
         """Make the callback that writes raw runs; subscribe it first. See `catalog.raw.writer.raw_writer`."""
-        return raw_writer(catalog, self.backup_folder)
+        return raw_writer(catalog, self.backup_folder, raw=raw)
 
     def open(self) -> Any:
-        """Start the server, or connect: a `CatalogServer`, or the Tiled client of the root."""
+        """Start the server, or connect: a `CatalogServer`, or a Tiled client."""
         if self.folder is None:
             return connect(self.address)
         self.frames.mkdir(parents=True, exist_ok=True)
@@ -127,13 +130,13 @@ class ReconstructionConfig(LiveOptions):
     ----------
     model : str
         Name or folder of the model.
-    journal_dir : Path, optional
+    journal_dir, mask : Path, optional
         Relative to the configuration file.
     """
 
     model: str
 
-    _from_file = _beside_the_file("journal_dir")
+    _from_file = _beside_the_file("journal_dir", "mask")
 
     def live(self, catalog: Any, raw_writer: RawWriter | None = None) -> LiveReconstruction:
         """Start live reconstruction into a catalog; subscribe what this returns to a RunEngine, after `raw_writer`."""
@@ -185,7 +188,7 @@ class Config(_Section):
         ValueError
             In words: no such file, not TOML, or each wrong key with what is allowed.
         """
-        source = Path(path or os.environ.get(CONFIG_VARIABLE) or users_config()).expanduser()
+        source = Path(path or named_config() or users_config()).expanduser()
         try:
             values = tomllib.loads(source.read_text(encoding="utf-8"))
         except FileNotFoundError:

@@ -7,6 +7,7 @@ anybody asks it.
 
 from __future__ import annotations
 
+import inspect
 import sys
 import warnings
 from collections.abc import Callable, Sequence
@@ -147,9 +148,20 @@ def former(package: str) -> Callable[[str], Any]:
 class _CalledModule(ModuleType):
     """A module that has the name of a function of before: called, it is that function, and warns."""
 
+    @property
+    def _function(self) -> Any:
+        return vars(self)[self.__name__.rpartition(".")[2]]
+
+    @property
+    def __signature__(self) -> inspect.Signature:
+        return inspect.signature(self._function)
+
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         package, _, name = self.__name__.rpartition(".")
         return renamed(package, name, self.__name__, name)(*args, **kwargs)
+
+    # Above the class's own: what `help` and IPython's ``?`` show of a function.
+    __doc__ = property(lambda self: getattr(vars(self).get(self.__name__.rpartition(".")[2]), "__doc__", None))
 
 
 def called(module: str) -> None:
@@ -174,10 +186,25 @@ class FormerModule(ModuleType):
 
     def __getattr__(self, name: str) -> Any:
         old = self.__name__.removeprefix(f"{_PACKAGE}.")
+        if name == "__all__" and old in MODULES:
+            return self._names(old)
         if name.startswith("__") or old in _GONE:
             raise AttributeError(f"module {self.__name__!r} has no attribute {name!r}")
         module, _, new = NAMES.get(f"{old}.{name}", name).rpartition(":")
         return renamed(self.__name__, name, f"{_PACKAGE}.{module or MODULES[old]}", new)
+
+    def _names(self, old: str) -> list[str]:
+        """Give what ``import *`` takes: the successor's own names, by those of before where these were others."""
+        module = import_module(f"{_PACKAGE}.{MODULES[old]}")
+        own = [
+            name
+            for name, value in vars(module).items()
+            if not (name.startswith("_") or isinstance(value, ModuleType))
+            and getattr(value, "__module__", module.__name__) == module.__name__
+        ]
+        before = [name.rpartition(".")[2] for name in NAMES if name.rpartition(".")[0] == old]
+        renamed_now = {NAMES[f"{old}.{name}"] for name in before}
+        return sorted({*getattr(module, "__all__", own), *before} - renamed_now)
 
 
 class _Loader(Loader):

@@ -7,6 +7,9 @@ from pathlib import Path
 
 _NAME = "ptychonn"
 
+#: Names the configuration file when no path is given.
+CONFIG_VARIABLE = "PTYCHONN_CONFIG"
+
 
 def _base(variable: str, default: str) -> Path:
     return Path(os.environ.get(variable) or default).expanduser() / _NAME
@@ -38,6 +41,17 @@ def users_models() -> tuple[Path, ...]:
     if given:
         return tuple(Path(part).expanduser() for part in given.split(os.pathsep) if part)
     return (_base("XDG_DATA_HOME", "~/.local/share") / "models",)
+
+
+def named_config() -> Path | None:
+    """File that the environment names; None where it names none, and ValueError where there is no such file."""
+    name = os.environ.get(CONFIG_VARIABLE)
+    if not name:
+        return None
+    path = Path(name).expanduser()
+    if not path.is_file():
+        raise ValueError(f"{CONFIG_VARIABLE} names {name}, which is no file; mend it, or unset it")
+    return path
 
 
 def users_config() -> Path:

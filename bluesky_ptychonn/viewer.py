@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bluesky_ptychonn.catalog.results import plot
+from bluesky_ptychonn.plan_windows import windows_are_served
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -19,8 +21,11 @@ if TYPE_CHECKING:
 
     from bluesky_ptychonn.recon.mosaic.stitch import MosaicImage
 
+log = logging.getLogger(__name__)
+
 _UM = 1e6
 _LIVE_SIZE = (9.0, 8.0)  # inches
+_NOT_JUDGED = "0.55"  # grey
 
 
 def reconstruction_figure(
@@ -64,7 +69,7 @@ def reconstruction_figure(
     else:
         ours, theirs = _aligned_phases(image, truth)
         limits = plot.colour_limits(theirs[np.isfinite(ours)])
-        plot.draw_phase(axes[0, 0], image, theirs, "true phase", limits)
+        plot.draw_phase(axes[0, 0], image, theirs, "true phase", limits, known=True)
         plot.draw_phase(axes[0, 1], image, ours, "reconstructed phase", limits)
         plot.draw_amplitude(axes[0, 2], image)
     plot.draw_trust(axes[1, 0], image)
@@ -86,13 +91,19 @@ def _aligned_phases(image: MosaicImage, truth: NDArray[np.complex64]) -> tuple[N
 
 
 def _draw_trusted_points(axis: Axes, frames: pd.DataFrame, probe_diameter_m: float | None) -> None:
+    from matplotlib import colormaps
     from matplotlib.patches import Circle
 
     valid, x, y = plot.scan_points_um(frames)
     size = float(np.clip(6000 / max(len(frames), 1), 2.0, 30.0))
     trust = frames["trust"].to_numpy()[valid]
-    points = axis.scatter(x[valid], y[valid], s=size, c=trust, cmap="cividis", vmin=0, vmax=1, linewidths=0)
-    axis.figure.colorbar(points, ax=axis, shrink=0.85, label="trust of the frame")
+    judged = bool(np.isfinite(trust).any() or not len(trust))
+    colours = colormaps["cividis"].with_extremes(bad=_NOT_JUDGED)
+    points = axis.scatter(
+        x[valid], y[valid], s=size, c=trust, cmap=colours, vmin=0, vmax=1, linewidths=0, plotnonfinite=True
+    )
+    label = "trust of the frame" if judged else f"trust: {plot.NOT_JUDGED}"
+    axis.figure.colorbar(points, ax=axis, shrink=0.85, label=label)
     title = f"scan points: {valid.sum()} frames"
     if (~valid).any():
         axis.scatter(x[~valid], y[~valid], s=2 * size, c="tab:red", marker="x")
@@ -117,8 +128,11 @@ def _summary(image: MosaicImage, frames: pd.DataFrame) -> str:
         f"{covered:.0%} of it covered",
         f"{len(frames)} frames",
     ]
-    if len(frames):
-        lines.append(f"median trust {np.nanmedian(frames['trust'].to_numpy()):.2f}")
+    trust = frames["trust"].to_numpy()[frames["valid"].to_numpy(dtype=bool)]
+    if np.isfinite(trust).any():
+        lines.append(f"median trust {np.nanmedian(trust):.2f}")
+    elif len(trust):
+        lines.append(f"trust {plot.NOT_JUDGED}")
     return "\n".join(lines)
 
 
@@ -126,7 +140,9 @@ class LiveView:
     """A figure of the newest reconstruction that follows the catalog while scans run.
 
     A thread of its own reads the catalog; the RunEngine's thread is never asked for anything. Where matplotlib has a
-    window, the window's own timer draws what was read; elsewhere call `draw`, or let `path` be written.
+    window, the window's own timer draws what was read; elsewhere call `draw`, or let `path` be written. While a plan
+    runs, every RunEngine serves windows of Qt, which matplotlib takes where PySide6 is installed, and one that was made
+    with `WindowsDuringPlan` all windows; where neither is so, a line says it.
 
     Parameters
     ----------
@@ -173,6 +189,12 @@ class LiveView:
             self._timer.add_callback(self.draw)
             self._timer.start()
             self.figure.show()
+            if not windows_are_served():
+                log.warning(
+                    "LiveView: windows of %s do not move while a plan runs. Install PySide6, or make the RunEngine "
+                    "with RunEngine(during_task=WindowsDuringPlan())",
+                    plt.get_backend(),
+                )
 
     def draw(self) -> Figure | None:
         """Draw the newest snapshot into the figure, if it is not there yet; None while there is none at all."""
@@ -231,12 +253,12 @@ class LiveView:
     def _latest(self) -> Any:
         if hasattr(self._source, "result"):
             return self._source.result()
-        from bluesky_ptychonn.catalog.results.client import reconstructions
+        from bluesky_ptychonn.catalog.results.client import newest_with_image
 
-        found = reconstructions(self._source, limit=1)
-        if not found:
+        found = newest_with_image(self._source)
+        if found is None:
             raise LookupError("no reconstruction yet")
-        return found[0]
+        return found
 
 
 @dataclass(frozen=True)
@@ -254,7 +276,7 @@ class _Snapshot:
         figure = Figure(figsize=_LIVE_SIZE, layout="constrained") if figure is None else figure
         figure.clear()
         plot.draw_all(figure.subplots(2, 2, sharex=True, sharey=True), self.image, self.frames)
-        figure.suptitle(self.title, fontsize="medium")
+        plot.write_title(figure, self.title)
         return figure
 
 

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import re
+import tomllib
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 
 from bluesky_ptychonn.catalog.runs.data_keys import DataKeys
-from bluesky_ptychonn.config import CONFIG_VARIABLE, Config
+from bluesky_ptychonn.config import CONFIG_VARIABLE, Config, LearningSection, ReconstructionConfig
 from bluesky_ptychonn.live.pipeline.progress import Timing
-from bluesky_ptychonn.live.pipeline.settings import LiveKeywords, with_keywords
+from bluesky_ptychonn.live.pipeline.settings import LiveKeywords, fields_of, with_keywords
 
 FULL = """
 [catalog]
@@ -82,6 +86,57 @@ def test_live_reconstruction_is_given_the_whole_section(write, tmp_path, monkeyp
 def test_shipped_examples_can_be_read(repository, name) -> None:
     config = Config.load(repository / name)
     assert config.reconstruction.model == "simulated-zp64"
+
+
+def named(section: Any, where: str) -> set[str]:
+    """Every option of a section, by its place in the file."""
+    found: set[str] = set()
+    for name, kind in fields_of(section).items():
+        inner = named(kind, f"{where}.{name}")
+        found |= inner or {f"{where}.{name}"}
+    return found - {f"{where}.sources"}  # of a geometry: where it came from is found, not configured
+
+
+def said_in(text: str) -> dict[str, str]:
+    """Every assignment of a TOML file, also in a comment, with its value, by its place."""
+    table, said = "", {}
+    for line in text.splitlines():
+        if header := re.match(r"(?:# )?\[([\w.]+)\]$", line):
+            table = header[1]
+        elif assigned := re.match(r"(?:# )?(\w+) = (.*)$", line):
+            said[f"{table}.{assigned[1]}"] = assigned[2]
+    return said
+
+
+def test_the_example_says_every_option_of_a_reconstruction_and_of_learning(repository) -> None:
+    said = said_in((repository / "docs/how-to/ptychonn.toml").read_text())
+    options = named(ReconstructionConfig, "reconstruction") | named(LearningSection, "learning")
+    assert options - set(said) == {"reconstruction.geometry.wavelength_m"} & options  # instead of energy_ev
+    assert {"reconstruction.preprocess.crop", "reconstruction.refine.tune_probe", "learning.round.gain"} < options
+
+
+def test_each_value_of_the_example_is_taken(repository) -> None:
+    said = said_in((repository / "docs/how-to/ptychonn.toml").read_text())
+    geometry = "".join(f"{place.split('.')[-1]} = {value}\n" for place, value in said.items() if ".geometry." in place)
+    for place, value in said.items():
+        table, _, name = place.rpartition(".")
+        given = tomllib.loads(f"[{table}]\n{geometry if 'geometry' in table else f'{name} = {value}'}")
+        minimal = {"catalog": {"folder": "c"}, "reconstruction": {"model": "m"}}
+        if place == "catalog.address":
+            del minimal["catalog"]
+        sections = {key: {**minimal.get(key, {}), **given.get(key, {})} for key in {*minimal, *given}}
+        Config.model_validate(sections)
+
+
+def test_what_may_be_said_by_itself_is_taken_from_the_file_too(write, tmp_path) -> None:
+    more = 'x_key = "px"\nflush_s = 0.1\nmask = "mask.npy"\nrefine = true\n'
+    section = Config.load(write(f'[catalog]\nfolder = "c"\n[reconstruction]\nmodel = "m"\n{more}')).reconstruction
+    assert (section.keys, section.pace) == (DataKeys(x="px"), Timing(flush_s=0.1))
+    assert section.mask == tmp_path / "mask.npy"
+    with pytest.raises(ValueError, match=r"mask '.*/mask\.npy': no such file"):
+        with_keywords(section, {}, LiveKeywords)
+    np.save(tmp_path / "mask.npy", np.zeros((4, 4), bool))
+    assert with_keywords(section, {}, LiveKeywords) == section
 
 
 def test_the_environment_names_the_file(write, monkeypatch) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import subprocess
 import sys
 import warnings
@@ -108,6 +109,25 @@ def test_training_by_the_name_of_before() -> None:
         pytest.raises(TypeError, match="missing 2 required positional"),
     ):
         fit()
+
+
+def test_training_by_the_name_of_before_shows_what_it_takes() -> None:
+    from bluesky_ptychonn.recon.training import fit
+
+    assert inspect.signature(fit) == inspect.signature(bluesky_ptychonn.fit)
+    assert fit.__doc__ == bluesky_ptychonn.fit.__doc__
+
+
+@pytest.mark.parametrize(
+    ("module", "names"),
+    [("stream.live", "LiveReconstruction"), ("stream.progress", "Pace Progress Status"), ("recon.metrics", "ssim")],
+)
+def test_everything_of_a_module_of_before_can_be_imported_at_once(module, names) -> None:
+    namespace: dict = {}
+    with pytest.warns(DeprecationWarning, match="the old name goes with the next version"):
+        exec(f"from bluesky_ptychonn.{module} import *", namespace)
+    assert set(names.split()) <= set(namespace)
+    assert not {"np", "annotations", "Any", "Timing"} & set(namespace)
 
 
 def test_what_never_was_is_not_there() -> None:

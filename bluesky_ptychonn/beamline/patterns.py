@@ -19,6 +19,16 @@ MOST_POINTS = 1_000_000
 _ROUNDING = 1e-9  # so that 3.0 / 0.1 makes 30 steps, not 31
 
 
+class TooManyPointsError(ValueError):
+    """A field with more points than anybody means."""
+
+    most = MOST_POINTS
+
+    def __init__(self, message: str, count: int) -> None:
+        super().__init__(message)
+        self.count = count
+
+
 @dataclass(frozen=True)
 class ScanField:
     """A rectangular field and how to step over it.
@@ -64,9 +74,10 @@ class ScanField:
         if not 0 <= self.jitter <= 0.5:
             raise ValueError(f"jitter {self.jitter} must be 0 to 0.5 steps; more lets neighbours change places")
         if self.count > MOST_POINTS:
-            raise ValueError(
+            raise TooManyPointsError(
                 f"a field of {self.width:g} by {self.height:g} in steps of {self.step:g} has {self.count} points, "
-                f"more than {MOST_POINTS}; is the unit right?"
+                f"more than {MOST_POINTS}; is the unit right?",
+                self.count,
             )
 
     @property

@@ -6,6 +6,7 @@ model's card, not its weights.
 
 # No `from __future__ import annotations` here: the queue server reads annotations as objects, not as strings.
 
+import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -14,18 +15,23 @@ import bluesky.plans as bp
 import bluesky.preprocessors as bpp
 from bluesky.protocols import Locatable, Movable, Readable
 from bluesky.utils import Msg, MsgGenerator
-from cycler import Cycler, cycler
+from cycler import cycler
 
 from bluesky_ptychonn.beamline.patterns import Pattern, ScanField
+from bluesky_ptychonn.beamline.preflight import Preflight, ScanToCheck, check_limits
 from bluesky_ptychonn.beamline.start_document import (
     UM,
     ScanSetup,
+    check_number,
     grid_metadata,
     join_metadata,
+    readback_key,
     recorded_plan,
+    scan_field,
     spacing,
 )
-from bluesky_ptychonn.optics.geometry import to_metres
+from bluesky_ptychonn.card import ModelCard
+from bluesky_ptychonn.optics.geometry import Geometry, to_metres
 
 
 @recorded_plan
@@ -46,6 +52,7 @@ def ptycho_scan(
     probe_diameter_um: float | None = None,
     x_sign: int = 1,
     y_sign: int = 1,
+    preflight: Preflight = "warn",
     md: dict[str, Any] | None = None,
 ) -> MsgGenerator[str]:
     """Scan a rectangular field around an absolute position.
@@ -69,12 +76,17 @@ def ptycho_scan(
     seed : int
         Of the displacements.
     geometry : dict, optional
-        ``energy_ev``, ``distance_m``, ``pixel_pitch_m``, ``frame_shape``; taken from the camera where it has one.
+        ``energy_ev`` (of electrons ``wavelength_m``), ``distance_m``, ``pixel_pitch_m``, ``frame_shape``; taken from
+        the camera where it has one.
     probe_diameter_um : float, optional
         Illuminated diameter, µm, for the sampling and the dense equivalent in the start document; taken from the
         camera where it knows.
     x_sign, y_sign : int
         1 or -1: object coordinate = sign × motor readback.
+    preflight : {"warn", "refuse", "strict"}
+        What becomes of a scan that would have no image, because the geometry is not known, or the model does not take
+        these frames: a warning in the log, or a refusal. A catalog that does not answer within 2 s is a warning, for
+        nothing is lost by it; ``strict`` refuses for that too.
     md : dict, optional
         Metadata of the run.
 
@@ -88,9 +100,10 @@ def ptycho_scan(
     ValueError
         Before anything moves: for a wrong parameter, a motor without a length unit, or a field outside its limits.
     """
-    field = ScanField(width_um * UM, height_um * UM, step_um * UM, pattern, jitter, seed)
+    field = scan_field(width_um, height_um, step_um, pattern, jitter, seed)
     setup = ScanSetup(detectors, x_motor, y_motor, geometry, probe_diameter_um, x_sign, y_sign)
-    return (yield from _scan(setup, field, setup.metadata(field), (center_x_um * UM, center_y_um * UM), md))
+    _check(setup, preflight, md)
+    return (yield from _scan(setup, field, setup.metadata(field), _center(center_x_um, center_y_um), md))
 
 
 @recorded_plan
@@ -109,14 +122,16 @@ def rel_ptycho_scan(
     probe_diameter_um: float | None = None,
     x_sign: int = 1,
     y_sign: int = 1,
+    preflight: Preflight = "warn",
     md: dict[str, Any] | None = None,
 ) -> MsgGenerator[str]:
     """Scan a rectangular field around the present position, and go back there at the end.
 
     See `ptycho_scan` for the parameters.
     """
-    field = ScanField(width_um * UM, height_um * UM, step_um * UM, pattern, jitter, seed)
+    field = scan_field(width_um, height_um, step_um, pattern, jitter, seed)
     setup = ScanSetup(detectors, x_motor, y_motor, geometry, probe_diameter_um, x_sign, y_sign)
+    _check(setup, preflight, md)
     return (yield from _scan(setup, field, setup.metadata(field), None, md))
 
 
@@ -141,6 +156,7 @@ def sparse_ptycho_scan(
     probe_diameter_um: float | None = None,
     x_sign: int = 1,
     y_sign: int = 1,
+    preflight: Preflight = "refuse",
     md: dict[str, Any] | None = None,
 ) -> MsgGenerator[str]:
     """Scan a field as sparsely as a model was measured to allow.
@@ -157,8 +173,8 @@ def sparse_ptycho_scan(
         Spacing in µm, instead of the card's.
     allow_unmeasured : bool
         Accept a `step_um` at which the model's error was never measured.
-    center_x_um, center_y_um, pattern, jitter, seed, geometry, probe_diameter_um, x_sign, y_sign, md
-        See `ptycho_scan`. The probe's diameter is the card's unless given.
+    center_x_um, center_y_um, pattern, jitter, seed, geometry, probe_diameter_um, x_sign, y_sign, preflight, md
+        See `ptycho_scan`. The probe's diameter is the card's unless given; a scan without an image is refused.
 
     Returns
     -------
@@ -172,11 +188,12 @@ def sparse_ptycho_scan(
         a tolerance it cannot keep, or a spacing it was never measured at.
     """
     card, step_m = spacing(model, tolerated_error_rad, step_um, allow_unmeasured)
-    field = ScanField(width_um * UM, height_um * UM, step_m, pattern, jitter, seed)
+    field = scan_field(width_um, height_um, step_m / UM, pattern, jitter, seed)
     setup = ScanSetup(detectors, x_motor, y_motor, geometry, probe_diameter_um, x_sign, y_sign)
     tolerated = None if step_um else tolerated_error_rad
     metadata = {**setup.metadata(field, card), "tolerated_error_rad": tolerated}
-    return (yield from _scan(setup, field, metadata, (center_x_um * UM, center_y_um * UM), md))
+    _check(setup, preflight, md, card, None if allow_unmeasured else step_m)
+    return (yield from _scan(setup, field, metadata, _center(center_x_um, center_y_um), md))
 
 
 @recorded_plan
@@ -198,6 +215,7 @@ def rel_sparse_ptycho_scan(
     probe_diameter_um: float | None = None,
     x_sign: int = 1,
     y_sign: int = 1,
+    preflight: Preflight = "refuse",
     md: dict[str, Any] | None = None,
 ) -> MsgGenerator[str]:
     """Scan sparsely around the present position, and go back there at the end.
@@ -205,11 +223,34 @@ def rel_sparse_ptycho_scan(
     See `sparse_ptycho_scan` for the parameters.
     """
     card, step_m = spacing(model, tolerated_error_rad, step_um, allow_unmeasured)
-    field = ScanField(width_um * UM, height_um * UM, step_m, pattern, jitter, seed)
+    field = scan_field(width_um, height_um, step_m / UM, pattern, jitter, seed)
     setup = ScanSetup(detectors, x_motor, y_motor, geometry, probe_diameter_um, x_sign, y_sign)
     tolerated = None if step_um else tolerated_error_rad
     metadata = {**setup.metadata(field, card), "tolerated_error_rad": tolerated}
+    _check(setup, preflight, md, card, None if allow_unmeasured else step_m)
     return (yield from _scan(setup, field, metadata, None, md))
+
+
+def _center(x_um: float, y_um: float) -> tuple[float, float]:
+    for name, value in (("center_x_um", x_um), ("center_y_um", y_um)):
+        check_number(name, value, "µm")
+    return x_um * UM, y_um * UM
+
+
+def _check(
+    setup: ScanSetup,
+    preflight: Preflight,
+    md: Mapping[str, Any] | None,
+    card: ModelCard | None = None,
+    step_m: float | None = None,
+) -> None:
+    """Refuse or warn, before anything moves, where there can be no image; see `ScanToCheck`."""
+    given = (md or {}).get("ptychography") or {}
+    geometry = setup.known_geometry
+    if "geometry" in given:  # the caller's metadata win
+        told = given["geometry"]
+        geometry = None if told is None else Geometry.from_document(told, "md['ptychography']['geometry']")
+    ScanToCheck(setup.camera, geometry, card, step_m).check(str((md or {}).get("plan_name")), preflight)
 
 
 def _scan(
@@ -230,7 +271,10 @@ def _scan(
     at = field.points("x", "y", (middle[0] / per_metre[0], middle[1] / per_metre[1])).by_key()
     x, y = ([value * scale for value in at[axis]] for axis, scale in zip("xy", per_metre, strict=True))
     trajectory = cycler(setup.y_motor, y) + cycler(setup.x_motor, x)
-    check_limits(str((md or {}).get("plan_name")), trajectory)
+    for name, motor, scale in zip("xy", motors, per_metre, strict=True):
+        low, high = yield from read_limits(motor)
+        span_um, limits_um = (min(at[name]) / UM, max(at[name]) / UM), (low / scale / UM, high / scale / UM)
+        check_limits(str((md or {}).get("plan_name")), name, motor, span_um, limits_um, relative=center_m is None)
     dense, signs = metadata["dense_equivalent_frames"], {"x": setup.x_sign, "y": setup.y_sign}
     ptychography = {
         **metadata,
@@ -246,12 +290,21 @@ def _scan(
 
 
 def read_unit(motor: Any) -> MsgGenerator[str]:
-    """Read the unit of a motor: `egu` of ophyd's, `motor_egu` of ophyd-async's."""
+    """Read the unit of a motor: `egu` of ophyd's, `motor_egu` of ophyd-async's, else what its `describe` says."""
     unit = getattr(motor, "egu", None)
     if unit is None and hasattr(motor, "motor_egu"):
         unit = yield from bps.rd(motor.motor_egu)
+    if not unit and hasattr(motor, "describe"):
+        if inspect.iscoroutinefunction(motor.describe):  # ophyd-async's; it runs in the RunEngine's own loop
+            (task,) = yield from bps.wait_for([motor.describe])
+            described = task.result()
+        else:
+            described = motor.describe()
+        unit = (described.get(readback_key(motor)) or {}).get("units")
     if not unit:
-        raise ValueError(f"{motor.name}: says no engineering unit (egu); set it at the device, a length is needed")
+        raise ValueError(
+            f"{motor.name}: says no engineering unit (egu, or units of its data key); set it at the device"
+        )
     return str(unit)
 
 
@@ -263,13 +316,11 @@ def read_position(motor: Any) -> MsgGenerator[float]:
     return float((yield from bps.rd(motor)))
 
 
-def check_limits(name: str, trajectory: Cycler[Any, Any]) -> None:
-    """Refuse before anything moves: a scan that stops at a limit half-way wastes the sample's dose."""
-    for motor, positions in trajectory.by_key().items():
-        low, high = getattr(motor, "limits", None) or (0, 0)
-        first, last = min(positions), max(positions)
-        if low < high and not (low <= first and last <= high):
-            raise ValueError(
-                f"{name}: {motor.name} would move from {first:g} to {last:g} {motor.egu}, outside its soft limits "
-                f"{low:g} to {high:g} {motor.egu}. Move the centre, or make the field smaller"
-            )
+def read_limits(motor: Any) -> MsgGenerator[tuple[float, float]]:
+    """Read the soft limits of a motor, in its own unit; equal ones, such as (0, 0), mean none."""
+    if not hasattr(motor, "limits") and hasattr(motor, "low_limit_travel"):  # ophyd-async
+        low = yield from bps.rd(motor.low_limit_travel)
+        high = yield from bps.rd(motor.high_limit_travel)
+        return float(low), float(high)
+    low, high = getattr(motor, "limits", None) or (0, 0)
+    return float(low), float(high)

@@ -6,6 +6,7 @@ import os
 import threading
 import warnings
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,10 @@ from bluesky_ptychonn.beamline.camera import SimCamera
 from bluesky_ptychonn.beamline.start_document import axes_metadata, join_metadata
 from bluesky_ptychonn.optics.cxi import CxiScan, read_cxi
 from bluesky_ptychonn.optics.geometry import Geometry, to_metres
+from bluesky_ptychonn.optics.positions import spacing_m, thinned
 from bluesky_ptychonn.optics.simulate import illuminated_diameter_px
+
+_READING = ("entry", "crop", "bin", "centre", "check_far_field")
 
 
 class ReplaySource:
@@ -84,7 +88,7 @@ class ReplayBeamline:
 
     @classmethod
     def from_scan(
-        cls, scan: CxiScan | str | os.PathLike[str], folder: Path | str, *, egu: str = "mm", **camera: Any
+        cls, scan: CxiScan | str | os.PathLike[str], folder: Path | str, *, egu: str = "mm", **options: Any
     ) -> ReplayBeamline:
         """Put devices around a recorded scan.
 
@@ -96,10 +100,19 @@ class ReplayBeamline:
             Where the camera writes.
         egu : str
             Unit of the stage's axes.
-        **camera
-            ``documents``, ``exposure_s`` and faults, see `SimCamera`.
+        **options
+            ``entry``, ``crop``, ``bin``, ``centre`` and ``check_far_field``, with which a file is read, see `read_cxi`;
+            ``documents``, ``exposure_s`` and faults of the camera, see `SimCamera`.
+
+        Raises
+        ------
+        ValueError
+            From `read_cxi`, or when options for reading are given with a scan that is read already.
         """
-        recorded = scan if isinstance(scan, CxiScan) else read_cxi(scan)
+        reading = {name: options.pop(name) for name in _READING if name in options}
+        if reading and isinstance(scan, CxiScan):
+            raise ValueError(f"replay: {', '.join(reading)}: this scan is read already; give them to read_cxi")
+        recorded, camera = scan if isinstance(scan, CxiScan) else read_cxi(scan, **reading), options
         reach_m = 1.1 * max(np.abs(recorded.y_m).max(), np.abs(recorded.x_m).max(), 1e-6)
         stage = SimStage(name="stage", egu=egu, travel=float(reach_m) / to_metres(1.0, egu, "replay stage"))
         player = SimCamera(source=ReplaySource(recorded), stage=stage, folder=folder, **camera)
@@ -115,18 +128,25 @@ class ReplayBeamline:
 
 @plan  # type: ignore[untyped-decorator]  # bluesky's is
 def replay_scan(
-    beamline: ReplayBeamline, every: int = 1, first: int = 0, *, md: dict[str, Any] | None = None
+    beamline: ReplayBeamline,
+    every: int = 1,
+    first: int = 0,
+    *,
+    frames: Sequence[int] | None = None,
+    md: dict[str, Any] | None = None,
 ) -> MsgGenerator[str]:
-    """Play every n-th frame of a recorded scan.
+    """Play a recorded scan, or a part of it.
 
     Parameters
     ----------
     beamline : ReplayBeamline
         Stage and camera.
     every : int
-        1 plays all.
+        Play one frame in so many, spread evenly over the scanned area in both directions; 1 plays all.
     first : int
         Index of the first frame played.
+    frames : sequence of int, optional
+        Indices of the frames to play, in this order, instead of what `every` and `first` choose.
     md : dict, optional
         Metadata of the run.
 
@@ -138,7 +158,7 @@ def replay_scan(
     Raises
     ------
     ValueError
-        When no frame is left to play.
+        When no frame is left to play, or an index is not one of the scan.
     """
     recorded, stage = beamline.scan, beamline.stage
     if every < 1 or not 0 <= first < len(recorded):
@@ -146,24 +166,28 @@ def replay_scan(
             f"replay: every {every} and first {first} leave no frame of {len(recorded)}; "
             f"allowed: every from 1, first from 0 to {len(recorded) - 1}"
         )
-    chosen = np.arange(first, len(recorded), every)
+    chosen = thinned(recorded.y_m, recorded.x_m, every, first)
+    if frames is not None:
+        chosen = np.asarray(frames, np.intp)
+        if not chosen.size or chosen.min() < 0 or chosen.max() >= len(recorded):
+            raise ValueError(f"replay: frames must name some of 0 to {len(recorded) - 1}; got {list(frames)[:10]}")
+    how: dict[str, Any] = {"every": every, "first": first} if frames is None else {"frames": chosen.tolist()}
     per_metre = 1 / to_metres(1.0, stage.x.egu, stage.x.name)
     y, x = (positions[chosen] * per_metre for positions in (recorded.y_m, recorded.x_m))
     plan_metadata = {
         "plan_name": "replay_scan",
-        "plan_args": {"file": recorded.path.name, "every": every, "first": first},
+        "plan_args": {"file": recorded.path.name, **how},
         **axes_metadata(stage.x, stage.y),
     }
-    start = join_metadata(plan_metadata, _ptychography(beamline, chosen, every, first), md)
+    start = join_metadata(plan_metadata, _ptychography(beamline, chosen, how), md)
     trajectory = cycler(stage.y, y.tolist()) + cycler(stage.x, x.tolist())
     return (yield from bp.scan_nd([beamline.camera], trajectory, md=start))
 
 
-def _ptychography(beamline: ReplayBeamline, chosen: NDArray[np.intp], every: int, first: int) -> dict[str, Any]:
+def _ptychography(beamline: ReplayBeamline, chosen: NDArray[np.intp], how: dict[str, Any]) -> dict[str, Any]:
     """Compose what the start document says under ``ptychography``, for the `chosen` frames."""
     recorded, stage, camera = beamline.scan, beamline.stage, beamline.camera
-    # The whole scan's spacing, thinned: every n-th frame of an area leaves n times the area to each.
-    step_m = recorded.nearest_m * float(np.sqrt(every))
+    step_m = spacing_m(recorded.y_m[chosen], recorded.x_m[chosen])
     diameter_m = camera.probe_diameter_m
     return {
         "geometry": recorded.geometry.model_dump(mode="json"),
@@ -172,18 +196,19 @@ def _ptychography(beamline: ReplayBeamline, chosen: NDArray[np.intp], every: int
         "y_key": stage.y.name,
         "x_sign": 1,
         "y_sign": 1,
-        "pattern": f"replay, every {every}",
+        "pattern": f"replay, every {how['every']}" if "every" in how else "replay, chosen frames",
         "step_m": step_m,
         "extent_m": {
             name: [float(positions[chosen].min()), float(positions[chosen].max())]
             for name, positions in (("x", recorded.x_m), ("y", recorded.y_m))
         },
-        "sampling": None if diameter_m is None else step_m / diameter_m,
+        "sampling": None if diameter_m is None or step_m is None else step_m / diameter_m,
         "probe_diameter_m": diameter_m,
         "dense_equivalent_frames": len(recorded),
         "dose_saved_fraction": 1 - len(chosen) / len(recorded),
         "model": None,
         "tolerated_error_rad": None,
         "recorded_file": recorded.path.name,
-        "recorded_index": {"first": first, "every": every},
+        "recorded_corrections": list(recorded.corrections),
+        "recorded_index": how,
     }

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from numbers import Real
 from typing import Any, ParamSpec
 
-from bluesky.protocols import Readable
+from bluesky.protocols import Movable, Readable
 from bluesky.utils import MsgGenerator, plan
 from cycler import Cycler
 
-from bluesky_ptychonn.beamline.patterns import ScanField
+from bluesky_ptychonn.beamline.patterns import Pattern, ScanField, TooManyPointsError
 from bluesky_ptychonn.card import DENSE_SAMPLING, ModelCard, load_card
 from bluesky_ptychonn.optics.geometry import Geometry
 
@@ -39,6 +41,7 @@ def recorded_plan(function: Callable[_Arguments, MsgGenerator[str]]) -> Callable
         except TypeError as error:
             raise TypeError(f"{function.__name__}(): {error}") from None
         bound.apply_defaults()
+        _check_devices(bound.arguments)
         arguments = {name: value for name, value in bound.arguments.items() if name != "md"}
         named = {name: arguments[name].name for name in ("x_motor", "y_motor")}
         arguments |= {"detectors": [detector.name for detector in arguments["detectors"]], **named}
@@ -52,11 +55,59 @@ def recorded_plan(function: Callable[_Arguments, MsgGenerator[str]]) -> Callable
     return call
 
 
+def _check_devices(arguments: Mapping[str, Any]) -> None:
+    """Refuse, in words (ValueError), what are no detectors in a list, and no two motors."""
+    detectors, motors = arguments["detectors"], [arguments[name] for name in ("x_motor", "y_motor")]
+    if isinstance(detectors, str) or not isinstance(detectors, Iterable):
+        name = getattr(detectors, "name", repr(detectors))
+        raise ValueError(f"detectors: {name} is not a list; give the camera in one, [{name}]")
+    for detector in detectors:
+        if not isinstance(detector, Readable):
+            raise ValueError(f"detectors: {detector!r} cannot be read; give devices, the camera first")
+    for name, motor in zip(("x_motor", "y_motor"), motors, strict=True):
+        if not (isinstance(motor, Movable) and hasattr(motor, "name")):
+            raise ValueError(f"{name}: {motor!r} cannot be moved; give a motor")
+    if motors[0] is motors[1]:
+        raise ValueError(f"x_motor and y_motor are both {motors[0].name}; a scan needs two motors, one along each axis")
+
+
+def scan_field(
+    width_um: float, height_um: float, step_um: float, pattern: Pattern, jitter: float, seed: int
+) -> ScanField:
+    """Field in m of a plan's arguments in µm; ValueError names the argument, what was given, and what is allowed."""
+    lengths = {"width_um": width_um, "height_um": height_um, "step_um": step_um}
+    for name, value in lengths.items():
+        check_number(name, value, "µm", above=0 if name == "step_um" else None)
+        if value < 0:
+            raise ValueError(f"{name} {value} µm must be 0 or more")
+    check_number("jitter", jitter, "steps")
+    try:
+        return ScanField(width_um * UM, height_um * UM, step_um * UM, pattern, jitter, seed)
+    except TooManyPointsError as error:
+        raise ValueError(
+            f"width_um {width_um:g}, height_um {height_um:g} and step_um {step_um:g} make {error.count} points, more "
+            f"than {error.most}; lengths are in µm"
+        ) from None
+
+
+def check_number(name: str, value: Any, unit: str, above: float | None = None) -> None:
+    """Refuse, in words (ValueError), what is no finite number, or not above another."""
+    if isinstance(value, bool) or not isinstance(value, Real) or not math.isfinite(value):
+        raise ValueError(f"{name} {value!r} must be a finite number, in {unit}")
+    if above is not None and value <= above:
+        raise ValueError(f"{name} {value} {unit} must be above {above}")
+
+
 def spacing(
     model: str | None, tolerated_error_rad: float, step_um: float | None, allow_unmeasured: bool
 ) -> tuple[ModelCard | None, float]:
-    """Card, and step in m, refusing in words a step the model was never measured at."""
+    """Card, and step in m, refusing in words a model without its probe, or a step it was never measured at."""
     card = load_card(model) if model is not None else None
+    if step_um is not None:
+        check_number("step_um", step_um, "µm", above=0)
+    check_number("tolerated_error_rad", tolerated_error_rad, "rad")
+    if card is not None:
+        card.check_probe()
     if step_um is None:
         if card is None:
             raise ValueError("sparse scan: give model= (its card says the spacing), or step_um=")
@@ -94,12 +145,9 @@ class ScanSetup:
     def metadata(self, field: ScanField, card: ModelCard | None = None) -> dict[str, Any]:
         """Compose what the start document says under ``ptychography`` of a field (m) and the model to reconstruct it.
 
-        ValueError for a geometry that lacks something or does not fit the model, or a probe's diameter not above 0.
+        ValueError for a geometry that lacks something, or a probe's diameter not above 0.
         """
-        camera: Any = next((d for d in self.detectors if hasattr(d, "image_key")), self.detectors[0])
-        geometry = self._geometry(camera)
-        if card is not None and geometry is not None:
-            card.check_geometry(geometry)
+        camera, geometry = self.camera, self.known_geometry
         diameter_m = self._probe_diameter_m(camera, card)
         return {
             "geometry": None if geometry is None else geometry.model_dump(mode="json"),
@@ -119,17 +167,23 @@ class ScanSetup:
             "expected_error_rad": _expected_error(card, field.step),
         }
 
-    def _geometry(self, camera: Any) -> Geometry | None:
+    @property
+    def camera(self) -> Any:
+        """The detector with the images."""
+        return next((d for d in self.detectors if hasattr(d, "image_key")), self.detectors[0])
+
+    @property
+    def known_geometry(self) -> Geometry | None:
+        """What the caller says of the geometry, else the camera; ValueError where that is not usable."""
         if self.geometry is not None:
             return Geometry.from_document(self.geometry, "plan argument geometry")
-        known = getattr(camera, "geometry", None)
+        known = getattr(self.camera, "geometry", None)
         return known if isinstance(known, Geometry) else None
 
     def _probe_diameter_m(self, camera: Any, card: ModelCard | None) -> float | None:
         given_um = self.probe_diameter_um
         if given_um is not None:
-            if not given_um > 0:
-                raise ValueError(f"probe_diameter_um {given_um} µm must be above 0")
+            check_number("probe_diameter_um", given_um, "µm", above=0)
             return given_um * UM
         if card is not None and card.probe is not None:
             return card.probe.diameter_m

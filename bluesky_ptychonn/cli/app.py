@@ -21,6 +21,7 @@ from bluesky_ptychonn.cli.serve import serve
 from bluesky_ptychonn.cli.status import status
 from bluesky_ptychonn.cli.train import train
 from bluesky_ptychonn.cli.view import view
+from bluesky_ptychonn.paths import named_config
 from bluesky_ptychonn.processors import wait_passively
 
 #: Set to see the traceback behind an error's sentence.
@@ -50,6 +51,7 @@ def _options(
     ] = False,
 ) -> None:
     """Take what stands before the command."""
+    named_config()  # a configuration that is not there is no command's, whether it would read it or not
 
 
 def main() -> None:

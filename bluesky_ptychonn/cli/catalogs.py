@@ -22,11 +22,14 @@ CATALOG_VARIABLE = "PTYCHONN_CATALOG"
 CatalogOption = Annotated[
     str,
     typer.Option(
-        envvar=CATALOG_VARIABLE, help="folder of a catalog, http(s) address, or Tiled profile", show_default=False
+        envvar=CATALOG_VARIABLE,
+        help="folder of a catalog, http(s) address (…/api/v1/metadata/NAME of a container), or Tiled profile",
+        show_default=False,
     ),
 ]
 ReconstructionArgument = Annotated[
-    str, typer.Argument(help="uid of a reconstruction or of a run, or the first letters of either; 'latest'")
+    str,
+    typer.Argument(help="uid of a reconstruction or of a run, first letters of either, a run's scan id, or 'latest'"),
 ]
 RunArgument = Annotated[str, typer.Argument(help="uid of the run, its first letters, its scan id, or 'latest'")]
 DeviceOption = Annotated[str, typer.Option(help="auto, cpu or cuda")]
@@ -36,26 +39,27 @@ AlsoCatalogOption = Annotated[
 ]
 ModelArgument = Annotated[str, typer.Argument(help="name, name/version, or folder of a model")]
 MODEL_HELP = "name of the model (the catalog's champion, where it has one), name/version, or folder"
+_SCAN_ID_DIGITS = 18  # that any database can be asked for
 _LOOK_BACK = 300  # newest entries among which a shortened uid is looked for: the most Tiled gives at once
 
 
 @contextlib.contextmanager
 def open_catalog(catalog: str) -> Iterator[Any]:
-    """Tiled client of a catalog's root; a folder that nobody serves is served meanwhile. ValueError for none at all."""
-    from bluesky_ptychonn.catalog.connection.connect import LOCK_FILE
-    from bluesky_ptychonn.catalog.connection.server import connect, serve_catalog
+    """Tiled client of a catalog; a folder that nobody serves is served meanwhile. ValueError for none at all."""
+    from bluesky_ptychonn.catalog.connection.connect import LOCK_FILE, connect_catalog
+    from bluesky_ptychonn.catalog.connection.server import serve_catalog
     from bluesky_ptychonn.cli.local_session import FRAMES
 
     folder = Path(catalog).expanduser()
     if catalog.startswith(("http://", "https://")) or not folder.is_dir():
         if os.sep in catalog and "://" not in catalog:
             raise ValueError(f"{catalog}: no such folder; give a catalog's folder, http(s) address or Tiled profile")
-        yield connect(catalog)
+        yield connect_catalog(catalog)
         return
     if not (folder / "catalog.db").is_file():
         raise ValueError(f"{folder}: no catalog is here (no catalog.db); 'ptychonn serve {folder}' would make one")
     if is_locked(folder / LOCK_FILE):  # a server has it
-        yield connect(folder)
+        yield connect_catalog(folder)
         return
     with serve_catalog(folder, readable=[folder / FRAMES]) as server:
         yield server.client
@@ -77,39 +81,69 @@ def split_name(name: str) -> tuple[str, str | None]:
 
 
 def check_model(model: str) -> None:
-    """Refuse an unknown version or folder before a server is started; a bare name only the catalog may know."""
+    """Refuse an unknown version or folder, or one without its probe, before a server is started.
+
+    A bare name only the catalog may know.
+    """
     from bluesky_ptychonn.card import load_card
     from bluesky_ptychonn.catalog.registry.champion import bare_name
 
     if not bare_name(model):
-        load_card(model)
+        load_card(model).check_probe()
 
 
 def find_reconstruction(root: Any, which: str) -> Any:
-    """Find the newest reconstruction that `which` names; LookupError for none, or where it fits several runs."""
-    from bluesky_ptychonn.catalog.results.client import reconstructions
+    """Find the newest reconstruction with an image that `which` names, or else a refused attempt, which says why.
 
-    if which == "latest":
-        found = reconstructions(root, limit=1)
-        if not found:
-            raise LookupError("no reconstruction is in this catalog yet")
-        return found[0]
-    if which in root["processed"]:
+    LookupError for none, or where it fits several runs.
+    """
+    from bluesky_ptychonn.catalog.results.client import newest_with_image, reconstructions
+
+    latest = which == "latest"
+    with contextlib.suppress(KeyError):
         return root["processed"][which]
-    found = reconstructions(root, raw=which, limit=1)
-    if found:
-        return found[0]
+    found = newest_with_image(root, raw=None if latest else which)
+    if found is not None:
+        return found
+    scan = _of_scan(root, int(which)) if which.isdecimal() and len(which) <= _SCAN_ID_DIGITS else None
     fits = [
         result
-        for result in reconstructions(root, limit=_LOOK_BACK)
-        if result.path_parts[-1].startswith(which) or result.metadata["raw"]["uid"].startswith(which)
+        for status in (None, "failed")
+        for result in reconstructions(root, status=status, limit=_LOOK_BACK)
+        if latest or result.path_parts[-1].startswith(which) or result.metadata["raw"]["uid"].startswith(which)
     ]
     runs = {result.metadata["raw"]["uid"] for result in fits}
-    if len(runs) > 1:
+    if scan is not None and runs - {scan.metadata["raw"]["uid"]}:
+        both = f"the scan id of run {scan.metadata['raw']['uid']} and the beginning of {min(runs)}"
+        raise LookupError(f"{which!r} is {both}; give more of the uid")
+    if scan is not None:
+        return scan
+    if not latest and len(runs) > 1:
         raise LookupError(f"{which!r} fits {len(runs)} runs; give more of the uid")
     if not fits:
-        raise LookupError(f"no reconstruction {which!r}, nor one of a run {which!r}, is in this catalog")
-    return fits[0]
+        named = "" if latest else f" {which!r}, nor one of a run {which!r},"
+        raise LookupError(f"no reconstruction{named} is in this catalog{' yet' if latest else ''}")
+    return next((result for result in fits if result.metadata.get("mosaic")), fits[0])
+
+
+def _of_scan(root: Any, scan_id: int) -> Any:
+    """Find the newest reconstruction of a scan id with an image, else a refused attempt; None for neither."""
+    from bluesky_ptychonn.catalog.results.client import newest_with_image, reconstructions
+
+    refused = reconstructions(root, raw=scan_id, status="failed", limit=1)
+    return newest_with_image(root, raw=scan_id) or next(iter(refused), None)
+
+
+def refused_later(root: Any, result: PtychoReconstruction) -> list[str]:
+    """Say which attempts that were refused are newer than a reconstruction."""
+    from bluesky_ptychonn.catalog.results.client import reconstructions
+
+    newer = [
+        one
+        for one in reconstructions(root, status="failed", limit=5)
+        if one.metadata["time_created"] > result.metadata["time_created"]
+    ]
+    return [f"later, scan {one.metadata['raw'].get('scan_id')} was refused: {'; '.join(one.problems)}" for one in newer]
 
 
 def echo_result(result: PtychoReconstruction, *notes: str) -> None:
@@ -118,7 +152,5 @@ def echo_result(result: PtychoReconstruction, *notes: str) -> None:
 
 
 def run_key(which: str) -> str | int:
-    """Turn what a user types for a run into what the catalog looks up: a uid or its beginning, a scan id, -1."""
-    if which == "latest":
-        return -1
-    return int(which) if which.isdigit() and len(which) < 6 else which
+    """Turn what a user types for a run into what `find_run` looks up: -1 for the latest, else what was typed."""
+    return -1 if which == "latest" else which

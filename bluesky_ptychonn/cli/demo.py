@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from bluesky_ptychonn.cli.catalogs import DeviceOption
+from bluesky_ptychonn.cli.options import GivenOptions, takes_reconstruction_options
+from bluesky_ptychonn.live.pipeline.settings import LiveOptions
 
 if TYPE_CHECKING:
     import numpy as np
@@ -30,6 +31,7 @@ _REPORT = (
 )  # fmt: skip
 
 
+@takes_reconstruction_options(LiveOptions, without=("geometry", "keys", "raw", "journal_dir"))
 def demo(
     out: Annotated[Path, typer.Option(help="folder for catalog, picture and report")] = Path("demo-output"),
     model: Annotated[str, typer.Option(help="name or folder of the model")] = MODEL,
@@ -39,16 +41,23 @@ def demo(
     tolerated_error: Annotated[float, typer.Option(help="phase error you accept, rad; sets the step")] = 0.06,
     step_um: Annotated[float | None, typer.Option(help="step, µm, instead of the tolerated error's")] = None,
     exposure_s: Annotated[float, typer.Option(help="time of one exposure, s")] = 0.05,
-    device: DeviceOption = "auto",
+    *,
+    given: GivenOptions,
 ) -> None:
     """Scan a simulated sample sparsely, reconstruct it while it is scanned, query it, and draw it."""
     from bluesky_ptychonn.beamline.plans import sparse_ptycho_scan
     from bluesky_ptychonn.beamline.sim import SimulatedBeamline
-    from bluesky_ptychonn.cli.local_session import CATALOG, open_local_session, save_picture, write_report
+    from bluesky_ptychonn.beamline.start_document import UM, scan_field, spacing
+    from bluesky_ptychonn.card import load_card
+    from bluesky_ptychonn.cli import local_session as local
 
+    # What can be refused is refused before anything is started.
+    _, step_m = spacing(model, tolerated_error, step_um, False)
+    scan_field(field_um, field_um, step_m / UM, "jittered", 0.1, 0)
     started = time.perf_counter()
-    typer.echo(f"starting the catalog in {out / CATALOG}, and a worker with the model {model} ...")
-    with open_local_session(out, model, device=device) as session:
+    keywords = given.keywords(load_card(model), local.local_options(out))
+    typer.echo(f"starting the catalog in {out / local.CATALOG}, and a worker with the model {model} ...")
+    with local.open_local_session(out, model, **keywords) as session:
         beamline = SimulatedBeamline.demo(session.frames, sample, seed, exposure_s=exposure_s)
         plan = functools.partial(
             sparse_ptycho_scan,
@@ -72,12 +81,12 @@ def demo(
         truth = beamline.experiment.truth_on(image.origin_m, image.amplitude.shape)
         known = {**session.report(result), **_judge(result, image, truth), "scan_slowdown": round(slowdown, 3)}
         report = {key: known[key] for key in _REPORT}
-        _query(out / CATALOG, uid)
+        _query(out / local.CATALOG, uid)
         picture, diameter_m = out / PICTURE, beamline.experiment.probe_diameter_m
-        save_picture(picture, result, _title(report), truth=truth, probe_diameter_m=diameter_m)
+        local.save_picture(picture, result, _title(report), truth=truth, probe_diameter_m=diameter_m)
     typer.echo(f"\n{_summary(report)}")
     took_s = time.perf_counter() - started
-    typer.echo(f"picture {picture}, report {write_report(out, report)}, {took_s:.0f} s in all")
+    typer.echo(f"picture {picture}, report {local.write_report(out, report)}, {took_s:.0f} s in all")
     typer.echo(f"look again: ptychonn view {report['reconstruction_uid'][:8]} --catalog {out / report['catalog']}")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -28,10 +29,22 @@ def export(
 ) -> None:
     """Write a reconstruction into a file, with its positions, pixel size and where it came from."""
     write = writer_for(to)
+    check_output(to)
     with open_catalog(catalog) as root:
         result = find_reconstruction(root, which)
         write(to, result.mosaic(), result.frames, dict(result.metadata))
         typer.echo(f"{result!r}\nin {to}")
+
+
+def check_output(path: Path) -> None:
+    """Refuse, in words (ValueError) and before any work, a file that cannot be written."""
+    folder = path.expanduser().absolute().parent
+    if not folder.is_dir():
+        raise ValueError(f"{path}: there is no folder {folder}; make it, or name a file elsewhere")
+    if path.is_dir():
+        raise ValueError(f"{path} is a folder; name a file in it")
+    if not os.access(path if path.exists() else folder, os.W_OK):
+        raise ValueError(f"{path}: may not be written to; name a file elsewhere")
 
 
 Writer = Callable[[Path, "MosaicImage", "pd.DataFrame", dict[str, Any]], None]

@@ -6,9 +6,12 @@ from typing import Annotated
 
 import typer
 
+from bluesky_ptychonn.catalog.connection.connect import RAW
 from bluesky_ptychonn.cli.catalogs import CatalogOption, RunArgument, open_catalog, run_key
+from bluesky_ptychonn.cli.options import GivenOptions, takes_reconstruction_options
 
 
+@takes_reconstruction_options(only=("geometry", "keys", "preprocess", "raw"))
 def label(
     catalog: CatalogOption,
     run: RunArgument,
@@ -21,16 +24,28 @@ def label(
     ] = None,
     device: Annotated[str, typer.Option(help="cpu or cuda")] = "cpu",
     again: Annotated[bool, typer.Option(help="make it anew where it is there")] = False,
+    *,
+    given: GivenOptions,
 ) -> None:
-    """Let an iterative solver (pty-chi) reconstruct an overlapped run, and keep the label in the same catalog."""
+    """Let an iterative solver (pty-chi) reconstruct an overlapped run, and keep the label in the same catalog.
+
+    pty-chi is not installed with this package. Give it an interpreter of its own (python -m venv ~/peer, then
+    ~/peer/bin/pip install ptychi==2.2.0) and name that in PTYCHONN_PEER_PYTHON.
+    """
+    from bluesky_ptychonn.card import load_card
     from bluesky_ptychonn.catalog.runs.measured import ProbeSetup
+    from bluesky_ptychonn.catalog.runs.stored_documents import find_run
     from bluesky_ptychonn.live.batch.label import label as make_label
     from bluesky_ptychonn.recon.solver.labelling import MOST_SAMPLING
 
     ProbeSetup.from_source(model, probe)  # an unknown model or file is said before a server is started
     with open_catalog(catalog) as root:
+        stored = find_run(root, run_key(run), given.get("raw", RAW))
+        said = stored.metadata["start"].get("ptychography") or {}
+        keywords = given.keywords(None if model is None else load_card(model), recorded=said.get("geometry"))
+        typer.echo("solving, which takes from seconds to many minutes ...")
         result = make_label(
-            run_key(run),
+            stored,
             root,
             model=model,
             probe=probe,
@@ -39,6 +54,7 @@ def label(
             most_sampling=MOST_SAMPLING if most_sampling is None else most_sampling,
             device=device,
             again=again,
+            **keywords,
         )
         typer.echo(repr(result))
         metadata = result.metadata

@@ -28,7 +28,9 @@ def learn(
         str | None, typer.Option(help="only runs that began later: a day or a time, as 2026-01-31 or 2026-01-31T18:30")
     ] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu or cuda")] = None,
-    config: Annotated[Path | None, typer.Option(help="configuration file, for its [learning]")] = None,
+    config: Annotated[
+        Path | None, typer.Option(help="configuration file, for its [learning]; by default the session's")
+    ] = None,
     once: Annotated[bool, typer.Option(help="learn from what there is, and end")] = False,
     history: Annotated[bool, typer.Option(help="say what was decided until now, and end")] = False,
 ) -> None:
@@ -38,8 +40,10 @@ def learn(
     """
     began = None if since is None else _parse_time(since)
     from bluesky_ptychonn.config import Config, LearningSection
+    from bluesky_ptychonn.paths import named_config, users_config
 
-    section = LearningSection() if config is None else Config.load(config).learning
+    there = config or named_config() or (users_config() if users_config().is_file() else None)
+    section = LearningSection() if there is None else Config.load(there).learning
     given = {key: value for key, value in (("share", share), ("device", device)) if value is not None}
     settings = LearningSection.model_validate({**section.model_dump(), **given})
     with open_catalog(catalog) as root:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import json
+import logging
 import threading
 import time
 from collections.abc import Iterator
@@ -13,6 +14,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+from bluesky_ptychonn.cli.progress import PlainLines
+from bluesky_ptychonn.live.pipeline.progress import Timing
+from bluesky_ptychonn.live.pipeline.settings import LiveOptions
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -49,7 +54,7 @@ class LocalSession:
         if reconstruct:
             tokens.append(self.engine.subscribe(self.live))
         try:
-            with _progress_bars(title, counter, self.live if reconstruct else None):
+            with _without_traceback(), _progress_bars(title, counter, self.live if reconstruct else None):
                 started = time.perf_counter()
                 self.engine(plan)
                 took = time.perf_counter() - started
@@ -103,28 +108,25 @@ class LocalSession:
 
 
 @contextlib.contextmanager
-def open_local_session(folder: Path, model: str, *, device: str = "auto") -> Iterator[LocalSession]:
+def open_local_session(folder: Path, model: Any, **keywords: Any) -> Iterator[LocalSession]:
     """Serve the catalog of `folder`, make a RunEngine that writes into it, and start the worker of `model`.
 
-    The folder gets ``catalog/`` with ``frames/`` in it, and ``journal/``; what is there already stays.
+    Keywords are those of `LiveReconstruction`, over `local_options`. The folder gets ``catalog/`` with ``frames/`` in
+    it, and ``journal/``; what is there already stays.
     """
     from bluesky_ptychonn.catalog.connection.server import serve_catalog
     from bluesky_ptychonn.catalog.raw.writer import raw_writer
     from bluesky_ptychonn.live.callback import LiveReconstruction
-    from bluesky_ptychonn.live.pipeline.progress import Timing
-    from bluesky_ptychonn.live.pipeline.settings import LiveOptions
 
     # Ten seconds of imports, done while the server is busy with its own.
     imports = threading.Thread(target=importlib.import_module, args=("bluesky_tiled_plugins",), daemon=True)
     imports.start()
     frames = folder / CATALOG / FRAMES
     frames.mkdir(parents=True, exist_ok=True)
-    # No scan waits for the server here, so ours may ask more of it.
-    options = LiveOptions(device=device, journal_dir=folder / JOURNAL, pace=Timing(share=0.5))
     with (
         serve_catalog(folder / CATALOG, readable=[frames]) as server,
         contextlib.closing(raw_writer(server, folder / BACKUP)) as writer,
-        LiveReconstruction(model, server, options, raw_writer=writer) as live,
+        LiveReconstruction(model, server, local_options(folder), raw_writer=writer, **keywords) as live,
     ):
         imports.join()
         from bluesky import RunEngine
@@ -133,6 +135,12 @@ def open_local_session(folder: Path, model: str, *, device: str = "auto") -> Ite
         engine.subscribe(writer)
         live.wait_ready()
         yield LocalSession(server, engine, live, frames, folder / BACKUP)
+
+
+def local_options(folder: Path) -> LiveOptions:
+    """Options of a session in this folder, before a user says anything."""
+    # No scan waits for the server here, so ours may ask more of it.
+    return LiveOptions(journal_dir=folder / JOURNAL, pace=Timing(share=0.5))
 
 
 def save_picture(path: Path, result: PtychoReconstruction, title: str, **options: Any) -> None:
@@ -176,21 +184,36 @@ class _Counter:
 
 
 @contextlib.contextmanager
+def _without_traceback() -> Iterator[None]:
+    """Keep the RunEngine's traceback of a plan that fails to its other handlers: the error is raised, and said once."""
+    handler = logging.NullHandler()  # as long as there is one, Python does not print by itself
+    logger = logging.getLogger("bluesky")
+    logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+
+
+@contextlib.contextmanager
 def _progress_bars(title: str, counter: _Counter, live: LiveReconstruction | None) -> Iterator[None]:
     """Show exposed and reconstructed frames, from a thread of its own: the scan must not wait for a terminal."""
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
     columns = (TextColumn("{task.description:<24}"), BarColumn(), MofNCompleteColumn(), TextColumn("frames"))
     progress = Progress(*columns, TimeElapsedColumn(), TextColumn("{task.fields[note]}"), refresh_per_second=2)
+    lines = None if progress.console.is_terminal else PlainLines(title)
     exposed = progress.add_task(title, total=None, note="")
     done = progress.add_task("  reconstructed live", total=None, note="") if live is not None else None
     over = threading.Event()
 
     def show() -> None:
         progress.update(exposed, completed=counter.events, total=counter.expected)
-        if live is None or done is None:
+        run = None if live is None else live.status.runs.get(counter.uid)
+        if lines is not None:
+            lines(counter.events, counter.expected, "" if run is None else f"{run.done} reconstructed")
+        if done is None:
             return
-        run = live.status.runs.get(counter.uid)
         if run is not None:
             note = f"{run.lag_s:.2f} s behind" if run.lag_s is not None and not run.finished else ""
             progress.update(done, completed=run.done, total=counter.expected, note=note)

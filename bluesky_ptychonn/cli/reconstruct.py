@@ -8,49 +8,62 @@ from typing import Annotated, Any
 
 import typer
 
+from bluesky_ptychonn.catalog.connection.connect import RAW
 from bluesky_ptychonn.cli.catalogs import (
     MODEL_HELP,
     CatalogOption,
-    DeviceOption,
     RunArgument,
     check_model,
     echo_result,
     open_catalog,
     run_key,
 )
+from bluesky_ptychonn.cli.options import (
+    GivenOptions,
+    ProbeOption,
+    ProbePixelOption,
+    takes_reconstruction_options,
+    with_probe,
+)
+from bluesky_ptychonn.cli.progress import show_progress
+
+# Of `reconstruct`, which has a timing of its own and keeps no results on disk.
+_takes_options = takes_reconstruction_options(without=("pace", "spool_mib"))
 
 
+@_takes_options
 def reconstruct(
     catalog: CatalogOption,
     run: RunArgument,
     model: Annotated[str, typer.Option(help=MODEL_HELP)],
-    device: DeviceOption = "auto",
-    refine: Annotated[bool, typer.Option(help="refine the mosaic by sweeps of the physics through the probe")] = False,
-    tune_probe: Annotated[
-        bool, typer.Option(help="refine with the probe tuned to this run first, for optics that drift")
-    ] = False,
-    energy_ev: Annotated[float | None, typer.Option(help="photon energy, eV, where the run does not say")] = None,
-    distance_m: Annotated[float | None, typer.Option(help="sample to detector, m")] = None,
-    pixel_pitch_m: Annotated[float | None, typer.Option(help="detector pixel pitch, m")] = None,
+    probe: ProbeOption = None,
+    probe_pixel_m: ProbePixelOption = None,
+    *,
+    given: GivenOptions,
 ) -> None:
     """Reconstruct a run of the catalog with a model; the result goes into the same catalog."""
-    from bluesky_ptychonn.card import load_card
-    from bluesky_ptychonn.optics.geometry import Geometry
-    from bluesky_ptychonn.recon.mosaic.refine_config import Refinement
-
     check_model(model)
-    given = {"energy_ev": energy_ev, "distance_m": distance_m, "pixel_pitch_m": pixel_pitch_m}
     with open_catalog(catalog) as root:
+        from bluesky_ptychonn.card import load_card
         from bluesky_ptychonn.catalog.registry.champion import resolve_model
+        from bluesky_ptychonn.catalog.runs.data_keys import geometry_of
+        from bluesky_ptychonn.catalog.runs.stored_documents import find_run
         from bluesky_ptychonn.live.batch.reconstruct import reconstruct as run_reconstruction
 
-        resolved, geometry = resolve_model(model, root), None
-        if any(value is not None for value in given.values()):
-            frame_shape = load_card(resolved).input.frame_shape
-            geometry = Geometry.from_document({**given, "frame_shape": frame_shape}, "command line")
-        refinement = Refinement(tune_probe=True) if tune_probe else refine
-        result = run_reconstruction(run_key(run), resolved, root, geometry=geometry, device=device, refine=refinement)
-        notes = [_probe_note(result.metadata.get("refinement") or {})] if tune_probe else []
+        resolved: Any = resolve_model(model, root)
+        stored = find_run(root, run_key(run), given.get("raw", RAW))
+        start = stored.metadata["start"]
+        said = start.get("ptychography") or {}
+        keywords = given.keywords(load_card(resolved), recorded=said.get("geometry"))
+        if probe is not None:
+            recorded = geometry_of(start, keywords.get("geometry"))
+            resolved = with_probe(resolved, probe, recorded, keywords.get("preprocess"), probe_pixel_m)
+        with show_progress("reconstructing") as show:
+            result = run_reconstruction(
+                stored, resolved, root, progress=lambda now: show(now.done, now.expected, ""), **keywords
+            )
+        tuned = keywords.get("refine") and keywords["refine"].tune_probe
+        notes = [_probe_note(result.metadata.get("refinement") or {})] if tuned else []
         echo_result(result, *notes)
         typer.echo(f"in the catalog as processed/{result.path_parts[-1]}")
 
@@ -66,24 +79,30 @@ def _probe_note(refinement: Mapping[str, Any]) -> str:
     return f"probe: {aberrations} rad (RMS over the pupil), {used}"
 
 
+@_takes_options
 def backfill(
     catalog: CatalogOption,
     model: Annotated[str, typer.Option(help=MODEL_HELP)],
     days: Annotated[float | None, typer.Option(help="only runs of the last days")] = None,
     limit: Annotated[int | None, typer.Option(help="most runs to reconstruct")] = None,
-    device: DeviceOption = "auto",
     list_only: Annotated[bool, typer.Option("--list", help="say which runs there are, and do nothing")] = False,
+    *,
+    given: GivenOptions,
 ) -> None:
     """Reconstruct the finished runs of a catalog that have no whole reconstruction."""
     check_model(model)
     since = None if days is None else time.time() - 86400 * days
     with open_catalog(catalog) as root:
+        from bluesky_ptychonn.card import load_card
+        from bluesky_ptychonn.catalog.registry.champion import resolve_model
         from bluesky_ptychonn.live.batch.backfill import backfill as fill
         from bluesky_ptychonn.live.batch.backfill import unfinished
 
-        count, found = 0, ((run, "") for run in unfinished(root, since=since))
+        raw = given.get("raw", RAW)
+        keywords = {"raw": raw} | given.keywords(load_card(resolve_model(model, root)))
+        count, found = 0, ((run, "") for run in unfinished(root, model, since=since, **keywords))
         if not list_only:
-            done = fill(root, model, since=since, limit=limit, device=device)
+            done = fill(root, model, since=since, limit=limit, **keywords)
             found = ((run, f"; now {result!r}") for run, result in done)
         for run, now in found:
             count += 1

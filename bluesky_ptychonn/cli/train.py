@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from bluesky_ptychonn.cli.catalogs import CATALOG_VARIABLE, open_catalog, run_key
+from bluesky_ptychonn.cli.progress import show_progress
 
 if TYPE_CHECKING:
     from bluesky_ptychonn.card import ModelCard
@@ -69,6 +70,9 @@ def train(
     ] = None,
     seed: Annotated[int, typer.Option(help="of weights and data")] = 0,
     energy_ev: Annotated[float | None, typer.Option(help="photon energy, eV")] = None,
+    wavelength_m: Annotated[
+        float | None, typer.Option(help="wavelength, m, instead of a photon energy: of electrons")
+    ] = None,
     distance_m: Annotated[float | None, typer.Option(help="sample to detector, m")] = None,
     pixel_pitch_m: Annotated[float | None, typer.Option(help="detector pixel pitch, m")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N")] = "auto",
@@ -88,7 +92,12 @@ def train(
     from bluesky_ptychonn.recon.training.request import TrainRequest
 
     torch.set_num_threads(threads or free_processors())
-    geometry = {"energy_ev": energy_ev, "distance_m": distance_m, "pixel_pitch_m": pixel_pitch_m}
+    geometry = {
+        "energy_ev": energy_ev,
+        "wavelength_m": wavelength_m,
+        "distance_m": distance_m,
+        "pixel_pitch_m": pixel_pitch_m,
+    }
     request = TrainRequest(
         probe=probe,
         out=out,
@@ -138,13 +147,9 @@ def _print_result(card: ModelCard, out: Path) -> None:
 
 @contextlib.contextmanager
 def _training_bar() -> Iterator[Callable[[int, int, float], None]]:
-    """Progress bar of frames, time left and the smoothed loss; what it yields takes frames done, all, and the loss."""
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("frames"))
-    with Progress(*columns, TimeRemainingColumn(), TextColumn("loss {task.fields[loss]:.4f}")) as progress:
-        task = progress.add_task("training", total=None, loss=float("nan"))
-        yield lambda done, total, loss: progress.update(task, completed=done, total=total, loss=loss)
+    """Show frames, time left and the smoothed loss; what it yields takes frames done, all, and the loss."""
+    with show_progress("training") as show:
+        yield lambda done, total, loss: show(done, total, f"loss {loss:.4f}")
 
 
 def read_scans(
@@ -185,6 +190,4 @@ def _run(root: Any, which: str, probe: Any, model: Any) -> Any:
     from bluesky_ptychonn.catalog.runs.stored_documents import find_run
 
     preprocess = None if model is None else model.card.input.preprocess
-    return measured_run(
-        root, find_run(root, run_key(which)), ProbeSetup.from_source(probe=probe, preprocess=preprocess)
-    ).scan
+    return measured_run(find_run(root, run_key(which)), ProbeSetup.from_source(probe=probe, preprocess=preprocess)).scan

@@ -14,7 +14,9 @@ from bluesky_ptychonn.cli.catalogs import (
     echo_result,
     find_reconstruction,
     open_catalog,
+    refused_later,
 )
+from bluesky_ptychonn.cli.export import check_output
 
 
 def view(
@@ -28,11 +30,13 @@ def view(
 
     if not window:
         mpl.use("Agg")
+    if out is not None and not window:
+        _check_picture(out)
     from bluesky_ptychonn.viewer import reconstruction_figure
 
     with open_catalog(catalog) as root:
         result = find_reconstruction(root, which)
-        echo_result(result)
+        echo_result(result, *(refused_later(root, result) if which == "latest" else []))
         scan: dict[str, Any] = {}
         with contextlib.suppress(LookupError):  # the run may be in another catalog
             scan = result.raw.metadata["start"].get("ptychography") or {}
@@ -51,3 +55,15 @@ def view(
     path = out or Path(name)
     figure.savefig(path, dpi=150)
     typer.echo(f"picture in {path}")
+
+
+def _check_picture(path: Path) -> None:
+    """Refuse, in words (ValueError), a file that no picture can be written to."""
+    from matplotlib.backend_bases import FigureCanvasBase
+
+    check_output(path)
+    known = FigureCanvasBase.get_supported_filetypes()
+    if path.suffix and path.suffix[1:].lower() not in known:
+        raise ValueError(
+            f"view: {path.name!r} has no suffix of a picture; allowed: {', '.join(f'.{s}' for s in known)}"
+        )

@@ -7,13 +7,17 @@ from __future__ import annotations
 
 import atexit
 import logging
+import queue
+import threading
 import time
 import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Unpack
 
+from bluesky_ptychonn.beamline.preflight import ReconstructionAtWork, announce, withdraw
 from bluesky_ptychonn.catalog.connection.connect import PROCESSED, Address
+from bluesky_ptychonn.catalog.connection.requests import why_silent
 from bluesky_ptychonn.catalog.raw.writer import RawWriter
 from bluesky_ptychonn.catalog.registry.champion import bare_name, local_or_champion
 from bluesky_ptychonn.journal.router import Journal
@@ -79,7 +83,7 @@ class LiveReconstruction:
     Raises
     ------
     ValueError
-        For an unknown model or worker, or what is no catalog. In words.
+        For an unknown model or worker, or what is no catalog, or none with a place for runs. In words.
 
     Examples
     --------
@@ -101,11 +105,14 @@ class LiveReconstruction:
         options = with_keywords(options or LiveOptions(), keywords, LiveKeywords)
         own_process = options.worker == "process"
         loaded = model if hasattr(model, "network") else None
+        if loaded is not None:
+            loaded.card.check_probe()
         self._errors = 0
         self._error = ""
         self._delayed = ""
         self._model_name = str(model if loaded is None else loaded.card.name)
         self._address = address = Address.from_catalog(catalog)
+        address.check(options.raw)
         folder = "" if loaded is not None else local_or_champion(model, address)
         if own_process and address.in_process:
             raise ValueError(
@@ -135,7 +142,11 @@ class LiveReconstruction:
             resume(behind, address.api_key)
         self._closed = False
         _open.add(self)
-        self._notifier = ProblemNotifier(self._find_problems)
+        self._announced = ReconstructionAtWork(
+            lambda: self.model, options.geometry, options.preprocess, self._trouble_within
+        )
+        announce(self._announced)
+        self._notifier = ProblemNotifier(self._find_problems, find_finished=self._find_finished)
         self._notifier.start()
 
     def _make_factory(self, loaded: Any) -> ComponentFactory:
@@ -150,6 +161,20 @@ class LiveReconstruction:
             folder=self.folder,
             before_request=before_request(self.folder),
         )
+
+    def _trouble_within(self, timeout_s: float) -> str:
+        """Say what a plan should hear of, after so many seconds at most; see `ReconstructionAtWork`."""
+        if self.status.worker == "failed":
+            return f"live reconstruction has failed: {self.status.problem}; see {self.log}"
+        asked: queue.SimpleQueue[str] = queue.SimpleQueue()
+        uri = self._address.uri
+        # From a thread: looking up a name, and each part of an answer, may take as long as it likes.
+        threading.Thread(target=lambda: asked.put(why_silent(uri, timeout_s)), daemon=True).start()
+        try:
+            why = asked.get(timeout=timeout_s)
+        except queue.Empty:
+            why = f"nothing within {timeout_s:g} s"
+        return f"catalog {uri} does not answer ({why}); frames and results wait on disk until it does" if why else ""
 
     # -- in the RunEngine's thread
 
@@ -213,6 +238,18 @@ class LiveReconstruction:
                 problems.append(Problem(f"reconstruction {run.state}: {run}", kind))
         on_disk = f"; {status.spooled} frames wait on disk" if status.spooled else ""
         return [(problem, f"{on_disk}. The scan is not affected. See {self.log}") for problem in problems]
+
+    def _find_finished(self) -> dict[str, str]:
+        """Say of each finished run how it ended and how to open its image."""
+        lines = {}
+        for uid, run in self.status.runs.items():
+            if run.finished and run.state != "ignored":
+                of = f" of {run.expected}" if run.expected else ""
+                verdict = f", verdict {run.verdict}" if run.verdict else ""
+                look = f"; live.result({uid[:8]!r}).plot() shows it" if run.done else ""
+                name = f"run {uid[:8]}" if run.scan_id is None else f"scan {run.scan_id}"
+                lines[uid] = f"{name}: reconstruction {run.state}, {run.done}{of} frames{verdict}{look}"
+        return lines
 
     @property
     def order(self) -> ReconstructionSettings:
@@ -285,7 +322,9 @@ class LiveReconstruction:
         return status
 
     def result(self, uid: str | None = None) -> Any:
-        """Client of a run's reconstruction in the catalog; of the latest when no `uid` is given.
+        """Client of a run's reconstruction in the catalog, by the run's uid or its beginning.
+
+        Without one the latest that was not refused.
 
         Raises
         ------
@@ -294,8 +333,9 @@ class LiveReconstruction:
         """
         runs = self.status.runs
         if uid is None:
-            uid = next((uid for uid, run in reversed(runs.items()) if run.key), "")
-        run = runs.get(uid)
+            made = [uid for uid, run in runs.items() if run.key]
+            uid = next((uid for uid in reversed(made) if runs[uid].state != "failed"), made[-1] if made else "")
+        run = next((run for known, run in reversed(runs.items()) if uid and known.startswith(uid)), None)
         if run is None or run.key is None:
             raise LookupError(f"no reconstruction: {run or uid or 'no run was seen yet'}")
         return self._address.client[PROCESSED][run.key]
@@ -303,8 +343,9 @@ class LiveReconstruction:
     @property
     def results(self) -> list[Any]:
         """Clients of all reconstructions of this session, oldest first."""
-        processed = self._address.client[PROCESSED]
-        return [processed[run.key] for run in self.status.runs.values() if run.key]
+        keys = [run.key for run in self.status.runs.values() if run.key]
+        processed = self._address.client[PROCESSED] if keys else {}
+        return [processed[key] for key in keys]
 
     def close(self, timeout: float = 60.0) -> None:
         """Finish what was journaled, at most `timeout` s, and end the worker; again is harmless.
@@ -315,6 +356,7 @@ class LiveReconstruction:
             return
         self._closed = True
         _open.discard(self)
+        withdraw(self._announced)
         if not self._supervisor.close(timeout):
             log.warning("worker did not finish within %s s: %s", timeout, self.status)
         elif left := count_unfinished(self.folder):

@@ -1,11 +1,11 @@
-"""Tells the user's session, once and in words, what a worker elsewhere has trouble with, and when that is over."""
+"""Tells the user's session, once and in words: that a run is finished, that there is trouble, that it is over."""
 
 from __future__ import annotations
 
 import logging
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from bluesky_ptychonn.live.pipeline.problems import Problem, ProblemKind
 
@@ -18,16 +18,20 @@ _OVER_S = 5.0  # quiet for so long: over
 class ProblemNotifier:
     """A light thread that asks for problems and logs each kind once: a warning at first, an info when it is over.
 
-    `find_problems` gives the problems of the moment, each with what is to be said besides where its kind is new.
+    `find_problems` gives the problems of the moment, each with what is to be said besides where its kind is new;
+    `find_finished` a line for each run that is finished, by its uid.
     """
 
     def __init__(
         self,
         find_problems: Callable[[], Sequence[tuple[Problem, str]]],
         clock: Callable[[], float] = time.monotonic,
+        find_finished: Callable[[], Mapping[str, str]] = dict,
     ) -> None:
         self._find_problems = find_problems
+        self._find_finished = find_finished
         self._clock = clock
+        self._finished: set[str] = set()  # runs of which it was said
         self._known: dict[str, tuple[str, float]] = {}  # kind -> message as it was logged, when it was seen last
         self._closing = threading.Event()
         self._thread = threading.Thread(target=self._run, name="ptychonn notifier", daemon=True)
@@ -50,6 +54,10 @@ class ProblemNotifier:
         """Ask once, and log what is new or over."""
         now = self._clock()
         try:
+            finished = self._find_finished()
+            for line in [line for uid, line in finished.items() if uid not in self._finished]:
+                log.info("%s", line)
+            self._finished = set(finished)
             problems = self._find_problems()
         except Exception as error:  # noqa: BLE001  # said; a session must not lose its voice for good
             message = f"where live reconstruction stands cannot be told: {type(error).__name__}: {error}"

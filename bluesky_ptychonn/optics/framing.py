@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from bluesky_ptychonn.optics.geometry import Geometry
@@ -11,21 +15,26 @@ class PreprocessConfig(BaseModel):
     """Orientation, cut, size and bad pixels; `recon.inference.preprocess` carries it out in this order.
 
     Bad pixels are mended, the frame is transposed, flipped, cut to a window with the beam at pixel
-    ``(N // 2, N // 2)``, binned or resized, and small counts are set to 0. The default leaves frames as they are.
+    ``(N // 2, N // 2)``, binned or resized, and small counts are set to 0. Only pixels in the window count for or
+    against a frame. The default leaves frames as they are.
 
     Parameters
     ----------
     bad_pixels : tuple of (row, column)
         Pixels of the recorded frame that are never believed.
     saturation : float, optional
-        Counts from which a pixel is not believed. An integer type's largest value never is.
+        Counts from which a pixel is not believed. An integer type's two largest values never are, nor is anything from
+        2³¹ - 2 on.
     hot_ratio : float, optional
         A pixel this many times brighter than the median of its neighbours is not believed. Off when not given: sharp
         diffraction peaks look the same.
     rejected_fraction : float
-        A frame is rejected when more than this fraction of its pixels had to be mended.
-    transpose, flip_y, flip_x : bool
-        Swap rows and columns, then reverse rows, columns; the beam's pixel stays the beam's.
+        A frame is rejected when more than this fraction of its window's pixels had to be mended, or when its level lies
+        so far below zero that more than this fraction of its counts is missing.
+    transpose : bool
+        Swap rows and columns; the beam's pixel stays the beam's.
+    flip_y, flip_x : bool
+        Reverse the order of rows, columns, after that; the beam's pixel stays the beam's.
     centre : tuple of int, optional
         Row and column of the beam in the recorded frame; its middle pixel when not given.
     crop : int, optional
@@ -76,6 +85,17 @@ class PreprocessConfig(BaseModel):
             return (self.crop, self.crop)
         return (recorded[1], recorded[0]) if self.transpose else recorded
 
+    def window(self, recorded: tuple[int, int]) -> tuple[slice, slice]:
+        """Rows and columns of a recorded frame that the window takes of it."""
+        size = (recorded[1], recorded[0]) if self.transpose else recorded
+        beam, shape = self.beam_pixel(recorded), self.window_shape(recorded)
+        found = []
+        for n, centre, wanted, flipped in zip(size, beam, shape, (self.flip_y, self.flip_x), strict=True):
+            start = centre - wanted // 2
+            low, high = max(0, start), min(n, start + wanted)
+            found.append(slice(n - high, n - low) if flipped else slice(low, high))
+        return (found[1], found[0]) if self.transpose else (found[0], found[1])
+
     def output_shape(self, recorded: tuple[int, int]) -> tuple[int, int]:
         """Rows and columns that a recorded frame comes out with, px.
 
@@ -117,5 +137,47 @@ class PreprocessConfig(BaseModel):
         """
         rows, columns = self.output_shape(geometry.frame_shape)
         pitch = geometry.pixel_pitch_m * self.window_shape(geometry.frame_shape)[0] / rows
-        changed = {"frame_shape": (rows, columns), "pixel_pitch_m": pitch}
-        return Geometry.model_validate({**geometry.model_dump(), **changed})
+        return geometry.model_copy(update={"frame_shape": (rows, columns), "pixel_pitch_m": pitch})
+
+
+#: What the authors of the two-head PtychoNN did to 256×256 frames; the counts went in as they then were.
+PUBLISHED_PREPROCESSING = PreprocessConfig(crop=192, resize=64, count_threshold=3)
+
+
+def framed(frames: NDArray[Any], config: PreprocessConfig) -> NDArray[Any]:
+    """Orient, cut and bin frames in NumPy, as `PreprocessConfig` describes it; its other steps are not taken here.
+
+    Parameters
+    ----------
+    frames : (n, H, W) ndarray
+        As recorded.
+    config : PreprocessConfig
+        Of which `transpose`, `flip_y`, `flip_x`, `centre`, `crop` and `bin` are used.
+
+    Returns
+    -------
+    (n, h, w) ndarray
+        In the type they came in; float32 where `bin` sums pixels, NaN where one of them is NaN.
+    """
+    recorded = (int(frames.shape[1]), int(frames.shape[2]))
+    (beam_y, beam_x), (rows, columns) = config.beam_pixel(recorded), config.window_shape(recorded)
+    out = frames.swapaxes(1, 2) if config.transpose else frames
+    out = out[:, :: -1 if config.flip_y else 1, :: -1 if config.flip_x else 1]
+    window = np.zeros((len(out), rows, columns), out.dtype)
+    top, left = beam_y - rows // 2, beam_x - columns // 2
+    y0, x0 = max(0, top), max(0, left)
+    inside = out[:, y0 : max(y0, top + rows), x0 : max(x0, left + columns)]
+    window[:, y0 - top : y0 - top + inside.shape[1], x0 - left : x0 - left + inside.shape[2]] = inside
+    if config.bin == 1:
+        return window
+    blocks = window.reshape(len(out), rows // config.bin, config.bin, columns // config.bin, config.bin)
+    return np.asarray(blocks.sum(axis=(2, 4), dtype=np.float64).astype(np.float32))
+
+
+def turned_probe(probe: NDArray[np.complexfloating], config: PreprocessConfig) -> NDArray[np.complexfloating]:
+    """Probe (N, N) of frames as recorded to that of frames turned as the config says; the pixel N // 2 stays."""
+    out = np.asarray(probe.T if config.transpose else probe)
+    for axis, flipped in enumerate((config.flip_y, config.flip_x)):
+        if flipped:
+            out = np.roll(np.flip(out, axis), 1 - out.shape[axis] % 2, axis)
+    return out

@@ -17,11 +17,18 @@ _MOST_LINKS = 16
 _OUT = "is {}; only what the file itself holds is read: copy the data into it"
 
 
+def import_h5py() -> Any:
+    """Import h5py for reading: the compression filters of detectors' files are registered with it."""
+    import h5py
+    import hdf5plugin  # noqa: F401  registers them
+
+    return h5py
+
+
 @contextlib.contextmanager
 def open_hdf5(path: Path) -> Iterator[Any]:
     """Open a file for reading; ValueError when it, or what is read of it inside the block, is no HDF5 or damaged."""
-    import h5py
-
+    h5py = import_h5py()
     try:
         with h5py.File(path, "r") as file:
             yield file
@@ -85,6 +92,20 @@ def refuse_external_data(dataset: Any, who: str) -> None:
         raise ValueError(f"{who} {_OUT.format(f'kept in the file {dataset.external[0][0]!r}')}")
 
 
+def refuse_missing_filter(dataset: Any, who: str) -> None:
+    """Refuse a dataset packed by a filter that is not installed here with a ValueError that names it."""
+    import h5py
+
+    packing = dataset.id.get_create_plist()
+    for number, _, _, name in (packing.get_filter(k) for k in range(packing.get_nfilters())):
+        if not h5py.h5z.filter_avail(number):
+            raise ValueError(
+                f"{who} is packed by the HDF5 filter {number} ({name.decode(errors='replace') or 'without a name'}), "
+                "which is not installed here. Install it as a plug-in of HDF5 (a newer hdf5plugin may have it, or name "
+                "its folder in HDF5_PLUGIN_PATH), or write the file anew without it, for example by h5repack"
+            )
+
+
 def numeric_dataset(group: Any, place: str, who: str) -> Any:
     """Dataset of numbers at a place, nothing of it read yet; ValueError for anything else, and see `find_inside`."""
     import h5py
@@ -93,6 +114,7 @@ def numeric_dataset(group: Any, place: str, who: str) -> Any:
     if not isinstance(found, h5py.Dataset) or found.shape is None or found.dtype.kind not in "biufc":
         what = f"{found.dtype}" if isinstance(found, h5py.Dataset) else f"a {type(found).__name__.lower()}"
         raise ValueError(f"{who}: {place} holds {what}; numbers are needed there")
+    refuse_missing_filter(found, f"{who}: {place}")
     return found
 
 

@@ -215,9 +215,21 @@ def test_sparse_refuses_a_model_that_does_not_fit_the_detector(RE, of, beamline,
     assert not of("start")
 
 
+def test_sparse_refuses_a_model_for_any_probe_without_one(RE, of, beamline) -> None:
+    stage = beamline.stage
+    words = r"model 'zone-plates' is for any probe and has none yet. Give it yours: for_probe\('zone-plates', probe"
+    for options in ({"tolerated_error_rad": 0.1}, {"step_um": 0.3, "allow_unmeasured": True}):
+        with pytest.raises(ValueError, match=words):
+            RE(sparse_ptycho_scan([beamline.camera], stage.x, stage.y, 2, 2, model="zone-plates", **options))
+    assert not of("start")
+
+
 def test_a_field_outside_the_limits_is_refused_before_anything_moves(RE, of, beamline) -> None:
     stage = beamline.stage
-    words = r"ptycho_scan: stage_x would move from 0.095 to 0.105 mm, outside its soft limits -0.1 to 0.1 mm"
+    words = (
+        r"^ptycho_scan: x_motor stage_x would move from 95 to 105 µm, outside its soft limits -100 to 100 µm\. "
+        r"Change center_x_um, or make width_um smaller$"
+    )
     with pytest.raises(ValueError, match=words):
         RE(ptycho_scan([beamline.camera], stage.x, stage.y, 10, 1, 0.5, center_x_um=100, pattern="snake"))
     assert not of("start")
@@ -227,19 +239,42 @@ def test_a_field_outside_the_limits_is_refused_before_anything_moves(RE, of, bea
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ({"step_um": 0}, "step 0.0 must be"),
+        ({"step_um": 0}, "^step_um 0 µm must be above 0$"),
+        ({"width_um": -2}, "^width_um -2 µm must be 0 or more$"),
+        ({"height_um": float("nan")}, "^height_um nan must be a finite number, in µm$"),
+        ({"width_um": "2"}, "^width_um '2' must be a finite number, in µm$"),
+        ({"center_x_um": None}, "^center_x_um None must be a finite number, in µm$"),
+        ({"probe_diameter_um": "1"}, "^probe_diameter_um '1' must be a finite number, in µm$"),
+        ({"jitter": "0.1"}, "^jitter '0.1' must be a finite number, in steps$"),
+        (
+            {"width_um": 1e4, "height_um": 1e4},
+            "^width_um 10000, height_um 10000 and step_um 0.5 make 400040001 points, more than 1000000; lengths are in",
+        ),
+        ({"preflight": "ask"}, "^preflight 'ask' is unknown; allowed: refuse, warn, strict$"),
         ({"pattern": "zigzag"}, "pattern 'zigzag' is unknown"),
         ({"x_sign": 2}, "x_sign 2 must be 1 or -1"),
         ({"probe_diameter_um": -1}, "probe_diameter_um -1 µm must be above 0"),
         ({"geometry": {"energy_ev": 9000}}, "plan argument geometry: geometry lacks distance_m, pixel_pitch_m"),
         ({"detectors": []}, "detectors: give the camera in a list"),
+        ({"detectors": ["camera"]}, "^detectors: 'camera' cannot be read; give devices, the camera first$"),
+        ({"detectors": "camera"}, r"^detectors: 'camera' is not a list; give the camera in one, \['camera'\]$"),
+        ({"x_motor": "stage_x"}, "^x_motor: 'stage_x' cannot be moved; give a motor$"),
     ],
 )
 def test_wrong_arguments_are_refused_in_words(RE, of, beamline, arguments, words) -> None:
-    values = {"detectors": [beamline.camera], "width_um": 1, "height_um": 1, "step_um": 0.5, **arguments}
+    stage = beamline.stage
+    values = {"detectors": [beamline.camera], "x_motor": stage.x, "y_motor": stage.y, "width_um": 1, "height_um": 1}
     with pytest.raises(ValueError, match=words):
-        RE(ptycho_scan(x_motor=beamline.stage.x, y_motor=beamline.stage.y, **values))
+        RE(ptycho_scan(**{**values, "step_um": 0.5, **arguments}))
     assert not of("start")
+
+
+def test_devices_in_the_wrong_place_are_named(beamline) -> None:
+    stage, camera = beamline.stage, beamline.camera
+    with pytest.raises(ValueError, match=r"^detectors: camera is not a list; give the camera in one, \[camera\]$"):
+        ptycho_scan(camera, stage.x, stage.y, 1, 1, 0.5)
+    with pytest.raises(ValueError, match="^x_motor and y_motor are both stage_x; a scan needs two motors"):
+        ptycho_scan([camera], stage.x, stage.x, 1, 1, 0.5)
 
 
 def test_a_missing_argument_is_named(beamline) -> None:
@@ -329,9 +364,43 @@ class LocatableMotor:
         return {"mover": {"source": "test", "dtype": "number", "shape": [], "units": "um"}}
 
 
+class DescribedMotor(LocatableMotor):
+    """A mover whose unit stands in its description alone, as that of a soft signal of ophyd-async."""
+
+    limits = (-5.0, 5.0)
+
+    def __init__(self) -> None:
+        super().__init__()
+        del self.motor_egu
+
+
+class AsyncDescribedMotor(DescribedMotor):
+    async def describe(self) -> dict[str, Any]:  # type: ignore[override]
+        return super().describe()
+
+
+@pytest.mark.parametrize("kind", [DescribedMotor, AsyncDescribedMotor])
+def test_a_unit_that_stands_in_the_description_is_found(RE, of, beamline, kind) -> None:
+    motor = kind()
+    RE(rel_ptycho_scan([beamline.camera], motor, beamline.stage.y, 1.0, 0.0, 0.5, pattern="raster"))
+    assert [e["data"]["mover"] for e in of("event")] == pytest.approx([1.5, 2.0, 2.5])
+    with pytest.raises(ValueError, match="move from -4 to 8 in its own unit, outside its soft limits -5 to 5"):
+        RE(rel_ptycho_scan([beamline.camera], motor, beamline.stage.y, 12.0, 0.0, 6.0, pattern="raster"))
+
+
 def test_motors_of_the_other_ophyd_work_too(RE, of, beamline) -> None:
     motor = LocatableMotor()
     RE(rel_ptycho_scan([beamline.camera], motor, beamline.stage.y, 1.0, 0.0, 0.5, pattern="raster"))
     assert [e["data"]["mover"] for e in of("event")] == pytest.approx([1.5, 2.0, 2.5])
     assert of("start")[0]["ptychography"]["x_key"] == "mover"
+    assert motor.at == 2.0
+
+
+def test_limits_of_motors_of_the_other_ophyd_hold_too(RE, of, beamline) -> None:
+    motor = LocatableMotor()
+    motor.low_limit_travel = Signal(name="mover_low", value=0.0)
+    motor.high_limit_travel = Signal(name="mover_high", value=2.2)
+    with pytest.raises(ValueError, match=r"x_motor mover would move from 1.5 to 2.5 µm, .* limits 0 to 2.2 µm\. Go to"):
+        RE(rel_ptycho_scan([beamline.camera], motor, beamline.stage.y, 1.0, 0.0, 0.5, pattern="raster"))
+    assert not of("start")
     assert motor.at == 2.0

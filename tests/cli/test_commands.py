@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import logging
 import os
 import subprocess
 import sys
@@ -19,6 +20,8 @@ from bluesky_ptychonn.card import load_card
 from bluesky_ptychonn.cli import main
 from bluesky_ptychonn.cli.app import sentence
 from bluesky_ptychonn.cli.export import writer_for
+from bluesky_ptychonn.cli.local_session import _without_traceback
+from bluesky_ptychonn.cli.progress import PlainLines, show_progress
 from bluesky_ptychonn.files import lock
 from bluesky_ptychonn.journal.router import Journal
 from bluesky_ptychonn.live.pipeline.progress import Progress
@@ -161,8 +164,20 @@ def test_model_for_another_detector(refused, tmp_path) -> None:
 
 
 def test_model_for_another_pixel(refused, tmp_path) -> None:
+    words = refused("replay", write_cxi(tmp_path / "scan.cxi", pitch_m=55e-6), "--model", "zone-plates")
+    assert "is for any probe and has none yet. Give it yours: for_probe" in words
     words = refused("replay", write_cxi(tmp_path / "scan.cxi", pitch_m=55e-6), "--model", MODEL)
     assert "was trained at an object pixel of 25.83 nm; this scan has 35.22 nm" in words
+
+
+def test_a_mask_that_leaves_no_frame_to_be_used(refused, tmp_path) -> None:
+    path = write_cxi(tmp_path / "scan.cxi")
+    with h5py.File(path, "a") as file:
+        mask = np.zeros((64, 64), np.uint32)
+        mask[30:32] = 1
+        file["entry_1/instrument_1/detector_1/mask"] = mask
+    words = refused("replay", path, "--model", MODEL)
+    assert "mask condemns 3.1% of the pixels; of a frame at most 2.0% are mended, so all would be rejected" in words
 
 
 def test_near_field_data(refused, star) -> None:
@@ -188,6 +203,74 @@ def test_no_catalog_there(refused, tmp_path, command) -> None:
 def test_export_to_what_nobody_writes(refused, tmp_path) -> None:
     words = refused("export", "--to", "picture.docx", "--catalog", tmp_path)
     assert "'picture.docx' has no suffix of a format written here; allowed: .cxi, .h5" in words
+
+
+def test_files_that_cannot_be_written_are_refused_before_any_work(refused, tmp_path) -> None:
+    nowhere = tmp_path / "none" / "image.npz"
+    words = f"there is no folder {nowhere.parent}; make it, or name a file elsewhere"
+    assert words in refused("export", "--to", nowhere, "--catalog", tmp_path)
+    assert words in refused("view", "--out", nowhere.with_suffix(".png"), "--catalog", tmp_path)
+    assert words in refused("models", "export", MODEL, "--to", nowhere.with_suffix(".zip"))
+    (tmp_path / "dir.npz").mkdir()
+    assert "dir.npz is a folder; name a file in it" in refused("export", "--to", tmp_path / "dir.npz", "--catalog", "c")
+    words = refused("view", "--out", tmp_path / "v.xyz", "--catalog", tmp_path)
+    assert "view: 'v.xyz' has no suffix of a picture; allowed: " in words
+    assert ".png" in words
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("--step-um", 5), "a step of 5 µm was never measured"),
+        (("--step-um", -1), "step_um -1.0 µm must be above 0"),
+        (("--field-um", -2), "width_um -2.0 µm must be 0 or more"),
+        (("--tolerated-error", 1e-4), "no measured spacing keeps the phase error within 0.0001 rad"),
+    ],
+)
+def test_a_demo_that_cannot_be_is_refused_before_anything_is_started(
+    refused, tmp_path, monkeypatch, arguments, words
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert words in refused("demo", *arguments)
+    assert not (tmp_path / "demo-output").exists()
+
+
+def test_a_plan_that_fails_is_said_once_and_without_its_traceback(capfd) -> None:
+    with _without_traceback():
+        logging.getLogger("bluesky").error("Run aborted", exc_info=ValueError("of the plan"))
+    assert capfd.readouterr().err == ""
+
+
+@pytest.mark.parametrize("command", [("status",), ("learn", MODEL, "--catalog", "c"), ("models", "list")])
+def test_a_configuration_that_is_not_there_is_said(refused, monkeypatch, tmp_path, command) -> None:
+    monkeypatch.setenv("PTYCHONN_CONFIG", str(tmp_path / "none.toml"))
+    assert f"PTYCHONN_CONFIG names {tmp_path / 'none.toml'}, which is no file; mend it" in refused(*command)
+
+
+def test_learn_reads_the_configuration_of_the_session(refused, monkeypatch, tmp_path) -> None:
+    file = tmp_path / "ptychonn.toml"
+    file.write_text('[catalog]\nfolder = "c"\n[reconstruction]\nmodel = "m"\n[learning]\nshare = 7\n')
+    monkeypatch.setenv("PTYCHONN_CONFIG", str(file))
+    assert "learning.share: Input should be less than or equal to 1, got 7" in refused("learn", MODEL, "--catalog", "c")
+
+
+def test_the_help_of_label_says_how_to_get_the_solver(ptychonn) -> None:
+    said = " ".join(ptychonn("label", "--help")[1].split())
+    assert "pip install ptychi==2.2.0" in said
+    assert "PTYCHONN_PEER_PYTHON" in said
+
+
+def test_without_a_terminal_progress_is_a_plain_line_now_and_then(capsys) -> None:
+    now = [0.0]
+    lines = PlainLines("training", lambda: now[0])
+    for second in range(100):
+        now[0] = float(second)
+        lines(second * 10, 1000, "loss 0.1234")
+    assert capsys.readouterr().out.splitlines() == [
+        f"training: {10 * second} of 1000 ({second}%) frames, loss 0.1234" for second in (10, 40, 70)
+    ]
+    with show_progress("training") as show:
+        assert isinstance(show, PlainLines)  # the tests have no terminal
 
 
 def test_training_needs_geometry(refused, tmp_path) -> None:

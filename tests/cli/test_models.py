@@ -103,6 +103,26 @@ def test_a_published_checkpoint_is_imported_with_what_nobody_knows(said: Any, us
     assert said("import", tmp_path / "best model.pth", "--object-pixel-nm", "9").startswith("best-model/2 in")
 
 
+def test_what_was_subtracted_from_its_input_is_imported_with_it(said: Any, refused: Any, tmp_path: Path) -> None:
+    theirs = small_phase()
+    torch.save(theirs.state_dict(), tmp_path / "theirs.pth")
+    mean = np.random.default_rng(0).uniform(0, 5, (128, 128))
+    np.save(tmp_path / "mean.npy", mean)
+    options = (tmp_path / "theirs.pth", "--object-pixel-nm", "10", "--input-mean", tmp_path / "mean.npy")
+    assert "what was done to counts" not in said("import", *options, "--input-deviation", "4")
+    counts = torch.from_numpy(np.random.default_rng(0).poisson(3, (1, 128, 128)).astype(np.float32))
+    with torch.no_grad():
+        got = load_model("theirs", "cpu").network(counts)
+        expected = theirs(((counts - torch.from_numpy(mean)) / 4).float()[:, None])
+    torch.testing.assert_close(got.angle(), expected["phase"], atol=1e-5, rtol=1e-4)
+    plain = (tmp_path / "theirs.pth", "--object-pixel-nm", "10", "--name", "plain")
+    assert "what was done to counts before the network" in said("import", *plain)
+    assert "what was done to counts before the network" not in said("import", *plain, "--input-counts")
+    assert "--input-deviation 'none.npy' is neither a number nor a .npy" in refused(
+        "import", *options, "--input-deviation", "none.npy"
+    )
+
+
 def test_two_cards_side_by_side(said: Any, tmp_path: Path) -> None:
     torch.save(small_phase().state_dict(), tmp_path / "theirs.pth")
     said("import", tmp_path / "theirs.pth", "--object-pixel-nm", "10", "--counts", "100", "1e6")

@@ -14,8 +14,10 @@ import pytest
 from bluesky_ptychonn.card import load_card
 from bluesky_ptychonn.cli import main
 from bluesky_ptychonn.cli.train import read_scans
+from bluesky_ptychonn.optics.simulate import zone_plate_probe
 from bluesky_ptychonn.recon.data.batches import Mix
 from bluesky_ptychonn.recon.data.scans import MeasuredScan
+from bluesky_ptychonn.recon.networks.lifted import LiftedConfig
 from bluesky_ptychonn.recon.training.metrics_table import read_rows
 from bluesky_ptychonn.recon.training.model import ModelInfo
 from bluesky_ptychonn.recon.training.request import TrainRequest, read_mix
@@ -73,6 +75,18 @@ def test_a_request_refuses_at_once_what_it_cannot_do(tmp_path: Path) -> None:
     np.save(tmp_path / "probe.npy", PROBE)
     with pytest.raises(ValueError, match="give --distance-m, --pixel-pitch-m"):
         TrainRequest(str(tmp_path / "probe.npy"), tmp_path, info, {}, {"energy_ev": 1e4})
+
+
+@pytest.mark.parametrize("size", [104, 105])
+def test_a_probe_of_any_size_has_a_network(tmp_path: Path, size: int) -> None:
+    np.save(tmp_path / "probe.npy", zone_plate_probe((size, size), 40, pupil_fraction=0.5))
+    given = {"wavelength_m": 1.97e-12, "distance_m": 0.1, "pixel_pitch_m": 75e-6}
+    request = TrainRequest(str(tmp_path / "probe.npy"), tmp_path, ModelInfo("mine"), {}, given)
+    assert request.geometry.frame_shape == (104, 104)
+    np.testing.assert_allclose(
+        request.probe_wave, zone_plate_probe((104, 104), 40 * 104 / size, pupil_fraction=0.5 * size / 104), atol=2e-3
+    )
+    assert LiftedConfig().resized(104).patch_size == 48
 
 
 def test_scans_need_a_catalog_or_a_file(tmp_path: Path) -> None:

@@ -35,6 +35,16 @@ def test_each_kind_of_trouble_is_told_once_and_when_it_is_over(caplog: pytest.Lo
     assert tell(3, away) == [("WARNING", f"{away.message}. See the log")]
 
 
+def test_each_finished_run_is_told_of_once(caplog: pytest.LogCaptureFixture) -> None:
+    finished: dict[str, str] = {}
+    notifier = ProblemNotifier(list, find_finished=lambda: dict(finished))
+    with caplog.at_level(logging.INFO):
+        for uid in "aabbbc":
+            finished[uid] = f"scan {uid}: reconstruction complete"
+            notifier.update()
+    assert [record.message for record in caplog.records] == [f"scan {uid}: reconstruction complete" for uid in "abc"]
+
+
 def test_a_notifier_outlives_what_it_looks_at(caplog: pytest.LogCaptureFixture) -> None:
     def find_problems() -> Any:
         raise PermissionError("status.json")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import gc
 import json
+import logging
 import os
 import signal
 import threading
@@ -43,6 +44,7 @@ from bluesky_ptychonn.live.session import (
 from bluesky_ptychonn.live.worker import Worker
 from bluesky_ptychonn.optics.framing import PreprocessConfig
 from bluesky_ptychonn.recon.mosaic.refine_config import Refinement
+from tests.live.pipeline.test_verdict import verdict_of
 
 SETTINGS = ReconstructionSettings(model="fake", catalog="http://nowhere", pace=Timing(flush_s=0.02, patience_s=0.3))
 
@@ -472,6 +474,23 @@ def test_trouble_of_a_finished_run_is_over_with_the_next_that_is_whole(fake_live
     assert live.wait(good.uid, 20)[0].state == "complete"
     assert live._find_problems() == []
     assert "start document: no geometry" in live.status.problem  # still the last one there was
+
+
+def test_how_a_run_ended_and_how_to_open_it(fake_live: Any, caplog: pytest.LogCaptureFixture) -> None:
+    live = fake_live()
+    live.factory.fake.judgement = verdict_of("doubtful", "low trust: mean trust 0.2")
+    bad, good = RunMaker("stream", md={"ptychography": {}}), RunMaker("stream")
+    with caplog.at_level(logging.INFO):
+        for run in (bad, good):
+            feed(live, run, 2)
+        live.wait(timeout=20)
+        live._notifier.update()
+    failed, complete = (record.message for record in caplog.records if record.message.startswith("scan"))
+    assert failed == "scan 7: reconstruction failed, 0 of 2 frames"
+    assert complete.startswith("scan 7: reconstruction complete, 2 of 2 frames, verdict doubtful (low trust); ")
+    assert complete.endswith(f"; live.result({good.uid[:8]!r}).plot() shows it")
+    with pytest.raises(LookupError, match="no reconstruction: nosuch"):
+        live.result("nosuch")
 
 
 def test_a_former_name_still_works(fake_live: Any) -> None:

@@ -9,7 +9,7 @@ import h5py
 import numpy as np
 import pytest
 
-from bluesky_ptychonn.optics.probe_file import read_probe
+from bluesky_ptychonn.optics.probe_file import open_probe, read_probe
 from bluesky_ptychonn.optics.simulate import SimulatedExperiment, zone_plate_probe
 
 PROBE = zone_plate_probe((32, 32), 14)
@@ -34,9 +34,21 @@ def test_every_form_gives_the_same_probe(tmp_path: Path, name: str) -> None:
     assert geometry is None
 
 
-def test_the_strongest_of_several_modes_is_taken(tmp_path: Path) -> None:
+def test_the_strongest_of_several_modes_is_taken_and_what_is_left_out_said(tmp_path: Path, caplog) -> None:
+    other = PROBE * (np.indices(PROBE.shape)[0] - 16)
+    other -= (PROBE.conj() * other).sum() * PROBE
+    other /= np.sqrt((np.abs(other) ** 2).sum())
+    np.save(tmp_path / "modes.npy", np.stack([0.26**0.5 * other, 0.74**0.5 * PROBE])[:, None])
+    np.testing.assert_allclose(read_probe(tmp_path / "modes.npy")[0], 0.74**0.5 * PROBE, atol=1e-6)
+    assert "modes.npy: of the probe the strongest of 2 modes, 74% of the light, is used" in caplog.text
+    assert open_probe(tmp_path / "modes.npy").light_fraction == pytest.approx(0.74)
+
+
+def test_modes_that_are_one_lose_no_light(tmp_path: Path, caplog) -> None:
     np.save(tmp_path / "modes.npy", np.stack([0.1 * PROBE, PROBE, 0.3 * PROBE])[:, None])
-    np.testing.assert_array_equal(read_probe(tmp_path / "modes.npy")[0], PROBE)
+    found = open_probe(tmp_path / "modes.npy")
+    np.testing.assert_allclose(found.wave, 1.1**0.5 * PROBE, atol=1e-6)
+    assert (found.light_fraction, caplog.text) == (1.0, "")
 
 
 def test_the_simulated_beamline_has_its_own() -> None:

@@ -64,7 +64,7 @@ class TiledNode:
         self._http: httpx.Client = root.context.http_client
         self._api = str(root.context.api_uri).rstrip("/")
         self.path = "/".join(part for part in (*root.path_parts, *path) if part)
-        self._before_request = before_request
+        self.before_request = before_request
         self._users = _has_users(root)
         self.requests = 0
         self.seconds = 0.0
@@ -83,8 +83,8 @@ class TiledNode:
         url = f"{self._api}/{route}/{self.path}" + (f"/{path}" if path else "")
         if self._http.is_closed:
             raise CatalogUnavailableError(f"catalog {self._api}: this connection was closed; connect again")
-        if self._before_request is not None:
-            self._before_request()
+        if self.before_request is not None:
+            self.before_request()
         headers = {"Accept": accept} | ({"Content-Type": content_type} if content_type else {})
         self.requests += 1
         began = time.monotonic()
@@ -226,9 +226,9 @@ class TiledNode:
     def _put_block(self, path: str, block: str, content: bytes) -> None:
         self._send("PUT", "array/block", path, params={"block": block}, content=content, content_type=_BYTES)
 
-    def put_array(self, path: str, data: NDArray[np.float32]) -> None:
-        """Replace an array of one chunk; a reader sees the old one or the new one."""
-        self._put_block(path, ",".join("0" * data.ndim), _f4(data))
+    def put_array(self, path: str, data: NDArray[Any]) -> None:
+        """Replace an array of one chunk, float32 or uint8; a reader sees the old one or the new one."""
+        self._put_block(path, ",".join("0" * data.ndim), data.tobytes() if data.dtype == np.uint8 else _f4(data))
 
     def patch_array(self, path: str, data: NDArray[np.float32], first: int) -> None:
         """Write rows ``first : first + len(data)``; the array grows to hold them."""

@@ -8,6 +8,7 @@ are left as they are: what is patched may look different there.
 from __future__ import annotations
 
 import functools
+import io
 import logging
 import os
 from collections.abc import Callable
@@ -96,6 +97,52 @@ def make_arrays_anew() -> None:
     from tiled.adapters import zarr
 
     zarr.create_array = functools.partial(zarr.create_array, overwrite=True)
+
+
+@_guarded
+def draw_what_is_finite() -> None:
+    """Have Tiled's PNG of an array show what is finite in it, and leave the rest transparent, as its page does.
+
+    Its own way scales by percentiles of all pixels, so that a single NaN makes the whole picture black.
+    """
+    import tiled.serialization.array  # noqa: F401  # registers its own way, which is not to come after ours
+    from tiled.media_type_registration import default_serialization_registry
+
+    own = default_serialization_registry.dispatch("array", "image/png")
+
+    def draw(mimetype: str, array: Any, metadata: Any) -> Any:
+        import numpy as np
+
+        data = np.atleast_2d(array)
+        there = np.isfinite(data) if data.dtype.kind == "f" else np.True_
+        if data.ndim != 2 or there.all():
+            return own(mimetype, array, metadata)
+        from PIL import Image
+
+        low, high = np.percentile(data[there], [1, 99]) if there.any() else (0.0, 1.0)
+        scaled = np.clip((np.where(there, data, low) - low) / max(high - low, np.finfo(np.float32).tiny), 0, 1)
+        shown = np.stack([np.rint(255 * scaled), 255 * there], axis=-1).astype(np.uint8)  # grey, opacity
+        Image.fromarray(shown).save(file := io.BytesIO(), format="png")
+        return file.getbuffer()
+
+    default_serialization_registry.register("array", "image/png", draw)
+
+
+@_guarded
+def search_words_as_they_are() -> None:
+    """Have Tiled look for the words of a full-text query, whatever signs are in them.
+
+    Its own way hands them to SQLite as an expression: a sample ``star-2``, a uid, anything with a quote is answered
+    by 500.
+    """
+    from tiled.catalog.adapter import CatalogNodeAdapter, full_text
+    from tiled.queries import FullText
+
+    def full_text_of_words(query: Any, tree: Any) -> Any:
+        words = ('"{}"'.format(word.replace('"', '""')) for word in query.text.split())
+        return full_text(FullText(" ".join(words) or '""'), tree)
+
+    CatalogNodeAdapter.register_query(FullText, full_text_of_words)
 
 
 class _AnalysedOnce(dict[Any, Any]):

@@ -115,21 +115,40 @@ def resolve_model(model: Any, catalog: Any) -> Any:
 def local_or_champion(model: Any, address: Any) -> str:
     """Folder of a model of this machine; empty for a name that only the catalog knows, which is asked only then.
 
+    A model for any probe reconstructs nothing, so that the catalog is asked for one of its name that has a probe.
+
     Raises
     ------
     ValueError
-        In words: unknown here, and in the catalog too or the catalog does not answer.
+        In words: unknown here, or without its probe; and in the catalog too, or the catalog does not answer.
     """
     try:
         folder = find_model(model)
     except ValueError as unknown:
-        name = bare_name(model)
-        if not name:
-            raise
-        if why_silent(address.uri, _ANSWER_S):
-            raise ValueError(f"{unknown}. The catalog {address.uri}, which might know it, does not answer") from None
-        if Registry(address.client).decided(name) is None:
-            raise ValueError(f"{unknown}. Nor has the catalog {address.uri} a champion of this name") from None
-        return ""
-    ModelCard.load(folder)  # a card that cannot be read is said now, not in a log file later
-    return str(folder)
+        why = unknown
+    else:
+        card = ModelCard.load(folder)  # a card that cannot be read is said now, not in a log file later
+        try:
+            card.check_probe()
+        except ValueError as no_probe:
+            why = no_probe
+        else:
+            return str(folder)
+    name = bare_name(model)
+    if not name:
+        raise why
+    if why_silent(address.uri, _ANSWER_S):
+        raise ValueError(f"{why}. The catalog {address.uri}, which might know it, does not answer")
+    registry = Registry(address.client)
+    version = registry.decided(name)
+    if version is None:
+        raise ValueError(f"{why}. Nor has the catalog {address.uri} a champion of this name")
+    registry.card(name, version).check_probe()
+    return ""
+
+
+def usable_model(model: Any, catalog: Any) -> Path:
+    """Folder of a model in a catalog, see `resolve_model`; ValueError also for one that lacks its probe."""
+    folder = find_model(resolve_model(model, catalog))
+    ModelCard.load(folder).check_probe()
+    return folder

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 SPEC = "PtychoReconstruction"
+_LOOK_BACK = 20  # reconstructions under way at once that have no picture yet
 _TRIES = 20  # a picture is moved while it grows, and is then found again within a few requests
 _TRY_AGAIN_S = 0.05
 
@@ -90,14 +91,15 @@ class PtychoReconstruction(DerivedData):
 
     @property
     def trust(self) -> Picture:
-        """Trust of the patches that fell on a pixel, 0 to 1."""
+        """Trust of the patches that fell on a pixel, 0 to 1; NaN where the model has no probe to judge by."""
         return Picture(self, "trust")
 
     @property
     def frames(self) -> pd.DataFrame:
         """One row for each frame: ``seq_num, x_m, y_m, trust, valid, flag, time_raw, time_done``.
 
-        ``time_done`` is when the catalog had acknowledged the frame's patches; ``time_done - time_raw`` is the latency.
+        ``trust`` is NaN where the model has no probe to judge by. ``time_done`` is when the catalog had acknowledged
+        the frame's patches; ``time_done - time_raw`` is the latency.
         """
 
         def read() -> pd.DataFrame:
@@ -151,6 +153,8 @@ class PtychoReconstruction(DerivedData):
 
         def read() -> MosaicImage:
             before = self._newest()
+            if not before.get("mosaic"):
+                raise LookupError(f"reconstruction {self._uid[:8]} ({before['status']}) has no image yet")
             pictures = {name: self._array(before, name) for name in PICTURES}
             after = self._newest()["mosaic"]
             if before["mosaic"]["snapshot"] != after["snapshot"]:
@@ -202,10 +206,11 @@ class PtychoReconstruction(DerivedData):
         root = from_context(
             self.context, structure_clients=self.structure_clients, node_path_parts=self.path_parts[:-2]
         )
+        place = self.metadata["raw"].get("container", RAW)
         try:
-            return root[RAW, uid]
+            return root[(*filter(None, place.split("/")), uid)]
         except KeyError:
-            raise LookupError(f"run {uid} is not in {RAW}/ of this catalog") from None
+            raise LookupError(f"run {uid} is not in {place or 'the root'}{'/' * bool(place)} of this catalog") from None
 
     def wait(self, timeout: float = 60.0) -> PtychoReconstruction:
         """Wait until it is no longer ``live``; returns itself.
@@ -252,6 +257,10 @@ class PtychoReconstruction(DerivedData):
 
     # -- inside
 
+    def _panels(self) -> dict[str, NDArray[np.float32]]:
+        image = self.mosaic()
+        return {name: getattr(image, name) for name in ("amplitude", "phase", "trust", "coverage")}
+
     def _title(self) -> str:
         metadata = self.metadata
         raw, counts, model = metadata["raw"], metadata.get("counts") or {}, metadata.get("model") or {}
@@ -289,7 +298,9 @@ class PtychoReconstruction(DerivedData):
         """Read the array that a picture is in."""
         mosaic, node = metadata.get("mosaic"), (metadata.get("nodes") or {}).get(name)
         if not mosaic or not node:
-            raise LookupError(f"reconstruction {self._uid[:8]} ({metadata['status']}) has no {name} yet")
+            status, why = metadata["status"], "; ".join(metadata.get("problems") or [])
+            rest = f": {why}" if status == "failed" and why else " yet"
+            raise LookupError(f"reconstruction {self._uid[:8]} ({status}) has no {name}{rest}")
         return self._node.read_array(node, tuple(mosaic["shape"]))
 
     def _read_again(self, read: Callable[[], T]) -> T:
@@ -316,7 +327,7 @@ def reconstructions(
     sample: str | None = None,
     limit: int = 100,
 ) -> list[PtychoReconstruction]:
-    """Find reconstructions, newest first.
+    """Find reconstructions, newest first; refused attempts, which made no image, only by ``status="failed"``.
 
     Parameters
     ----------
@@ -336,7 +347,7 @@ def reconstructions(
     Raises
     ------
     ValueError
-        When `status` is not a status, or the catalog has no ``processed/``.
+        When `status` is not a status, or there is neither ``processed/`` nor a place of runs.
 
     Examples
     --------
@@ -346,4 +357,10 @@ def reconstructions(
     if status is not None and status not in allowed:
         raise ValueError(f"reconstructions: status {status!r}; allowed: {', '.join(allowed)}")
     conditions = {"model.name": model, "model.version": version, "status": status, "raw.sample": sample}
-    return find_derived(catalog, SPEC, raw, limit, **conditions)
+    return find_derived(catalog, SPEC, raw, limit, unlike="failed" if status is None else None, **conditions)
+
+
+def newest_with_image(catalog: Any, *, raw: Any = None) -> PtychoReconstruction | None:
+    """Find the newest reconstruction that has pictures, of a run where one is given; None without one."""
+    found = reconstructions(catalog, raw=raw, limit=_LOOK_BACK)
+    return next((result for result in found if result.metadata.get("mosaic")), None)

@@ -1,6 +1,6 @@
 """The field a plan announced, so that a live picture has its final size from the first frame on.
 
-A stored picture that is outgrown costs the catalog thirteen requests to move; one that fits costs five.
+A stored picture that is outgrown costs the catalog sixteen requests to move; one that fits costs six.
 """
 
 from __future__ import annotations

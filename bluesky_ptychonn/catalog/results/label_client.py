@@ -74,6 +74,9 @@ class PtychoLabel(DerivedData):
         parts.append(f"{solver['name']}, {solver['epochs']} epochs")
         return f"<{SPEC} {self._uid[:8]} {', '.join(parts)}>"
 
+    def _panels(self) -> dict[str, NDArray[np.float32]]:
+        return {name: self._array(name) for name in PICTURES}
+
     def _array(self, name: str) -> NDArray[np.float32]:
         return self._node.read_array(name, tuple(self.metadata["shapes"][name]))
 

@@ -1,4 +1,4 @@
-"""The four mosaics in the catalog: whenever they are read, whole.
+"""The four mosaics in the catalog, and their overview: whenever they are read, whole.
 
 A stored array cannot move its origin, and one that spans chunks is not written in one step. So a picture is arrays on a
 canvas of one chunk, with some room on the sides it grew towards; a picture that no longer fits gets new nodes, which
@@ -16,11 +16,13 @@ from numpy.typing import NDArray
 
 from bluesky_ptychonn.catalog.connection.http import TiledNode
 from bluesky_ptychonn.catalog.results.frame_table import generation_of
+from bluesky_ptychonn.catalog.results.overview import OVERVIEW, draw_overview
 
 if TYPE_CHECKING:
     from bluesky_ptychonn.recon.mosaic.stitch import MosaicImage
 
 PICTURES = ("amplitude", "phase", "coverage", "trust")
+_NODES = (*PICTURES, OVERVIEW)
 _ROOM = 0.5  # of the picture's size, on a side it grew towards
 _ROOM_MIN_PX = 32
 
@@ -108,7 +110,7 @@ class Mosaics:
     Attributes
     ----------
     nodes : dict of str to str
-        Node in use for each picture.
+        Node in use for each picture, and for their overview.
     image : MosaicImage or None
         What was drawn last.
     """
@@ -129,14 +131,14 @@ class Mosaics:
             self._canvas = Canvas.from_metadata(mosaic)
             self._window = mosaic["window"]
             self._snapshot = mosaic["snapshot"]
-            self.nodes = {name: metadata["nodes"][name] for name in PICTURES}
+            self.nodes = {name: metadata["nodes"][name] for name in _NODES if name in metadata["nodes"]}
             self._generation = generation_of(self.nodes["amplitude"])
 
     def draw(self, image: MosaicImage, more: Mapping[str, Any]) -> None:
-        """Show this snapshot from now on, with `more` metadata: five requests, thirteen where it outgrew its canvas."""
+        """Show this snapshot from now on, with `more` metadata: six requests, sixteen where it outgrew its canvas."""
         if self._canvas is None:
             self._write(image, Canvas.tight(image), more, plain=True)
-        elif self._canvas.corner(image) is None:
+        elif self._canvas.corner(image) is None or OVERVIEW not in self.nodes:  # begun by 0.2, which drew none
             # Once outgrown, the plain names stay free for the last picture.
             self._write(image, self._canvas.grown(image), more, plain=False)
         else:
@@ -159,13 +161,15 @@ class Mosaics:
 
     def _write(self, image: MosaicImage, canvas: Canvas, more: Mapping[str, Any], *, plain: bool | None) -> None:
         """Write on new nodes, plain or numbered, or on those in use (None)."""
-        arrays = canvas.place(image)
+        arrays: dict[str, NDArray[Any]] = canvas.place(image)
+        arrays[OVERVIEW] = draw_overview({name: arrays[name] for name in ("amplitude", "phase", "trust", "coverage")})
         old, nodes = self.nodes, self.nodes
         if plain is not None:
             self._generation += 1
-            nodes = {name: name if plain else f"{name}_{self._generation}" for name in PICTURES}
-            for node in nodes.values():
-                self._container.create_array(node, canvas.shape, canvas.shape, ("y", "x"), replace=True)
+            nodes = {name: name if plain else f"{name}_{self._generation}" for name in _NODES}
+            for name, node in nodes.items():
+                shape, dtype = arrays[name].shape, arrays[name].dtype.type
+                self._container.create_array(node, shape, shape, ("y", "x"), dtype, replace=True)
         for name, node in nodes.items():
             self._container.put_array(node, arrays[name])
         self._snapshot += 1

@@ -17,6 +17,7 @@ from bluesky_ptychonn.catalog.connection.circuit_breaker import CircuitBreaker
 from bluesky_ptychonn.catalog.connection.connect import PROCESSED
 from bluesky_ptychonn.catalog.connection.errors import CatalogRefusedError, CatalogUnavailableError
 from bluesky_ptychonn.catalog.connection.http import TiledNode
+from bluesky_ptychonn.catalog.connection.layout import create_in
 from bluesky_ptychonn.catalog.results.block import Block, chunk_frames, stretches
 from bluesky_ptychonn.catalog.results.frame_table import FrameTable
 from bluesky_ptychonn.catalog.results.mosaics import Mosaics
@@ -86,7 +87,7 @@ class ResultSink:
         self._metadata_due: dict[str, Any] = {}
         self._backoff = Backoff(*_RETRY_S)
         parent = TiledNode(root, [PROCESSED], before_request)
-        if not parent.create(self.key, metadata=metadata, specs=[SPEC]):
+        if not create_in(parent, root, PROCESSED, self.key, metadata=metadata, specs=[SPEC]):
             self._resume()
         self._others = parent.requests
 
@@ -170,7 +171,7 @@ class ResultSink:
         return not self.behind
 
     def write_mosaic(self, image: MosaicImage, **metadata: Any) -> None:
-        """Replace the mosaic by this snapshot: five requests, more when it outgrew its place.
+        """Replace the mosaic by this snapshot: six requests, more when it outgrew its place.
 
         When the catalog does not answer and there is a spool, the snapshot is kept and sent later; the latest wins. The
         metadata are merged into the reconstruction's, in the same request.
@@ -184,15 +185,17 @@ class ResultSink:
         self._metadata_due.update(metadata)
         self._try(self._write_due)
 
-    def finish(self, exit_status: str, counts: Mapping[str, Any]) -> str:
+    def finish(self, exit_status: str | None, counts: Mapping[str, Any], refused: str = "") -> str:
         """Send what is left, read back, compare, and stamp what is true.
 
         Parameters
         ----------
-        exit_status : str
-            Of the run's stop document: ``success``, ``abort``, ``fail`` or ``unknown``.
+        exit_status : str or None
+            Of the run's stop document: ``success``, ``abort``, ``fail`` or ``unknown``; None while it goes on.
         counts : mapping
             ``expected`` (int or None), ``seen``, ``reconstructed`` (int) and ``rejected`` (reason to int).
+        refused : str
+            Why the run cannot be reconstructed, in words; the first of the result's ``problems``.
 
         Returns
         -------
@@ -211,7 +214,7 @@ class ResultSink:
         while True:
             try:
                 self._drain(strict=True)
-                status = self._finish(exit_status, counts)
+                status = self._finish(exit_status, counts, refused)
                 self.problem = ""
                 return status
             except CatalogUnavailableError as error:
@@ -309,7 +312,7 @@ class ResultSink:
             self._container.update(self._metadata_due)
             self._metadata_due = {}
 
-    def _finish(self, exit_status: str, counts: Mapping[str, Any]) -> str:
+    def _finish(self, exit_status: str | None, counts: Mapping[str, Any], refused: str) -> str:
         self._write_due()
         self._table.finish()
         self._mosaics.finish()
@@ -320,7 +323,7 @@ class ResultSink:
         nodes = self._mosaics.nodes | ({} if self._table.node is None else {"frames": self._table.node})
         self._tidy(nodes)
         found = differences(self._container, nodes, written, self._last, self._mosaics.image, self.patch_shape)
-        status, problems = decide_status(exit_status, counts, found)
+        status, problems = decide_status(exit_status, counts, found, refused)
         self._container.update(
             {
                 "status": status,
@@ -364,4 +367,4 @@ class ResultSink:
         self._mosaics.resume(metadata)
         self._table.resume(metadata.get("nodes") or {})
         if metadata.get("status") != "live":
-            self._container.update({"status": "live", "problems": None})
+            self._container.update({"status": "live", "problems": None, "problem": None})

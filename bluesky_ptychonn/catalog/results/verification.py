@@ -81,7 +81,21 @@ def _picture(container: TiledNode, nodes: Mapping[str, str], name: str, image: M
     return [] if same else [f"{name} differs from the mosaic"]
 
 
-def decide_status(exit_status: str, counts: Mapping[str, Any], found: ReadBack) -> tuple[str, list[str]]:
+def in_words(rejected: Mapping[str, int | None]) -> str:
+    """Say why frames have no reconstruction, the commonest reason first; empty for none.
+
+    Examples
+    --------
+    >>> in_words({"nan": 2, "negative, empty": 30, "frame not in the catalog": None})
+    '30 (negative, empty), 2 (nan)'
+    """
+    numbers = sorted(((number, reason) for reason, number in rejected.items() if number), key=lambda item: -item[0])
+    return ", ".join(f"{number} ({reason})" for number, reason in numbers)
+
+
+def decide_status(
+    exit_status: str | None, counts: Mapping[str, Any], found: ReadBack, refused: str = ""
+) -> tuple[str, list[str]]:
     """Decide on a status, see `ResultSink.finish`, and say why it is not ``complete``.
 
     Examples
@@ -91,6 +105,8 @@ def decide_status(exit_status: str, counts: Mapping[str, Any], found: ReadBack) 
     """
     problems = list(found.problems)
     lost = bool(problems)
+    if refused:  # what else there is follows from it
+        return ("partial" if found.valid and not lost else "failed"), [refused, *problems]
     rejected = sum((counts.get("rejected") or {}).values())
     seen, expected = counts.get("seen"), counts.get("expected")
     if found.valid != counts.get("reconstructed"):
@@ -99,11 +115,11 @@ def decide_status(exit_status: str, counts: Mapping[str, Any], found: ReadBack) 
         problems.append(f"table holds {found.invalid} rejected frames, {rejected} were counted")
     if seen != found.valid + found.invalid:
         problems.append(f"{seen} frames were seen, the table holds {found.valid + found.invalid}")
-    if expected is not None and expected != seen:
+    if expected is not None and seen is not None and expected > seen:
         problems.append(f"the plan announced {expected} frames, {seen} were seen")
     if rejected:
         # Named and counted, but a user who asks for complete results wants no holes.
-        problems.append(f"{rejected} frames have no reconstruction; counts and flags say why")
+        problems.append(f"{rejected} frames have no reconstruction: {in_words(counts['rejected'])}")
     for kind, number in (counts.get("unusable_documents") or {}).items():
         problems.append(f"{number} of the run's documents could not be used ({kind}); frames may be missing")
     if exit_status != "success":

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 from pydantic import ConfigDict
 
 from bluesky_ptychonn.optics.geometry import LENGTH_UNITS, Geometry, to_metres
@@ -31,8 +32,10 @@ class DataKeys:
 
     Parameters
     ----------
-    frame, x, y : str or None
-        Data keys.
+    frame : str or None
+        Data key of the diffraction patterns.
+    x, y : str or None
+        Data keys of the positions.
     x_sign, y_sign : int or None
         1 or -1: object coordinate = sign × readback.
     stream : str
@@ -83,6 +86,16 @@ def _ptychography(start: Mapping[str, Any]) -> Mapping[str, Any]:
     return md if isinstance(md, Mapping) else {}
 
 
+def with_objects(descriptor: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the data keys of a descriptor, each with the device that it is of, ``object_name``, where that is said."""
+    objects = descriptor.get("object_keys") or {}
+    devices = {key: name for name, keys in objects.items() for key in keys}
+    return {
+        key: {**value, "object_name": devices[key]} if key in devices else value
+        for key, value in descriptor["data_keys"].items()
+    }
+
+
 def geometry_of(start: Mapping[str, Any], geometry: Geometry | None = None) -> Geometry:
     """Geometry of a run: the one given, else the start document's; RunError says what lacks and where to set it."""
     if geometry is not None:
@@ -100,11 +113,13 @@ class Axis:
 
     key: str
     factor: float
+    external: bool = False  # whether it lies outside the events: an encoder's array, written by a fly scan
 
     def metres(self, data: Mapping[str, Any]) -> float | None:
-        """Position in m, or None when it is missing or not finite."""
+        """Position in m, of several samples their mean; None when it is missing or not finite."""
         try:
-            value = float(data[self.key]) * self.factor
+            value = data[self.key]
+            value = (float(value) if np.ndim(value) == 0 else float(np.mean(np.asarray(value, float)))) * self.factor
         except (KeyError, TypeError, ValueError):
             return None
         return value if math.isfinite(value) else None
@@ -121,8 +136,14 @@ class RunLayout:
     x: Axis
 
     @classmethod
-    def find(cls, start: Mapping[str, Any], data_keys: Mapping[str, Any], keys: DataKeys) -> RunLayout:
-        """Find the keys among a descriptor's `data_keys`.
+    def find(
+        cls,
+        start: Mapping[str, Any],
+        data_keys: Mapping[str, Any],
+        keys: DataKeys,
+        configuration: Mapping[str, Any] | None = None,
+    ) -> RunLayout:
+        """Find the keys among a descriptor's `data_keys`; the `configuration` of its devices may know units.
 
         Raises
         ------
@@ -130,17 +151,17 @@ class RunLayout:
             No or several images, no motors, a position without a unit: in words, with what to set.
         """
         frame_key = keys.frame or _find_frame_key(data_keys)
-        y_key, x_key = (keys.y, keys.x) if keys.y and keys.x else _find_motors(start, data_keys)
         where = f"stream {keys.stream!r}"
-        for what, key in (("frame_key", frame_key), ("y_key", y_key), ("x_key", x_key)):
-            if key not in data_keys:
+        for what, key in (("frame_key", frame_key), ("y_key", keys.y), ("x_key", keys.x)):
+            if key and key not in data_keys:
                 raise RunError(f"{where} has no {what} {key!r}; it has {', '.join(data_keys)}")
+        y_key, x_key = _find_axes(start, data_keys, keys)
         shape = _image_shape(data_keys[frame_key])
         if shape is None:
             got = data_keys[frame_key].get("shape")
             raise RunError(f"{where}: {frame_key!r} of shape {got} is not one image per event")
         y, x = (
-            Axis(key, _factor(key, data_keys[key], keys.position_unit) * (sign or 1))
+            _axis(key, data_keys[key], sign or 1, keys.position_unit or _unit(key, data_keys[key], configuration or {}))
             for key, sign in ((y_key, keys.y_sign), (x_key, keys.x_sign))
         )
         return cls(frame_key, shape, "external" in data_keys[frame_key], y, x)
@@ -162,31 +183,67 @@ def _find_frame_key(data_keys: Mapping[str, Any]) -> str:
     return found[0]
 
 
-def _find_motors(start: Mapping[str, Any], data_keys: Mapping[str, Any]) -> tuple[str, str]:
+def _find_axes(start: Mapping[str, Any], data_keys: Mapping[str, Any], keys: DataKeys) -> tuple[str, str]:
+    """Keys of y and x: those given; one alone is joined by the hinted motor of the other axis."""
     dimensions = (start.get("hints") or {}).get("dimensions") or ()
     motors = [key for fields, _stream in dimensions for key in fields if key in data_keys]
-    xs = [key for key in motors if key.lower().endswith("x")]
-    ys = [key for key in motors if key.lower().endswith("y")]
-    if len(motors) == 2 and len(xs) == 1 and len(ys) == 1:
-        return ys[0], xs[0]
-    raise RunError(
-        f"positions: the hints name {', '.join(motors) or 'no motor'}, not one ending in x and one ending in y; "
-        "say which are which with x_key=… and y_key=…"
-    )
-
-
-def _factor(key: str, data_key: Mapping[str, Any], position_unit: str | None) -> float:
-    if data_key.get("dtype") == "array" or "external" in data_key:
+    y, x = keys.y or None, keys.x or None
+    if y is None and x is None:
+        y, x = (_hinted(motors, None, letter) if len(motors) == 2 else None for letter in "yx")
+    elif y is None:
+        y = _hinted(motors, x, "y")
+    elif x is None:
+        x = _hinted(motors, y, "x")
+    if y is None or x is None:
+        got = ", ".join(f"{name}_key={key!r}" for name, key in (("x", keys.x), ("y", keys.y)) if key)
         raise RunError(
-            f"position {key!r} is not one number per event but {data_key.get('dtype')}; set x_key=…, y_key=…"
+            f"positions: {got and got + ', and '}the hints name {', '.join(motors) or 'no motor'}, not one ending in x "
+            f"and one ending in y; say which are which with x_key=… and y_key=…; there are {', '.join(data_keys)}"
         )
-    unit = position_unit or data_key.get("units")
+    if y == x:
+        raise RunError(f"positions: x_key and y_key are both {x!r}; two axes are needed")
+    return y, x
+
+
+def _hinted(motors: Sequence[str], given: str | None, letter: str) -> str | None:
+    """Return the one hinted motor of an axis: of two the one that was not given, else the one whose name ends so."""
+    others = [key for key in motors if key != given]
+    if len(motors) == 2 and len(others) == 1:
+        return others[0]
+    named = [key for key in others if key.lower().endswith(letter)]
+    return named[0] if len(named) == 1 else None
+
+
+def _unit(key: str, data_key: Mapping[str, Any], configuration: Mapping[str, Any]) -> str | None:
+    """Return the unit of a position: of its data key, else the engineering unit in its device's configuration."""
+    if data_key.get("units"):
+        return str(data_key["units"])
+    device = str(data_key.get("object_name"))
+    objects = [configuration[device]] if device in configuration else list(configuration.values())
+    units = {name: value for each in objects for name, value in (each.get("data") or {}).items() if _names_unit(name)}
+    found = [value for name, value in units.items() if name.startswith(key)]
+    if not found and device in configuration and len(units) == 1:
+        found = list(units.values())
+    return str(found[0]) if len(found) == 1 else None
+
+
+def _names_unit(name: str) -> bool:
+    return name.lower().endswith("egu")
+
+
+def _axis(key: str, data_key: Mapping[str, Any], sign: int, unit: str | None) -> Axis:
+    kind, shape = data_key.get("dtype"), [size for size in data_key.get("shape") or () if size is not None]
+    if kind not in ("number", "integer", "array", None) or len(shape) > 1:
+        raise RunError(
+            f"position {key!r} is {kind} of shape {shape} per event; a number is needed, or several samples of one "
+            "(their mean is taken). Set x_key=…, y_key=…"
+        )
     if not unit:
         raise RunError(
-            f"{key}: its data key names no unit; allowed: {', '.join(LENGTH_UNITS)}. "
-            "Set the device's engineering units, or say position_unit=…"
+            f"{key}: its data key names no unit, nor does its device's configuration; allowed: "
+            f"{', '.join(LENGTH_UNITS)}. Set the device's engineering units, or say position_unit=…"
         )
     try:
-        return to_metres(1.0, unit, key)
+        return Axis(key, to_metres(1.0, unit, key) * sign, "external" in data_key)
     except ValueError as error:
         raise RunError(str(error)) from None

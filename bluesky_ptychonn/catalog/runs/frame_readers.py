@@ -17,7 +17,13 @@ from bluesky_ptychonn.catalog.connection.circuit_breaker import CircuitBreaker
 from bluesky_ptychonn.catalog.connection.errors import CatalogRefusedError, CatalogUnavailableError, TooLargeError
 from bluesky_ptychonn.catalog.connection.http import TiledNode
 from bluesky_ptychonn.catalog.runs.data_keys import RunError
-from bluesky_ptychonn.optics.hdf5 import MOST_BYTES, find_inside, refuse_external_data
+from bluesky_ptychonn.optics.hdf5 import (
+    MOST_BYTES,
+    find_inside,
+    import_h5py,
+    refuse_external_data,
+    refuse_missing_filter,
+)
 
 _MOST_FILES = 256
 _COMPARED = 2  # frames of a file to try to compare, at a time
@@ -178,9 +184,7 @@ class LocalFrames:
             raise
 
     def _open(self, path: str, dataset: str, dtype: np.dtype[Any]) -> None:
-        import h5py
-        import hdf5plugin  # noqa: F401  registers the filters that detectors compress with
-
+        h5py = import_h5py()
         if os.path.normpath(path) != path:
             raise ValueError(f"{path} goes back on its way")  # Tiled (0.2.20) compares such paths by their beginning
         if not os.access(path, os.R_OK):
@@ -192,6 +196,7 @@ class LocalFrames:
         found = find_inside(handle, dataset, path)
         if not isinstance(found, h5py.Dataset) or found.shape is None:
             raise KeyError(f"{path} has no dataset {dataset}")
+        refuse_missing_filter(found, f"{path}: {dataset}")
         frames_of = found.shape[1:] if found.shape[1:] == self._frame_shape else found.shape[2:]
         if frames_of != self._frame_shape or found.dtype != dtype:
             raise ValueError(f"{path}: {dataset} of shape {found.shape} {found.dtype} is not what the catalog says")

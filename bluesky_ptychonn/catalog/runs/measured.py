@@ -7,21 +7,21 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from bluesky_ptychonn.card import PIXEL_TOLERANCE
-from bluesky_ptychonn.catalog.connection.connect import RAW
 from bluesky_ptychonn.catalog.runs.data_keys import DataKeys, RunError, geometry_of
 from bluesky_ptychonn.catalog.runs.frame_source import TiledFrames
 from bluesky_ptychonn.catalog.runs.pairing import FrameRef, NoFrame, RunPairing, count_reasons
 from bluesky_ptychonn.catalog.runs.stored_documents import documents_of
 from bluesky_ptychonn.optics.framing import PreprocessConfig
 from bluesky_ptychonn.optics.geometry import Geometry
-from bluesky_ptychonn.optics.probe_file import read_probe
+from bluesky_ptychonn.optics.probe_file import open_probe
+from bluesky_ptychonn.optics.probe_grid import probe_on
+from bluesky_ptychonn.optics.probe_modes import strongest_mode
 from bluesky_ptychonn.recon.data.scans import MeasuredScan
 from bluesky_ptychonn.recon.inference.flux import LOST, Flux
 
@@ -42,18 +42,21 @@ class ProbeSetup:
         Where the probe is from.
     geometry : Geometry or None
         That the probe belongs to, where it is known.
+    measured : bool
+        Whether it is nobody's but the beamline's: then it may be on the grid of frames as recorded.
     """
 
     probe: NDArray[np.complex64]
     preprocess: PreprocessConfig
     source: str
     geometry: Geometry | None = None
+    measured: bool = False
 
     @classmethod
     def from_source(
         cls, model: Any = None, probe: Any = None, preprocess: PreprocessConfig | None = None
     ) -> ProbeSetup:
-        """Take the probe of a model (name, folder, loaded one), of a file, or an array (N, N).
+        """Take the probe of a model (name, folder, loaded one), of a file, or an array (N, N) or (modes, N, N).
 
         Raises
         ------
@@ -65,9 +68,10 @@ class ProbeSetup:
         if probe is not None:
             given = preprocess or PreprocessConfig()
             if isinstance(probe, np.ndarray):
-                return cls(probe.astype(np.complex64), given, "an array")
-            array, geometry = read_probe(probe)
-            return cls(array, given, Path(probe).name, geometry)
+                mode = strongest_mode(probe.astype(np.complex64), "probe")
+                return cls(mode.wave, given, ", ".join(filter(None, ["an array", mode.note])), measured=True)
+            found = open_probe(probe)
+            return cls(found.wave, given, found.source, found.geometry, measured=True)
         from bluesky_ptychonn.recon.models.checkpoint import load_model
 
         loaded = model if hasattr(model, "network") else load_model(model, "cpu")
@@ -78,7 +82,13 @@ class ProbeSetup:
         return cls(array, preprocess or card.input.preprocess, f"model {card.name} {card.version}")
 
     def geometry_for(self, recorded: Geometry) -> Geometry:
-        """Geometry of the frames that go with the probe.
+        """Geometry of the frames that go with the probe, see `fitted`."""
+        return self.fitted(recorded)[1]
+
+    def fitted(self, recorded: Geometry) -> tuple[NDArray[np.complex64], Geometry]:
+        """Probe (N, N) and geometry of the frames that come out of preprocessing.
+
+        A measured probe as large as a recorded frame is brought to the grid of what preprocessing makes of it.
 
         Raises
         ------
@@ -86,7 +96,8 @@ class ProbeSetup:
             When frames and probe do not go together.
         """
         size = self.probe.shape
-        ours = recorded if recorded.frame_shape == size else self.preprocess.geometry_after(recorded)
+        whole = recorded.frame_shape == size
+        ours = recorded if whole else self.preprocess.geometry_after(recorded)
         if ours.frame_shape != size:
             raise ValueError(
                 f"the probe ({self.source}) is {size[0]} x {size[1]} px, the run's frames come out of preprocessing as "
@@ -99,7 +110,9 @@ class ProbeSetup:
                     f"the probe ({self.source}) has an object pixel of {1e9 * wanted:.4g} nm, this run "
                     f"{1e9 * pixel:.4g} nm; more than {PIXEL_TOLERANCE:.0%} apart they are of different beamlines"
                 )
-        return ours
+        if whole and self.measured and self.preprocess.output_shape(size) != size:
+            return probe_on(self.probe, recorded, self.preprocess)
+        return self.probe, ours
 
 
 @dataclass(frozen=True)
@@ -125,20 +138,16 @@ class RunFrames:
 
 
 def measured_run(
-    root: Any,
     run: Any,
     setup: ProbeSetup,
     *,
     geometry: Geometry | None = None,
     keys: DataKeys | None = None,
-    raw: str = RAW,
 ) -> RunFrames:
     """Read the usable frames of a run.
 
     Parameters
     ----------
-    root : Tiled client
-        Root of the catalog.
     run : BlueskyRun client
         See `find_run`.
     setup : ProbeSetup
@@ -147,8 +156,6 @@ def measured_run(
         Of the recorded frames; overrides the start document's.
     keys : DataKeys, optional
         Which data are frames and positions.
-    raw : str
-        Container of the runs.
 
     Raises
     ------
@@ -161,17 +168,14 @@ def measured_run(
     documents = documents_of(run, keys)
     start = next(documents)[1]
     who = f"run {start['uid'][:8]}"
-    ours = setup.geometry_for(geometry_of(start, geometry))
+    probe, ours = setup.fitted(geometry_of(start, geometry))
     pairing = RunPairing(start, keys)
     for name, doc in documents:
         pairing.feed(name, doc)
     if pairing.layout is None:
         raise RunError(f"{who} has no descriptor of stream {keys.stream!r}")
     rejected = Counter[str](pairing.unpaired().values())
-    where = [part for part in raw.split("/") if part]
-    source = TiledFrames(
-        root, (*where, start["uid"], pairing.keys.stream, pairing.layout.frame_key), pairing.layout.frame_shape
-    )
+    source = TiledFrames(run, (pairing.keys.stream, pairing.layout.frame_key), pairing.layout.frame_shape)
     try:
         kept, counts = _fetched(source, sorted(pairing.take(), key=lambda ref: ref.row), setup.preprocess, rejected)
     finally:
@@ -180,13 +184,13 @@ def measured_run(
         raise RunError(f"{who} has no usable frame: {count_reasons(rejected.elements()) or 'it is empty'}")
     order = np.argsort([ref.seq_num for ref in kept])
     kept, counts = [kept[i] for i in order], counts[order]
-    flux = Flux(float((np.abs(setup.probe) ** 2).sum()))
+    flux = Flux(float((np.abs(probe) ** 2).sum()))
     flux.add(counts.sum(axis=(1, 2), dtype=np.float64))
     scan = MeasuredScan(
         counts,
         np.array([ref.y_m for ref in kept]),
         np.array([ref.x_m for ref in kept]),
-        setup.probe * np.complex64(flux.probe_factor),
+        probe * np.complex64(flux.probe_factor),
         ours,
         f"run {start['uid']}",
     )

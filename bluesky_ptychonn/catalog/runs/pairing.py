@@ -16,7 +16,8 @@ from typing import Any, cast
 
 from event_model import DatumPage, EventPage, unpack_datum_page, unpack_event_page
 
-from bluesky_ptychonn.catalog.runs.data_keys import DataKeys, DocumentError, RunError, RunLayout
+from bluesky_ptychonn.catalog.runs.data_keys import DataKeys, DocumentError, RunError, RunLayout, with_objects
+from bluesky_ptychonn.catalog.runs.frame_rows import NamedRows
 
 
 class NoFrame(StrEnum):
@@ -32,7 +33,6 @@ class NoFrame(StrEnum):
 
 #: Largest sequence number. A document of a hundred bytes may claim any range, and each frame takes room here.
 MOST_FRAMES = 1 << 20
-_MOST_ROWS = 1 << 40
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,42 +63,6 @@ class _Point:
     ref: FrameRef | None = None
 
 
-@dataclass
-class _Rows:
-    """Where the frames of each resource lie in the one array that Tiled shows.
-
-    Tiled joins the files of a data key end to end; indices that begin anew with a new file are moved behind it.
-    """
-
-    total: int = 0
-    base: dict[str, int] = field(default_factory=dict)
-    counted: tuple[int, int] = (0, 0)  # datums that count frames: frames of earlier files, frames of this one
-
-    def row(self, resource: str, index: int) -> int:
-        if not 0 <= index < _MOST_ROWS:
-            raise ValueError(f"index {index} of a frame in its file; allowed: 0 to {_MOST_ROWS - 1}")
-        if resource not in self.base:
-            self.base[resource] = self.total if index < self.total else 0
-        row = self.base[resource] + index
-        self.total = max(self.total, row + 1)
-        return row
-
-    def row_of_datum(self, resource: str, kwargs: Mapping[str, Any], seq_num: int) -> int:
-        """Row of a classic datum, by the rules with which bluesky-tiled-plugins lays its frames out."""
-        if isinstance(kwargs.get("indices"), Mapping):
-            return self.row(resource, int(kwargs["indices"]["start"]))
-        if kwargs.get("point_number") is not None:
-            return self.row(resource, int(kwargs["point_number"]))
-        if kwargs.get("frame") is None:
-            return self.row(resource, seq_num - 1)
-        behind, within = self.counted
-        index, within = behind + within, int(kwargs["frame"]) + 1
-        if behind + within < index:
-            behind = index
-        self.counted = (behind, within)
-        return self.row(resource, index)
-
-
 class RunPairing:
     """Takes a run's documents in the order they come and tells which frames can be fetched.
 
@@ -122,11 +86,12 @@ class RunPairing:
         self.keys = keys.filled_from(start)
         self.layout: RunLayout | None = None
         self.stop: Mapping[str, Any] | None = None
+        self.streams: set[str] = set()  # by name, whatever is in them
         self._descriptors: set[str] = set()
         self._points: dict[int, _Point] = {}
         self._ready: dict[int, FrameRef] = {}
         self._replaced: set[int] = set()
-        self._rows = _Rows()
+        self._rows = NamedRows()
         self._in_event = 0
         self._heard = math.nan
         self._datums: dict[str, tuple[str, Mapping[str, Any]]] = {}  # until their event comes
@@ -157,10 +122,21 @@ class RunPairing:
             raise DocumentError(f"{name} document: {type(error).__name__}: {error}") from error
 
     def _on_descriptor(self, doc: Mapping[str, Any]) -> None:
+        self.streams.add(str(doc.get("name")))
         if doc.get("name") == self.keys.stream:
-            if self.layout is None:
-                self.layout = RunLayout.find(self.start, doc["data_keys"], self.keys)
             self._descriptors.add(doc["uid"])
+            if self.layout is None:
+                self.layout = self._layout(doc)
+
+    def _layout(self, doc: Mapping[str, Any]) -> RunLayout:
+        found = RunLayout.find(self.start, with_objects(doc), self.keys, doc.get("configuration"))
+        if outside := [axis.key for axis in (found.y, found.x) if axis.external]:
+            raise RunError(
+                f"positions {', '.join(outside)} lie outside the events, in an array that a fly scan writes; they are "
+                "not read while the run goes on. Reconstruct it when it is over, with reconstruct(uid, …) or 'ptychonn "
+                "backfill', or have positions read with the events"
+            )
+        return found
 
     def _on_event(self, doc: Mapping[str, Any]) -> None:
         data = doc["data"]
@@ -181,6 +157,8 @@ class RunPairing:
             point.fresh = False
             self._locate(layout, doc, seq_num, point)
             self._update(seq_num, point)
+        elif doc["descriptor"] in self._descriptors:  # of a run that cannot be reconstructed: only counted
+            self._points.setdefault(_seq_num(doc["seq_num"]), _Point())
         for value in data.values():  # datums of other detectors and streams
             if isinstance(value, str):
                 self._datums.pop(value, None)

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import tempfile
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from bluesky_ptychonn.cli.catalogs import AlsoCatalogOption, ModelArgument, open_registry, split_name
+from bluesky_ptychonn.cli.export import check_output
+
+if TYPE_CHECKING:
+    from bluesky_ptychonn.recon.models.upstream.input_step import InputStep
 
 _CHECKPOINTS = (".pth", ".pt", ".safetensors", ".ckpt")
 
@@ -30,6 +34,15 @@ def import_model(
     count_threshold: Annotated[float, typer.Option(help="state dict: counts below it become 0")] = 0.0,
     input_scale: Annotated[float, typer.Option(help="state dict: what its input is divided by")] = 1.0,
     input_root: Annotated[bool, typer.Option(help="state dict: it takes the square root of counts")] = False,
+    input_mean: Annotated[
+        str | None, typer.Option(help="state dict: what is subtracted from its input, .npy of a pattern, or a number")
+    ] = None,
+    input_deviation: Annotated[
+        str | None, typer.Option(help="state dict: what divides it then, .npy of a pattern, or a number")
+    ] = None,
+    input_counts: Annotated[
+        bool, typer.Option("--input-counts", help="state dict: counts go in as they are, nothing is done to them")
+    ] = False,
     counts: Annotated[
         tuple[float, float] | None, typer.Option(help="state dict: lowest and highest counts of a frame in training")
     ] = None,
@@ -64,8 +77,7 @@ def import_model(
                 name=name or _name_from(source),
                 frame_size=frame_size,
                 counts_per_frame=counts,
-                input_root=input_root,
-                input_scale=input_scale,
+                input_step=_input_step(input_root, input_mean, input_deviation, input_scale, said=input_counts),
             )
         elif not source.is_dir():
             raise ValueError(
@@ -80,6 +92,14 @@ def import_model(
     typer.echo(f"{card.name}/{placed.name} in {placed}")
     if card.training.get("unknown"):
         typer.echo(f"unknown: {'; '.join(map(str, card.training['unknown']))}")
+
+
+def _input_step(root: bool, mean: str | None, deviation: str | None, scale: float, *, said: bool) -> InputStep | None:
+    """Make the step before a network of what was given; None for nothing, which is unknown."""
+    from bluesky_ptychonn.recon.models.upstream.input_step import InputStep, number_or_file
+
+    step = InputStep(root, number_or_file(mean, "--input-mean"), number_or_file(deviation, "--input-deviation"), scale)
+    return step if said or step.words != InputStep().words else None
 
 
 def _import_state_dict(
@@ -126,6 +146,7 @@ def export(
     from bluesky_ptychonn.recon.models.archive import pack
     from bluesky_ptychonn.recon.models.library import read_folder
 
+    check_output(to)
     if catalog is None:
         card, data = read_folder(find_model(name))
     else:

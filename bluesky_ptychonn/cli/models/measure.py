@@ -25,7 +25,7 @@ def measure(
     catalog: Annotated[
         str | None, typer.Option(envvar=CATALOG_VARIABLE, help="where the labels are", show_default=False)
     ] = None,
-    solver: Annotated[bool, typer.Option(help="beside an iterative solver (pty-chi) with the same frames")] = False,
+    solver: Annotated[bool, typer.Option(help="beside an iterative solver (pty-chi, see label), same frames")] = False,
     scans: Annotated[
         int | None, typer.Option(help="simulated samples of each kind; by default 3, and none with labels")
     ] = None,

@@ -55,6 +55,7 @@ class Assembly:
         self._problem = ""
         self._lag_s: float | None = None
         self._written_verdict: tuple[str, list[str]] | None = None
+        self._verdict = ""
         self._written_reasons: set[str] = set()  # under the metadata's ``progress``
 
     def _new_mosaic(self) -> Mosaic:
@@ -216,6 +217,7 @@ class Assembly:
         verdict = self.reconstructor.verdict()
         if verdict is None:
             return {}
+        self._verdict = verdict.level + (f" ({verdict.reasons[0].kind})" if verdict.reasons else "")
         written, self._written_verdict = self._written_verdict, (verdict.level, [item.kind for item in verdict.reasons])
         return {} if self._written_verdict == written else {"verdict": verdict.document()}
 
@@ -264,6 +266,7 @@ class Assembly:
         progress.waiting = pairing.ready + self.frames.under_way
         since = self.sink.waits_since
         progress.lag_s = self._lag_s if since is None else max(0.0, time.time() - since)
+        progress.verdict = self._verdict
         progress.problem = self.sink.problem or self._problem
         progress.problem_kind = (
             ProblemKind.CATALOG if self.sink.problem else ProblemKind.FRAMES if self._problem else ""

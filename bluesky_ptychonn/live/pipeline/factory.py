@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import logging
 import time
@@ -12,6 +13,7 @@ from typing import Any
 
 from bluesky_ptychonn.catalog.connection.circuit_breaker import CircuitBreaker
 from bluesky_ptychonn.catalog.connection.http import TiledNode
+from bluesky_ptychonn.catalog.connection.layout import runs_path
 from bluesky_ptychonn.catalog.connection.requests import require_answer
 from bluesky_ptychonn.catalog.registry.champion import Champion, cache_folder
 from bluesky_ptychonn.catalog.runs.data_keys import RunLayout
@@ -19,6 +21,7 @@ from bluesky_ptychonn.catalog.runs.frame_source import TiledFrames
 from bluesky_ptychonn.live.pipeline.protocols import FrameReconstructor, Sink
 from bluesky_ptychonn.live.pipeline.settings import SPOOL, ReconstructionSettings
 from bluesky_ptychonn.optics.geometry import Geometry
+from bluesky_ptychonn.optics.mask_file import read_mask
 
 log = logging.getLogger(__name__)
 
@@ -39,6 +42,7 @@ class _LoadedModel:
             "batch_size": settings.batch_size,
             "precision": settings.precision,
             "preprocess": settings.preprocess,
+            "mask": None if settings.mask is None else read_mask(settings.mask),
             "refinement": settings.refine,
         }
         self._first = self._last = Reconstructor(model, settings.geometry, **self._options)
@@ -79,7 +83,7 @@ class TiledComponentFactory:
     session : str
         Its name; a run has one result in each.
     root : tiled client, optional
-        Root of the catalog; connected to, with the `api_key`, when not given.
+        Of the catalog's container; connected to, with the `api_key`, when not given.
     model : Model, optional
         A loaded model; else the one in the settings' folder.
     folder : Path, optional
@@ -87,6 +91,8 @@ class TiledComponentFactory:
         answer is the caller's.
     before_request : callable, optional
         Called before every request to the catalog.
+    metadata : mapping, optional
+        What every result's metadata say besides.
     """
 
     def __init__(
@@ -99,6 +105,7 @@ class TiledComponentFactory:
         model: Any = None,
         folder: Path | None = None,
         before_request: Callable[[], None] | None = None,
+        metadata: Mapping[str, Any] | None = None,
     ) -> None:
         began = time.monotonic()
         import torch
@@ -108,6 +115,7 @@ class TiledComponentFactory:
         if settings.threads:
             torch.set_num_threads(settings.threads)
         self._settings = settings
+        self._metadata = dict(metadata or {})
         self._spool = None if folder is None else folder / SPOOL
         self._session = uuid.uuid5(uuid.NAMESPACE_URL, f"ptychonn:{session}")
         self.problem = ""
@@ -119,6 +127,7 @@ class TiledComponentFactory:
             require_answer(settings.catalog)
         self._root = connect(settings.catalog, api_key=api_key) if root is None else root
         self._breaker = CircuitBreaker(self._root, before_request, own=root is None)
+        self._raw = self._find_runs()
         self._champion = None
         if settings.champion:
             place = cache_folder(None if folder is None else folder.parent)
@@ -199,6 +208,9 @@ class TiledComponentFactory:
 
     def source(self, start: Mapping[str, Any], stream: str, layout: RunLayout) -> TiledFrames:
         """Frames of a run in this catalog."""
+        if not self._raw and self._settings.raw is None:  # nothing was there yet; who makes the container may have been
+            with contextlib.suppress(ValueError):
+                self._raw = self._find_runs()
         path = (*self._raw_path(start), stream, layout.frame_key)
         return TiledFrames(self._root, path, layout.frame_shape, breaker=self._breaker)
 
@@ -209,7 +221,11 @@ class TiledComponentFactory:
         return found is not None and found["metadata"].get("stop") is not None
 
     def _raw_path(self, start: Mapping[str, Any]) -> list[str]:
-        return [*filter(None, self._settings.raw.split("/")), start["uid"]]
+        return [*filter(None, self._raw.split("/")), start["uid"]]
+
+    def _find_runs(self) -> str:
+        with self._breaker.recording():
+            return runs_path(self._root, self._settings.raw, self._breaker.wait)
 
     def sink(
         self,
@@ -229,7 +245,7 @@ class TiledComponentFactory:
         with self._breaker.recording():
             return ResultSink(
                 self._root,
-                initial_metadata(start, metadata, patch_shape, expected),
+                initial_metadata(start, {**metadata, **self._metadata}, patch_shape, expected, self._raw),
                 key=key,
                 spool=spool,
                 breaker=self._breaker,
@@ -239,10 +255,12 @@ class TiledComponentFactory:
 
 def _import_early() -> None:
     """Import what the first run would import in its midst, beside a scan."""
-    import hdf5plugin  # noqa: F401
     import pyarrow as pa  # noqa: F401
     import tiled.client.array  # brings dask, xarray, pandas and numba: 3 s
     import tiled.structures.array
     import tiled.structures.table  # noqa: F401
 
     import bluesky_ptychonn.catalog.results.sink  # noqa: F401
+    from bluesky_ptychonn.optics.hdf5 import import_h5py
+
+    import_h5py()

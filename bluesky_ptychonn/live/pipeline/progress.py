@@ -87,6 +87,8 @@ class Progress:
         Frames reconstructed that wait on disk for the catalog.
     spool_bytes : int
         What they take there.
+    verdict : str
+        Whether the run can be believed, as of the last mosaic: ``ok``, ``doubtful`` or ``wrong``, and why, in short.
     """
 
     uid: str
@@ -104,6 +106,7 @@ class Progress:
     model: str = ""
     spooled: int = 0
     spool_bytes: int = 0
+    verdict: str = ""
 
     @classmethod
     def from_values(cls, values: Mapping[str, Any]) -> Progress:

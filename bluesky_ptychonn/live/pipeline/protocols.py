@@ -121,8 +121,11 @@ class Sink(Protocol):
     def update(self, **metadata: Any) -> None:
         """Change the result's metadata."""
 
-    def finish(self, exit_status: str, counts: Mapping[str, Any]) -> str:
-        """Verify and close; returns the status that stands in the catalog."""
+    def finish(self, exit_status: str | None, counts: Mapping[str, Any], refused: str = "") -> str:
+        """Verify and close; returns the status that stands in the catalog.
+
+        No exit status while the run goes on; `refused` says why it cannot be reconstructed.
+        """
 
 
 class ComponentFactory(Protocol):

@@ -11,6 +11,7 @@ from enum import Enum
 from typing import Any
 
 from bluesky_ptychonn.catalog.connection.errors import is_outage
+from bluesky_ptychonn.catalog.results.verification import in_words
 from bluesky_ptychonn.catalog.runs.data_keys import DataKeys, DocumentError, RunError, geometry_of
 from bluesky_ptychonn.catalog.runs.pairing import RunPairing
 from bluesky_ptychonn.live.pipeline.assembly import LONGEST_REST, Assembly
@@ -96,9 +97,9 @@ class RunReconstruction:
         self._raw_run = RawRunWait(lambda: self._factory.is_raw_run_complete(start), self.pace, clock)
         self._closing_since: float | None = None
         try:
-            self._geometry = geometry_of(start, geometry)
             self._pairing = RunPairing(start, keys or DataKeys())
             self.progress.expected = self._pairing.expected
+            self._geometry = geometry_of(start, geometry)
             self._factory = factory.for_run(made_by)  # once: no run changes its model
             self.progress.model = self._factory.model
         except RunError as error:
@@ -109,11 +110,11 @@ class RunReconstruction:
     def feed(self, name: str, doc: Mapping[str, Any], age_s: float = 0.0) -> None:
         """Take a document of this run, made so long ago; one that cannot be used is passed over, and counted."""
         self._age_s = max(0.0, age_s)  # a run that was left behind has been waited for already
-        if self._pairing is not None and self._error is None:
+        if self._pairing is not None:  # of a run that is refused, frames are counted
             try:
                 self._pairing.feed(name, doc, time.time() - self._age_s)
             except RunError as error:
-                self._error = error
+                self._error = self._error or error
             except DocumentError as error:
                 self.pass_over(name, str(error))
             self.progress.seen = self._pairing.seen
@@ -207,7 +208,12 @@ class RunReconstruction:
     def _give_up(self, *, outage: bool) -> None:
         log.error("run %s: given up: %s", self.progress.uid, self.progress.problem)
         self.given_up = outage
-        self._finish("failed")
+        if not outage:
+            try:  # a result left live would be taken for one that was interrupted, and made again and again
+                return self._write_failure(RunError(self.progress.problem))
+            except Exception:
+                log.exception("run %s: its result cannot be closed", self.progress.uid)
+        return self._finish("failed")
 
     def _advance(self) -> None:
         assembly = self._assembly or self._open()
@@ -230,10 +236,11 @@ class RunReconstruction:
     def _open(self) -> Assembly | None:
         """Make what the run's reconstruction consists of, once its frames are known."""
         geometry, pairing = self._geometry, self._pairing
-        if geometry is None or pairing is None or pairing.layout is None:
+        if geometry is None or pairing is None:
+            return None  # for a reason that `_error` says
+        if pairing.layout is None:
             if self._end is not None:
-                unusable = f"; documents that could not be used: {dict(self._unusable)}" if self._unusable else ""
-                raise RunError(f"run ended ({self._end.exit_status}) before its first frame{unusable}")
+                raise RunError(self._without_a_frame(pairing, self._end))
             return None
         try:
             reconstructor = self._factory.reconstructor(geometry)
@@ -245,6 +252,14 @@ class RunReconstruction:
         self._assembly = Assembly(reconstructor, source, sink, self.start, self.pace, self._clock)
         self.progress.state = "live"
         return self._assembly
+
+    def _without_a_frame(self, pairing: RunPairing, end: _End) -> str:
+        """Say why a run that is over has nothing to begin with."""
+        wanted = pairing.keys.stream
+        other = pairing.streams and wanted not in pairing.streams
+        streams = f": no stream {wanted!r}, only {', '.join(sorted(pairing.streams))}" if other else ""
+        unusable = f"; documents that could not be used: {dict(self._unusable)}" if self._unusable else ""
+        return f"run ended ({end.exit_status}) before its first frame{streams}{unusable}"
 
     def _sink(self, metadata: Mapping[str, Any], patch_shape: tuple[int, int] | None) -> Sink:
         sink = self._factory.sink(self.start, metadata, patch_shape, self.progress.expected)
@@ -276,7 +291,11 @@ class RunReconstruction:
             learned = assembly.reconstructor.describe()  # what it did not know at the beginning, such as the flux
             reason = {"exit_reason": end.reason} if end.reason else {}
             assembly.sink.update(**learned, **reason, progress=assembly.progress_metadata(self.progress))
-            self._finish(str(assembly.sink.finish(end.exit_status, self._counts())))
+            counts = self._counts()
+            state = str(assembly.sink.finish(end.exit_status, counts))
+            if state == "failed":
+                self._note(Problem(_why_failed(counts), ProblemKind.FAILED))
+            self._finish(state)
 
     def _counts(self) -> dict[str, Any]:
         replaced = 0 if self._pairing is None else self._pairing.replaced
@@ -299,7 +318,10 @@ class RunReconstruction:
         geometry = None if self._geometry is None else self._geometry.model_dump(mode="json")
         sink = self._sink({"geometry": geometry}, None) if self._assembly is None else self._assembly.sink
         sink.update(problem=str(error))
-        sink.finish("fail", self._counts())
+        # How a run ends, and with how many frames, is not known while it goes on.
+        ended = None if self._end is None else self._end.exit_status
+        seen = self.progress.seen if ended else 0
+        sink.finish(ended, {**self._counts(), "seen": seen or None}, str(error))
         self._finish("failed")
 
     def _note(self, problem: Problem) -> Problem:
@@ -310,3 +332,11 @@ class RunReconstruction:
         self.progress.state = state
         if self._assembly is not None:
             self._assembly.source.close()
+
+
+def _why_failed(counts: Mapping[str, Any]) -> str:
+    """Say why there is no image though nothing is wrong with the run itself."""
+    if counts["reconstructed"]:
+        return "the catalog does not hold what was written; the result's problems say what"
+    rejected = in_words(counts["rejected"])
+    return f"no frame was reconstructed: {rejected}" if rejected else "the run has no frame"

@@ -12,21 +12,27 @@ import textwrap
 from collections.abc import Callable, Mapping
 from inspect import Parameter
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypedDict, TypeVar, get_args
+from typing import Annotated, Any, Literal, TypedDict, TypeVar, get_args, get_type_hints
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from bluesky_ptychonn.catalog.runs.data_keys import DataKeys
 from bluesky_ptychonn.files import read_json, write_json
 from bluesky_ptychonn.live.pipeline.progress import Timing
 from bluesky_ptychonn.optics.framing import PreprocessConfig
 from bluesky_ptychonn.optics.geometry import Geometry
+from bluesky_ptychonn.optics.mask_file import read_mask
 from bluesky_ptychonn.processors import device_name
 from bluesky_ptychonn.recon.inference.precision import Precision
 from bluesky_ptychonn.recon.mosaic.refine_config import Refinement, asked_for
 
 SETTINGS_FILE = "order.json"
 SPOOL = "spool"  # folder beside it, where results wait for the catalog
+
+
+#: What may be said by itself: of which option which field.
+PARTS = {"frame_key": ("keys", "frame"), "x_key": ("keys", "x"), "y_key": ("keys", "y"), "flush_s": ("pace", "flush_s")}
+PARTS |= {name: ("keys", name) for name in ("x_sign", "y_sign", "position_unit", "stream")}
 
 
 class ReconstructionOptions(BaseModel):
@@ -37,16 +43,17 @@ class ReconstructionOptions(BaseModel):
     geometry : Geometry, optional
         Overrides the start documents'.
     keys : DataKeys
-        Which data are frames and positions, where the start document does not name them. As keywords: ``frame_key``,
-        ``x_key``, ``y_key``, ``x_sign``, ``y_sign``, ``position_unit``, ``stream``.
+        Which data are frames and positions, where the start document does not name them. Also by themselves:
+        ``frame_key``, ``x_key``, ``y_key``, ``x_sign``, ``y_sign``, ``position_unit``, ``stream``.
     pace : Timing
-        All of the timing; as a keyword also ``flush_s``.
+        All of the timing; ``flush_s`` also by itself.
     device : str
         ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
     batch_size : int
         Frames the network takes at once.
-    raw : str
-        Container of the runs in the catalog; empty where runs lie at its root.
+    raw : str, optional
+        Container of the runs, below the catalog's; empty for that itself. By default ``raw`` where there is one, else
+        that itself.
     threads : int, optional
         Threads of the network on a CPU; beside a scan half the processors by default, else as
         many as are free.
@@ -55,6 +62,8 @@ class ReconstructionOptions(BaseModel):
         differ by more than 0.02 on average; the result's metadata says by how much, under ``precision_check``.
     preprocess : PreprocessConfig, optional
         From recorded frames to the network's, instead of the model card's.
+    mask : path, optional
+        File with the detector's bad pixels, see `read_mask`; they are mended in every frame, like the card's.
     refine : bool or Refinement
         Whether, or how, to refine mosaics by sweeps of the physics through the probe: for half a second each while the
         run goes on, whole when it ends. The result's metadata says so under ``refinement``; patches stay the network's.
@@ -69,14 +78,34 @@ class ReconstructionOptions(BaseModel):
     pace: Timing = Timing()
     device: Annotated[str, AfterValidator(device_name)] = "auto"
     batch_size: int = Field(default=16, ge=1, le=4096)
-    raw: str = "raw"
+    raw: str | None = None
     threads: int | None = Field(default=None, ge=0)
     precision: Precision = "fp32"
     preprocess: PreprocessConfig | None = None
+    mask: Path | None = None
     refine: Annotated[
         Refinement | None, BeforeValidator(lambda value: asked_for(value) if isinstance(value, bool) else value)
     ] = None
     spool_mib: int = Field(default=1024, ge=1)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _gather(cls, values: Any) -> Any:
+        """Put what may be said by itself where it belongs: ``x_key`` is ``x`` of ``keys``."""
+        if not isinstance(values, Mapping):
+            return values
+        gathered = dict(values)
+        for name, (section, field) in PARTS.items():
+            if name in gathered:
+                gathered[section] = _with(gathered.get(section, {}), field, gathered.pop(name))
+        return gathered
+
+
+def _with(section: Any, field: str, value: Any) -> Any:
+    """Give a section, a dataclass or a mapping, with another value of a field; what is neither is refused later."""
+    if isinstance(section, Mapping):
+        return {**section, field: value}
+    return {**vars(section), field: value} if dataclasses.is_dataclass(section) else section
 
 
 class LiveOptions(ReconstructionOptions):
@@ -103,7 +132,7 @@ class ReconstructionSettings(ReconstructionOptions):
     model : str
         Folder of the model.
     catalog : str
-        Address of the catalog's root, ``http(s)://…``.
+        Address of the catalog's container, ``http(s)://…``.
     threads : int
         Threads of the network on a CPU; 0 leaves it to torch.
     nice : int
@@ -148,37 +177,35 @@ class ReconstructionSettings(ReconstructionOptions):
             raise ValueError(f"{folder / SETTINGS_FILE}: {explain(error, cls)}") from None
 
 
-def explain(error: ValidationError, model: type[BaseModel]) -> str:
-    """Say where and what is wrong; for an unknown name also what is allowed there."""
-    return "; ".join(_explain(item, model) for item in error.errors())
+def explain(error: ValidationError, model: type[BaseModel], names: Mapping[str, str] | None = None) -> str:
+    """Say where and what is wrong, a place by its name in `names`; for an unknown one also what is allowed there."""
+    return "; ".join(_explain(item, model, names or {}) for item in error.errors())
 
 
-def _explain(item: Any, section: Any) -> str:
+def _explain(item: Any, section: Any, names: Mapping[str, str]) -> str:
     place = ".".join(map(str, item["loc"]))
+    place = names.get(place, place)
     if item["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
         for part in item["loc"][:-1]:
-            section = getattr(_fields(section).get(part), "annotation", None)
-        return f"{place}: unknown; allowed: {', '.join(_fields(section))}"
+            section = fields_of(section).get(part)
+        return f"{place}: unknown; allowed: {', '.join(fields_of(section))}"
     if item["type"] == "value_error":
         return f"{place}: {item['ctx']['error']}"
     return f"{place}: {item['msg']}" + ("" if item["type"] == "missing" else f", got {item['input']!r}")
 
 
-def _fields(annotation: Any) -> dict[str, Any]:
-    """Fields of the first model or dataclass in an annotation."""
-    found = (
-        getattr(kind, "model_fields", None) or getattr(kind, "__dataclass_fields__", None)
-        for kind in (annotation, *get_args(annotation))
-    )
-    return next(filter(None, found), {})
+def fields_of(annotation: Any) -> dict[str, Any]:
+    """Fields, with their annotations, of the first model or dataclass in an annotation; none where there is neither."""
+    for kind in (annotation, *get_args(annotation)):
+        if found := getattr(kind, "model_fields", None):
+            return {name: field.annotation for name, field in found.items()}
+        if dataclasses.is_dataclass(kind):
+            return {name: get_type_hints(kind)[name] for name in kind.__dataclass_fields__}
+    return {}
 
 
 _Takes = TypeVar("_Takes", bound=Callable[..., Any])
 _Options = TypeVar("_Options", bound=ReconstructionOptions)
-# Keyword -> field of `DataKeys`.
-_DATA_KEYS = {"frame_key": "frame", "x_key": "x", "y_key": "y"} | {
-    name: name for name in ("x_sign", "y_sign", "position_unit", "stream")
-}
 
 
 class ReconstructionKeywords(TypedDict, total=False):
@@ -195,10 +222,11 @@ class ReconstructionKeywords(TypedDict, total=False):
     keys: DataKeys | None
     device: str
     batch_size: int
-    raw: str
+    raw: str | None
     threads: int | None
     precision: Precision
     preprocess: PreprocessConfig | None
+    mask: str | Path | None
     refine: bool | Refinement
 
 
@@ -220,7 +248,7 @@ def with_keywords(options: _Options, keywords: Mapping[str, object], allowed: ty
     TypeError
         For a keyword that the TypedDict `allowed` does not have.
     ValueError
-        In words, for a value that is not allowed.
+        In words, for a value that is not allowed, or a mask that cannot be read.
 
     Examples
     --------
@@ -230,15 +258,14 @@ def with_keywords(options: _Options, keywords: Mapping[str, object], allowed: ty
     """
     if unknown := sorted(set(keywords) - set(allowed.__annotations__)):
         raise TypeError(f"{', '.join(unknown)}: unknown; allowed: {', '.join(allowed.__annotations__)}")
-    values: dict[str, Any] = {name: value for name, value in keywords.items() if value is not None}
-    keys = {field: values.pop(name) for name, field in _DATA_KEYS.items() if name in values}
-    pace = {"flush_s": values.pop("flush_s")} if "flush_s" in values else {}
-    values["keys"] = dataclasses.replace(values.get("keys", options.keys), **keys)
-    values["pace"] = dataclasses.replace(values.get("pace", options.pace), **pace)
     try:
-        return options.model_validate(vars(options) | values)
+        options = options.model_validate(vars(options) | {name: v for name, v in keywords.items() if v is not None})
     except ValidationError as error:
         raise ValueError(explain(error, type(options))) from None
+    if options.mask is None:
+        return options
+    read_mask(options.mask)  # what is none is said before anything is started
+    return options.model_copy(update={"mask": options.mask.expanduser().absolute()})  # a worker may be elsewhere
 
 
 def takes_options(options: type[ReconstructionOptions], allowed: type) -> Callable[[_Takes], _Takes]:

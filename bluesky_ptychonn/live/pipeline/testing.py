@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import itertools
 import uuid
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
@@ -122,6 +123,8 @@ class FakeSink:
     waits_since: float | None = None
     full: Exception | None = None
     problem: str = ""
+    exit_status: str | None = None
+    refused: str = ""
 
     @property
     def behind(self) -> bool:
@@ -157,12 +160,14 @@ class FakeSink:
         """Keep the metadata."""
         self.metadata.update(metadata)
 
-    def finish(self, exit_status: str, counts: Mapping[str, Any]) -> str:
+    def finish(self, exit_status: str | None, counts: Mapping[str, Any], refused: str = "") -> str:
         """Complete when the run succeeded and every frame has a reconstruction."""
-        whole = exit_status == "success" and counts["reconstructed"] == (counts["expected"] or counts["seen"])
+        self.exit_status, self.refused = exit_status, refused
+        wanted = max(counts["expected"] or 0, counts["seen"] or 0)
+        whole = exit_status == "success" and counts["reconstructed"] == wanted
         whole = whole and not counts.get("unusable_documents")
         self.counts = counts
-        self.status = "failed" if exit_status == "fail" or not counts["reconstructed"] else "partial"
+        self.status = "failed" if refused or exit_status == "fail" or not counts["reconstructed"] else "partial"
         if whole and counts["reconstructed"]:
             self.status = "complete"
         return self.status
@@ -242,6 +247,7 @@ class RunMaker:
 
     def __post_init__(self) -> None:
         self.descriptor, self.file, self._announced = str(uuid.uuid4()), str(uuid.uuid4()), False
+        self._measured = Counter[int]()
 
     def start(self, points: int | None = None) -> Document:
         """Make the start document."""
@@ -256,7 +262,7 @@ class RunMaker:
         external = {"event": {}, "datum": {"external": "FILESTORE:"}, "stream": {"external": "STREAM:"}}[self.kind]
         shape = list(GEOMETRY.frame_shape)
         image = {"dtype": "array", "shape": shape, "source": "det", "dtype_numpy": self.dtype_numpy, **external}
-        keys = {"img": image, "sx": axis, "sy": axis}
+        keys = {"img": image, "sx": axis, "sy": dict(axis)}
         common = {"object_keys": {}, "configuration": {}, "hints": {}, "time": 1.0}
         yield (
             "descriptor",
@@ -282,9 +288,11 @@ class RunMaker:
             ranges = {"indices": {"start": row, "stop": row + 1}, "seq_nums": {"start": seq_num, "stop": seq_num + 1}}
             doc = {"uid": f"{self.file}/{row}", "stream_resource": self.file, "descriptor": self.descriptor, **ranges}
             yield "stream_datum", doc
-        stamps = dict.fromkeys(data, float(seq_num))
+        when = seq_num + 1e-3 * self._measured[seq_num]  # no two events are of one time
+        self._measured[seq_num] += 1
+        stamps = dict.fromkeys(data, when)
         filled = {"img": False} if self.kind == "datum" else {}
-        event = {"uid": str(uuid.uuid4()), "descriptor": self.descriptor, "seq_num": seq_num, "time": float(seq_num)}
+        event = {"uid": str(uuid.uuid4()), "descriptor": self.descriptor, "seq_num": seq_num, "time": when}
         yield "event", {**event, "data": data, "timestamps": stamps, "filled": filled}
 
     def _announce(self) -> Document:

@@ -234,8 +234,10 @@ def sampling_point(sampling: float, scores: Sequence[ScanScore], diameter_m: flo
 
 def simulation_geometry(card: ModelCard) -> Geometry:
     """Make a geometry with the card's object pixel; frames in object pixels know no other."""
-    energy, shape = card.input.energy_ev or 1e4, card.input.frame_shape
-    known = Geometry(energy_ev=energy, distance_m=1.0, pixel_pitch_m=75e-6, frame_shape=shape)
+    light = card.input.light or {"energy_ev": 1e4}
+    known = Geometry.model_validate(
+        {**light, "distance_m": 1.0, "pixel_pitch_m": 75e-6, "frame_shape": card.input.frame_shape}
+    )
     return known.model_copy(update={"distance_m": card.input.object_pixel_m / known.object_pixel_m})
 
 

@@ -23,14 +23,14 @@ class PatchBatch:
     patches : (n, h, w) complex64 ndarray
         Object; pixel ``[h // 2, w // 2]`` lies at the frame's position. NaN where the frame is not valid.
     trust : (n,) float32 ndarray
-        0 to 1, see `bluesky_ptychonn.recon.quality.trust`; 0 where the frame is not valid, 1 without a probe to judge
-        by.
+        0 to 1, see `bluesky_ptychonn.recon.quality.trust`; 0 where the frame is not valid, NaN for valid ones without a
+        probe to judge by.
     valid : (n,) bool ndarray
         False where the frame could not be used.
     flag : list of str
-        What was found, comma separated, empty for a frame as it should be: ``nan``, ``negative``, ``saturated``,
-        ``empty``, ``beam lost``, ``intensity out of range``, ``patch not finite`` (or beyond 1e9), ``memory ran out``
-        (on the CPU, for this frame alone, twice). A flagged frame may be valid.
+        What was found, comma separated, empty for a frame as it should be: ``nan``, ``masked``, ``negative``,
+        ``saturated``, ``empty``, ``beam lost``, ``intensity out of range``, ``patch not finite`` (or beyond 1e9),
+        ``memory ran out`` (on the CPU, for this frame alone, twice). A flagged frame may be valid.
     """
 
     patches: NDArray[np.complex64]

@@ -45,6 +45,7 @@ class Placement:
                 "load it again in a new process"
             ) from None
         self._config, self._mask = config, mask
+        self.masked_pixels = 0 if mask is None else int(np.count_nonzero(mask))  # beside the configuration's
         self._settings, self._wanted = settings, device
         self._why = ""  # not on the device that is wanted
         self._abandoned: object = None  # never released: to free what lies on a lost device may end the process

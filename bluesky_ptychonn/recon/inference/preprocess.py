@@ -17,20 +17,28 @@ from torch import Tensor
 from torch.nn import functional
 
 from bluesky_ptychonn.optics.framing import PreprocessConfig
+from bluesky_ptychonn.recon.inference.negative_counts import coded_pixels, is_dark, is_lit, level_is_off
 
 __all__ = ["Prepared", "Preprocess", "PreprocessConfig"]
 
-NAN, NEGATIVE, SATURATED, EMPTY = "nan", "negative", "saturated", "empty"
+NAN, MASKED, NEGATIVE, SATURATED, EMPTY = "nan", "masked", "negative", "saturated", "empty"
 _UNFOLDED_PX = 2**20  # of frames whose neighbours are looked at together
 _REACH = 2  # a bad pixel is mended from the 5 x 5 block around it: dead pixels come in pairs
+_MARGIN = _REACH + 1  # whose pixels are judged by their own neighbours
+#: Nobody counts so much in a pixel, nor so far below zero: such a value is a code for a pixel that measured nothing,
+#: whatever type it came through.
+_NO_COUNT = 2.0**31 - 2
+_MENDED_AT_ONCE = 2**18  # pixels: each takes 25 numbers
+_BY_CHANCE = 0.01  # pixels of a detector that may be taken for stuck where none is
 
 
 @dataclass(frozen=True)
 class Prepared:
     """Frames ready for a network.
 
-    A frame's flag says what was found, comma separated: ``nan`` (not finite), ``negative``, ``saturated``, ``empty``
-    (no counts at all); an empty string for a frame as it should be. A flagged frame that is valid was mended.
+    A frame's flag says what was found, comma separated: ``nan`` (not finite), ``masked`` (-1 and -2 that stand for "not
+    measured"), ``negative``, ``saturated``, ``empty`` (no counts at all, or no more than read noise gives); an empty
+    string for a frame as it should be. A flagged frame that is valid was mended, its negative counts are 0.
     """
 
     counts: Tensor  # (n, h, w) float32 on the device, 0 throughout where the frame is rejected
@@ -70,12 +78,19 @@ class Preprocess:
 
     def __call__(self, frames: NDArray[Any] | Tensor) -> Prepared:
         """Prepare frames (n, H, W) of any real type; ValueError for complex ones, or a shape that cannot come out."""
-        raw, limit = self._upload(frames)
-        recorded = (int(raw.shape[1]), int(raw.shape[2]))
+        frames = frames if isinstance(frames, Tensor) else np.asarray(frames)
+        if frames.ndim != 3:
+            raise ValueError(f"frames: got shape {tuple(frames.shape)}; (frames, rows, columns) is needed")
+        recorded = (int(frames.shape[1]), int(frames.shape[2]))
         self.config.output_shape(recorded)  # refuses, in words, what cannot come out
+        # What lies outside the window is no part of the frame; a little of it mends pixels at the window's edge.
+        window = self.config.window(recorded)
+        seen = tuple(slice(max(0, s.start - _MARGIN), s.stop + _MARGIN) for s in window)
+        inner = tuple(slice(w.start - s.start, w.stop - s.start) for w, s in zip(window, seen, strict=True))
+        raw, limit = self._upload(frames[:, seen[0], seen[1]])
         mask = self._mask_for(recorded)
-        counts, valid, flag = self._cleaned(raw, limit, mask)
-        counts = self._framed(counts)
+        counts, valid, flag = self._cleaned(raw, limit, None if mask is None else mask[seen], inner)
+        counts = self._framed(counts, recorded)
         total = counts.sum(dim=(-2, -1)).cpu().numpy()
         for i in np.flatnonzero(valid & ~(total > 0)):
             valid[i] = False
@@ -97,10 +112,10 @@ class Preprocess:
             # torch takes neither foreign byte order nor negative strides, and warns of memory it may not write.
             native = array.astype(array.dtype.newbyteorder("="), copy=not array.flags.writeable)
             tensor = torch.from_numpy(np.ascontiguousarray(native))
-        if tensor.ndim != 3:
-            raise ValueError(f"frames: got shape {tuple(tensor.shape)}; (frames, rows, columns) is needed")
-        limits = [float(limit) for limit in (kind, self.config.saturation) if limit is not None]
-        return tensor.to(self.device).to(torch.float32), min(limits, default=float("inf"))
+        # A count that may stand one below the type's end by chance would as often be cut off at the end.
+        ends = None if kind is None else kind - 1
+        limits = [float(limit) for limit in (_NO_COUNT, ends, self.config.saturation) if limit is not None]
+        return tensor.to(self.device).to(torch.float32), min(limits)
 
     def _mask_for(self, recorded: tuple[int, int]) -> Tensor | None:
         """Return the static bad pixels (H, W) bool of a frame of this shape, or None when there are none."""
@@ -118,58 +133,65 @@ class Preprocess:
             self._masks[recorded] = torch.from_numpy(mask).to(self.device) if mask.any() else None
         return self._masks[recorded]
 
-    def _cleaned(self, raw: Tensor, limit: float, mask: Tensor | None) -> tuple[Tensor, NDArray[np.bool_], list[str]]:
-        """Mend bad pixels and flag frames. Frames in order, (n, H, W), pass through untouched."""
+    def _cleaned(
+        self, raw: Tensor, limit: float, mask: Tensor | None, inner: tuple[slice, ...]
+    ) -> tuple[Tensor, NDArray[np.bool_], list[str]]:
+        """Mend bad pixels, and flag frames by their `inner` part, which comes out. Frames in order pass untouched."""
         n = raw.shape[0]
         valid, flag = np.ones(n, dtype=bool), [""] * n
         if n == 0:
-            return raw, valid, flag
+            return raw[:, *inner], valid, flag
         if mask is not None:
             raw = _mended(raw, mask.expand_as(raw))
         if self.config.hot_ratio is not None:
             raw = _mended(raw, _hot(raw, self.config.hot_ratio))
         # One look at the extremes of each frame; only frames that stand out are searched. NaN does: it compares false.
-        low, high = raw.amin(dim=(-2, -1)), raw.amax(dim=(-2, -1))
-        fine = (low >= -self.config.count_threshold) & (high < limit) & torch.isfinite(high)
+        part = raw[:, *inner]
+        low, high = part.amin(dim=(-2, -1)), part.amax(dim=(-2, -1))
+        fine = (low >= 0) & (high < limit) & torch.isfinite(high)
         suspects = torch.nonzero(~fine).squeeze(1)
         if suspects.numel():
-            raw = raw.clone()
-            part, part_valid, part_flag = self._searched(raw[suspects], limit)
-            raw[suspects] = part
+            part = part.clone()
+            part[suspects], part_valid, part_flag = self._searched(raw[suspects], limit, inner)
             for k, i in enumerate(suspects.tolist()):
                 valid[i], flag[i] = bool(part_valid[k]), part_flag[k]
-        return raw, valid, flag
+        return part, valid, flag
 
-    def _searched(self, raw: Tensor, limit: float) -> tuple[Tensor, list[bool], list[str]]:
-        strange = ~torch.isfinite(raw)
+    def _searched(self, raw: Tensor, limit: float, inner: tuple[slice, ...]) -> tuple[Tensor, list[bool], list[str]]:
+        """Mend what each frame of `raw` has, and say what that is, of its `inner` part."""
+        strange = ~torch.isfinite(raw) | (raw <= -_NO_COUNT)
         saturated = (raw >= limit) & ~strange
-        negative = (raw < -self.config.count_threshold) & ~strange
-        allowed = self.config.rejected_fraction * raw.shape[1] * raw.shape[2]
-        good = torch.where(strange | saturated, 0.0, raw)
-        # Small negatives are what a dark subtraction leaves; what matters is how much of the signal they are.
-        owed = -torch.where(negative, good, 0.0).sum(dim=(-2, -1))
-        signal = good.clamp_min(0).sum(dim=(-2, -1))
-        many = (strange | saturated).sum(dim=(-2, -1)) > allowed
-        rejected = many | (owed > self.config.rejected_fraction * signal)
-        mended = _mended(raw, (strange | saturated) & ~rejected[:, None, None])
+        masked = self._masked(torch.where(strange | saturated, float("nan"), raw))
+        bad = strange | saturated | masked
+        known = torch.where(bad, float("nan"), raw)[:, *inner]
+        negative = known < -self.config.count_threshold
+        off = negative.flatten(1).any(1) & level_is_off(known, self.config.rejected_fraction)
+        many = bad[:, *inner].sum(dim=(-2, -1)) > self.config.rejected_fraction * known[0].numel()
+        dark = is_dark(known)
+        rejected = many | off | dark
+        mended = _mended(raw, bad & ~rejected[:, None, None])[:, *inner]
         mended = torch.where(rejected[:, None, None], 0.0, mended.clamp_min(0))
-        found = torch.stack([strange.any(-1).any(-1), negative.any(-1).any(-1), saturated.any(-1).any(-1)], 1).tolist()
-        flags = [
-            join_flags(*(flag for flag, is_so in zip((NAN, NEGATIVE, SATURATED), row, strict=True) if is_so))
-            for row in found
-        ]
+        kinds = (strange[:, *inner], masked[:, *inner], negative, saturated[:, *inner])
+        found = torch.stack([*(kind.flatten(1).any(1) for kind in kinds), dark & ~many & ~off], 1).tolist()
+        names = (NAN, MASKED, NEGATIVE, SATURATED, EMPTY)
+        flags = [join_flags(*(name for name, is_so in zip(names, row, strict=True) if is_so)) for row in found]
         return mended, (~rejected).tolist(), flags
 
-    def _framed(self, counts: Tensor) -> Tensor:
-        """Orient, cut, bin or resize, and cut small counts. (n, H, W) → (n, h, w)."""
+    def _masked(self, frames: Tensor) -> Tensor:
+        """Pixels (n, H, W) bool that hold a code for "not measured", as the light around them tells."""
+        coded = coded_pixels(frames)
+        coded[coded.clone()] = is_lit(_around(frames, coded, ~(frames >= 0)))
+        return coded
+
+    def _framed(self, counts: Tensor, recorded: tuple[int, int]) -> Tensor:
+        """Orient, pad, bin or resize, and cut small counts: the window's part of the frame, (n, H, W) → (n, h, w)."""
         config = self.config
-        recorded = (int(counts.shape[1]), int(counts.shape[2]))
         if config.transpose:
             counts = counts.transpose(-2, -1)
         flips = [axis for axis, on in ((-2, config.flip_y), (-1, config.flip_x)) if on]
         if flips:
             counts = torch.flip(counts, flips)
-        counts = _window(counts, config.beam_pixel(recorded), config.window_shape(recorded))
+        counts = _padded(counts, config.beam_pixel(recorded), config.window_shape(recorded))
         if config.bin > 1:
             counts = functional.avg_pool2d(counts.unsqueeze(1), config.bin).squeeze(1) * config.bin**2
         if config.resize is not None:
@@ -186,21 +208,26 @@ def join_flags(*flags: str) -> str:
 
 def _mended(frames: Tensor, bad: Tensor) -> Tensor:
     """Replace bad pixels, (n, H, W) bool, by the median of the good ones around them; by 0 where none is good."""
-    where = torch.nonzero(bad)  # (m, 3)
-    if not where.numel():
+    if not bad.any():
         return frames
+    frames = frames.clone()
+    frames[bad] = _around(frames, bad, bad | ~torch.isfinite(frames)).nan_to_num(0.0)
+    return frames
+
+
+def _around(frames: Tensor, which: Tensor, bad: Tensor) -> Tensor:
+    """Median of the good pixels in the block around each of `which` (n, H, W) bool, in order; NaN where none is."""
+    known = torch.where(bad, float("nan"), frames)
     offsets = torch.arange(-_REACH, _REACH + 1, device=frames.device)
     dy, dx = (o.reshape(-1) for o in torch.meshgrid(offsets, offsets, indexing="ij"))
-    frame, row, column = (where[:, k, None] for k in range(3))
-    rows, columns = row + dy, column + dx  # (m, 25)
-    inside = (rows >= 0) & (rows < frames.shape[1]) & (columns >= 0) & (columns < frames.shape[2])
-    rows, columns = rows.clamp(0, frames.shape[1] - 1), columns.clamp(0, frames.shape[2] - 1)
-    believed = inside & ~bad[frame, rows, columns] & torch.isfinite(frames[frame, rows, columns])
-    around = torch.where(believed, frames[frame, rows, columns], float("nan"))
-    median = torch.nanmedian(around, dim=1).values.nan_to_num(0.0)
-    frames = frames.clone()
-    frames[where[:, 0], where[:, 1], where[:, 2]] = median
-    return frames
+    medians = [frames.new_zeros(0)]
+    for where in torch.split(torch.nonzero(which), _MENDED_AT_ONCE):  # (m, 3) each
+        frame, row, column = (where[:, k, None] for k in range(3))
+        rows, columns = row + dy, column + dx  # (m, 25)
+        inside = (rows >= 0) & (rows < frames.shape[1]) & (columns >= 0) & (columns < frames.shape[2])
+        values = known[frame, rows.clamp(0, frames.shape[1] - 1), columns.clamp(0, frames.shape[2] - 1)]
+        medians.append(torch.where(inside, values, float("nan")).nanmedian(dim=1).values)
+    return torch.cat(medians)
 
 
 def _hot(frames: Tensor, ratio: float) -> Tensor:
@@ -215,11 +242,11 @@ def _hot(frames: Tensor, ratio: float) -> Tensor:
     return hot
 
 
-def _window(counts: Tensor, beam: tuple[int, int], shape: tuple[int, int]) -> Tensor:
-    """Cut (n, h, w) with the beam at (h // 2, w // 2); 0 beyond the frame."""
-    pads: list[int] = []  # of the last axis first; negative ones cut
+def _padded(counts: Tensor, beam: tuple[int, int], shape: tuple[int, int]) -> Tensor:
+    """Put 0 around what a frame has of its window, (n, h, w) with the beam at (h // 2, w // 2)."""
+    pads: list[int] = []  # of the last axis first
     for size, centre, wanted in zip(counts.shape[1:], beam, shape, strict=True):
-        before = wanted // 2 - centre
+        before = max(0, wanted // 2 - centre)
         pads = [before, wanted - size - before, *pads]
     return functional.pad(counts, pads) if any(pads) else counts
 
@@ -242,11 +269,12 @@ def _resized(counts: Tensor, side: int) -> Tensor:
 
 
 def find_bad_pixels(frames: Sequence[NDArray[Any]] | NDArray[Any], *, hot_ratio: float = 20.0) -> NDArray[np.bool_]:
-    """Find pixels that are dead or hot in every frame of a scan.
+    """Find pixels that are dead, stuck or hot in every frame of a scan.
 
-    A dead pixel never counts although the pixels around it do, so that chance cannot explain it; a hot one always
-    stands above `hot_ratio` times its neighbours. Both are judged on many frames of different places: in a single frame
-    a dark fringe or a bright speckle looks the same.
+    A dead pixel never counts although the pixels around it do, so that chance cannot explain it; one that is stuck at
+    another value than 0, such as a detector's code for "not measured", does not count either: counts vary. A hot one
+    always stands above `hot_ratio` times its neighbours. All are judged on many frames of different places: in a single
+    frame a dark fringe or a bright speckle looks the same.
 
     Parameters
     ----------
@@ -269,15 +297,17 @@ def find_bad_pixels(frames: Sequence[NDArray[Any]] | NDArray[Any], *, hot_ratio:
         )
     if hot_ratio <= 1:
         raise ValueError(f"find_bad_pixels: hot_ratio {hot_ratio} must be above 1")
-    total, least = np.zeros(stack.shape[1:]), np.full(stack.shape[1:], np.inf)
+    first = np.nan_to_num(stack[0].astype(np.float64), nan=0.0, posinf=0.0, neginf=0.0)
+    total, least, alike = np.zeros(first.shape), np.full(first.shape, np.inf), np.ones(first.shape, bool)
     for frame in stack:  # one by one: in double precision all of them take four times their own memory
         values = np.nan_to_num(frame.astype(np.float64), nan=0.0, posinf=0.0, neginf=0.0)
         total += values
         np.minimum(least, values, out=least)
-    if stack.dtype.kind in "ui":
-        never = (stack == np.iinfo(stack.dtype).max).all(axis=0)
-    else:
-        never = (~np.isfinite(stack)).all(axis=0)
+        alike &= values == first
+    # Of n photon counts around v all are the same with a probability of (2 pi v)^(1/2 - n/2) at most.
+    by_chance = (2 * np.pi * np.maximum(np.abs(first), 1.0)) ** ((1 - len(stack)) / 2)
+    stuck = alike & ((first < 0) | ((first > 0) & (by_chance * first.size < _BY_CHANCE)))
+    never = stuck | (~np.isfinite(stack)).all(axis=0)
     ring = np.ones((5, 5), dtype=bool)
     ring[2, 2] = False
     # The lower quartile rather than the median: next to the edge of the bright field a dark pixel is no dead one.

@@ -102,19 +102,13 @@ class Reconstructor:
         settings = ForwardSettings(**options)
         self.card, self.refinement = model.card, refinement
         self.anchor = float(getattr(model.network, "anchor", ObjectNetwork.anchor))
-        config = preprocess or model.card.input.preprocess
-        contract = model.card.input.model_copy(update={"preprocess": config})
-        self._card_in_use = model.card.model_copy(update={"input": contract})
+        self._card_in_use = model.card.prepared_by(preprocess)
+        config = self._card_in_use.input.preprocess
         self.geometry: Geometry | None = None
+        model.card.check_probe()
         if geometry is not None:
             self._card_in_use.check_geometry(geometry)
             self.geometry = self._card_in_use.network_geometry(geometry)
-        if model.card.for_any_probe:
-            raise ValueError(
-                f"model {self.card.name!r} is for any probe and has none yet. Give it yours: "
-                f"for_probe({self.card.name!r}, probe, geometry) for use at once, or ptychonn train --start "
-                f"{self.card.name} --frames 0 --probe FILE --out FOLDER to have its errors measured too"
-            )
         self._place = Placement(model, config, mask, Device.from_name(device), settings)
         self._events_noted, self._events = len(self._place.events), list(self._place.events)
         probe = None if model.probe is None else model.probe.cpu().to(torch.complex64)
@@ -224,6 +218,7 @@ class Reconstructor:
                 "family": self.card.family,
                 "weights_sha256": self.card.weights_sha256,
             },
+            "probe": None if self.card.probe is None else self.card.probe.model_dump(mode="json"),
             "device": self._place.device.where.type,
             "device_name": self.device_name,
             "device_events": self.device_events,
@@ -240,6 +235,7 @@ class Reconstructor:
             "trust": "not judged" if self._probe is None else "uncalibrated" if table is None else "calibrated",
             "trust_tolerance_rad": None if self._probe is None or table is None else table.tolerance_rad,
             "preprocess": self._card_in_use.input.preprocess.model_dump(mode="json"),
+            "masked_pixels": self._place.masked_pixels,
             "patch_shape": list(self.patch_shape),
             "pixel_m": self.pixel_m,
             **({} if verdict is None else {"verdict": verdict.document()}),
@@ -383,18 +379,19 @@ class Reconstructor:
         unknown = ~np.isfinite(judged)  # a patch of zeros, say: it explains nothing, and its trust must not be NaN
         judged[unknown] = np.inf
         trust = np.where(unknown, 0, judged if table is None else table.trust(judged)).astype(np.float32)
+        if probe is None:
+            trust[:] = np.nan  # not judged is not trusted
         patches[~valid] = np.nan
         trust[~valid] = 0
+        if not flux.settled:
+            self._statistics.add_frames(counts, totals, usable, lost, outside)
         self._flux = flux
-        if flux.settled:
-            return PatchBatch(patches, trust, valid, flag)
-        self._statistics.add_frames(counts, totals, usable, lost, outside)
-        if probe is not None:
+        if probe is not None and not flux.settled:
             self._statistics.add_trust(trust[valid], None if table is None else table.error(judged[valid]))
         return PatchBatch(patches, trust, valid, flag)
 
     def _patches(self, counts: Tensor, probe: Tensor | None) -> tuple[NDArray[np.complex64], NDArray[np.float32]]:
-        """Patches (n, h, w) of counts (n, N, N), and their scores (n,), or 1 without a probe.
+        """Patches (n, h, w) of counts (n, N, N), and their scores (n,), which mean nothing without a probe.
 
         Every pass has the same shape, whatever came together: kernels are chosen by it, and round as they are chosen.
         """

@@ -24,7 +24,7 @@ from bluesky_ptychonn.recon.networks.base import ObjectNetwork
 from bluesky_ptychonn.recon.networks.families import network_config
 from bluesky_ptychonn.recon.training.config import TrainingConfig
 from bluesky_ptychonn.recon.training.fit import fit
-from bluesky_ptychonn.recon.training.model import Effort, measured_model
+from bluesky_ptychonn.recon.training.model import Effort, ModelInfo, measured_model
 
 _STATE = "training.pt"
 #: A candidate's card is measured more coarsely than that of a training: a round takes a minute, not hours.
@@ -122,5 +122,7 @@ def write_candidate(
     """Measure a candidate on held-out simulated scans and write its folder; its input stays that of the champion."""
     synthetic, geometry = synthetic_config(champion), simulation_geometry(champion.card)
     card = champion.card.model_copy(update={"version": version, "training": {**champion.card.training, **training}})
-    model = measured_model(network, card, probe, geometry, synthetic, source, _EFFORT)
+    light = 1.0 if card.probe is None else card.probe.light_fraction or 1.0
+    info = ModelInfo(card.name, version, source, light_fraction=light)
+    model = measured_model(network, card, probe, geometry, synthetic, info, _EFFORT)
     return save_model(out, network, model.card, model.probe, None if model.weight is None else model.weight.numpy())

@@ -21,7 +21,14 @@ from bluesky_ptychonn.recon.networks.base import ObjectNetwork
 from bluesky_ptychonn.recon.quality.verdict import Reason, ReasonKind
 
 #: Verdicts by which the frames are not what the network takes them for. Another probe or sample is what to learn from.
-_UNFIT = (ReasonKind.SHIFTED, ReasonKind.ENERGY, ReasonKind.LOST, ReasonKind.INTENSITY)
+_UNFIT = (
+    ReasonKind.SHIFTED,
+    ReasonKind.ENERGY,
+    ReasonKind.LOST,
+    ReasonKind.INTENSITY,
+    ReasonKind.MODES,
+    ReasonKind.INPUT,
+)
 #: Gaps between the halves of a run, in probe diameters: the widest that leaves a quarter of the frames to learn from.
 _GAPS, _LEAST_HALF = (1.0, 0.5, 0.25), 0.25
 

@@ -37,12 +37,17 @@ class FamilyConfig(BaseModel):
         """
         raise NotImplementedError
 
+    @classmethod
+    def usual_patch(cls, frame_size: int) -> int:
+        """Side of the patch of a frame, px, where no other is asked for: half of it."""
+        return frame_size // 2
+
     def resized(self, frame_size: int, patch_size: int | None = None) -> Self:
         """Return the same network for frames of another size, px: its convolutions do not mind.
 
-        The patch is half the frame where no other is given.
+        The patch is the usual one where no other is given.
         """
-        changed = {"frame_size": frame_size, "patch_size": patch_size or frame_size // 2}
+        changed = {"frame_size": frame_size, "patch_size": patch_size or self.usual_patch(frame_size)}
         return self.model_validate({**self.model_dump(), **changed})
 
 

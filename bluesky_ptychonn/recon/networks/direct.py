@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 import torch
-from pydantic import Field, model_validator
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -31,6 +31,9 @@ class DirectConfig(FamilyConfig):
         ``amplitude`` and ``phase``, or one of them.
     input_root : bool
         Feed ``sqrt(counts)`` instead of counts.
+    input_standardised : bool
+        Subtract a pattern from that and divide by another, `input_mean` and `input_deviation` of the network, which are
+        kept with its weights.
     input_scale : float
         Divides the input.
     """
@@ -44,6 +47,7 @@ class DirectConfig(FamilyConfig):
     batch_norm: bool = False
     heads: tuple[Literal["amplitude", "phase"], ...] = Field(default=("amplitude", "phase"), min_length=1)
     input_root: bool = False
+    input_standardised: bool = False
     input_scale: float = Field(default=1.0, gt=0)
 
     @classmethod
@@ -57,6 +61,21 @@ class DirectConfig(FamilyConfig):
             input_root=True,
             input_scale=round((photons / frame_size**2) ** 0.5, 1),
         )
+
+    def resized(self, frame_size: int, patch_size: int | None = None) -> Self:
+        """See `FamilyConfig.resized`; the patterns of the input have the size they have."""
+        if self.input_standardised and frame_size != self.frame_size:
+            raise ValueError(
+                f"network: a mean pattern of {self.frame_size} px is subtracted from its input; frames of {frame_size} "
+                "px have none"
+            )
+        return super().resized(frame_size, patch_size)
+
+    @model_serializer(mode="wrap")
+    def _as_before(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave `input_standardised` out where it is not: trainings and cards of earlier versions do not know it."""
+        values: dict[str, Any] = dump(self)
+        return values if self.input_standardised else {k: v for k, v in values.items() if k != "input_standardised"}
 
     @model_validator(mode="after")
     def _sizes(self) -> DirectConfig:
@@ -84,10 +103,16 @@ class PtychoNN(ObjectNetwork):
 
     config_class = DirectConfig
     config: DirectConfig
+    input_mean: Tensor  # (N, N) float32, and the next too
+    input_deviation: Tensor
 
     def __init__(self, config: DirectConfig) -> None:
         super().__init__()
         self.config = config
+        if config.input_standardised:
+            size = (config.frame_size, config.frame_size)
+            self.register_buffer("input_mean", torch.zeros(size))
+            self.register_buffer("input_deviation", torch.ones(size))
         down = [max(1, round(c * config.width)) for c in config.encoder_channels]
         up = [max(1, round(c * config.width)) for c in config.decoder_channels]
         encoder: list[nn.Module] = []
@@ -110,6 +135,8 @@ class PtychoNN(ObjectNetwork):
     def stages(self, counts: Tensor, probe: Tensor | None = None) -> list[Tensor]:
         """See `ObjectNetwork.stages`; the probe is not used."""
         x = counts.clamp_min(0).sqrt() if self.config.input_root else counts
+        if self.config.input_standardised:
+            x = (x - self.input_mean) / self.input_deviation
         x = (x / self.config.input_scale).unsqueeze(1)
         unit = _unit(x) if torch.is_autocast_enabled(x.device.type) else None
         code, unit = _through(self.encoder, x if unit is None else x / unit, unit)  # (B, C, N/8, N/8)
@@ -127,7 +154,7 @@ def _unit(x: Tensor) -> Tensor:
 
     Half precision ends at 65,504, which counts and what convolutions make of them may exceed.
     """
-    return torch.exp2((x.amax(dim=(1, 2, 3), keepdim=True) / 1024).clamp_min(1).log2().ceil())
+    return torch.exp2((x.abs().amax(dim=(1, 2, 3), keepdim=True) / 1024).clamp_min(1).log2().ceil())
 
 
 def _through(layers: nn.Sequential, x: Tensor, unit: Tensor | None) -> tuple[Tensor, Tensor | None]:

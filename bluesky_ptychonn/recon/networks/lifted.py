@@ -53,6 +53,11 @@ class LiftedConfig(FamilyConfig):
         """See `FamilyConfig.for_training`."""
         return cls(frame_size=frame_size, patch_size=patch_size, width=int(width or 40))
 
+    @classmethod
+    def usual_patch(cls, frame_size: int) -> int:
+        """See `FamilyConfig.usual_patch`; the U-Net halves three times, so that it takes multiples of 8."""
+        return max(16, frame_size // 16 * 8)
+
     @model_validator(mode="after")
     def _sizes(self) -> LiftedConfig:
         if self.patch_size > self.frame_size:

@@ -47,12 +47,13 @@ _LARGEST_ABSORPTION = 0.75
 
 @dataclass(frozen=True)
 class ModelInfo:
-    """What a new model is called, where its probe came from (`source`), and the command that trained it."""
+    """What a new model is called, its probe's `source` and part of the light, and the command that trained it."""
 
     name: str
     version: str = "1"
     source: str = ""
     command: str = ""
+    light_fraction: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -163,14 +164,14 @@ def write_model(
     contract = {
         "object_pixel_m": geometry.object_pixel_m,
         "counts_per_frame": _counts_range(config.synthetic),
-        "energy_ev": geometry.energy_ev,
+        **geometry.light,
     }
     training = _provenance(config, record, info.command)
     card = new_card(config.network, info.name, info.version, contract, training=training)
     # A trial of a training gets a trial of a calibration.
     whole = config.frames >= _WHOLE_TRAINING or not config.frames
     effort = Effort(trust=None if whole else {"frames": 128, "scans": 4})
-    model = measured_model(network, card, probe, geometry, config.synthetic, info.source, effort)
+    model = measured_model(network, card, probe, geometry, config.synthetic, info, effort)
     card = model.card.model_copy(update={"held_out": model.card.held_out | final_loss(record)})
     assert model.probe is not None and model.weight is not None  # noqa: S101, PT018  measured with them
     scaled, weight = model.probe.numpy(), model.weight.numpy()
@@ -185,16 +186,16 @@ def measured_model(
     probe: NDArray[np.complex64],
     geometry: Geometry,
     synthetic: SyntheticConfig,
-    source: str,
+    info: ModelInfo,
     effort: Effort,
 ) -> Model:
     """Give a network a probe, and its card what is measured with it: errors and the meaning of trust.
 
-    The probe (N, N), any scale and from `source`, is brought to the photons of what the network was trained on.
+    The probe (N, N), any scale and from ``info.source``, is brought to the photons of what the network was trained on.
     """
     scaled = with_photons(probe, synthetic.photons)
     weight = stitching_weight(scaled, network.config.patch_size)
-    reference = ProbeReference.from_probe(scaled, geometry.object_pixel_m, source)
+    reference = ProbeReference.from_probe(scaled, geometry.object_pixel_m, info.source, info.light_fraction)
     plain = synthetic.model_copy(update={"probes": None})
     rows = measure_sampling(network, scaled, geometry, effort.series)
     promises = {
@@ -218,7 +219,7 @@ def write_any_probe_model(
 ) -> ModelCard:
     """Judge a trained network on unseen probes and samples, and write the model's folder."""
     error = patch_error(network, None, config.synthetic)
-    assumed = ["object pixel: any, it works in pixels", "frame size: any multiple of 16 px, set by the probe"]
+    assumed = ["object pixel: any, it works in pixels", "frame size: any even number of px, set by the probe"]
     card = new_card(
         config.network,
         info.name,

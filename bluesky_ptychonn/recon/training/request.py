@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from bluesky_ptychonn.card import ModelCard
 from bluesky_ptychonn.optics.geometry import Geometry
 from bluesky_ptychonn.optics.probe_family import ProbeFamily
-from bluesky_ptychonn.optics.probe_file import read_probe
+from bluesky_ptychonn.optics.probe_file import ProbeFile, open_probe
+from bluesky_ptychonn.optics.probe_grid import resampled
 from bluesky_ptychonn.recon.data.batches import Mix, TrainingData
 from bluesky_ptychonn.recon.data.probes import probe_photons
 from bluesky_ptychonn.recon.data.scans import LabelledScan, MeasuredScan
@@ -49,7 +50,8 @@ class TrainRequest:
     settings : TrainingSettings
         0 frames measure the weights of `start` for this probe.
     geometry_given : mapping of str to float
-        ``energy_ev``, ``distance_m``, ``pixel_pitch_m``, where the probe's file has none or another.
+        ``energy_ev`` or ``wavelength_m``, ``distance_m``, ``pixel_pitch_m``, where the probe's file has none or
+        another.
     family : str
         Of the network, see `bluesky_ptychonn.recon.networks.families.FAMILIES`; that of `start` where there is one.
     start : str, optional
@@ -106,13 +108,17 @@ class TrainRequest:
         return None if self.start is None else load_model(self.start, "cpu")
 
     @cached_property
-    def _probe_file(self) -> tuple[NDArray[np.complex64], Geometry | None]:
-        return read_probe(self.probe)
+    def _probe_file(self) -> ProbeFile:
+        return open_probe(self.probe)
 
     @property
     def probe_wave(self) -> NDArray[np.complex64]:
-        """The probe (N, N) that was asked for."""
-        return self._probe_file[0]
+        """The probe (N, N) that was asked for, on the grid of the network's frames."""
+        wave = self._probe_file.wave
+        if self.any_probe:
+            return wave
+        pixel_m = self.geometry.object_pixel_m * self.geometry.frame_shape[0] / len(wave)
+        return wave if len(wave) == self.geometry.frame_shape[0] else resampled(wave, pixel_m, self.geometry)
 
     def run(
         self,
@@ -123,22 +129,24 @@ class TrainRequest:
         """Train the model and write its folder; see `train_model`. Scans are without effect with random probes."""
         common: dict[str, Any] = {"progress": progress, "start": self.start_model, "device": choose_device(self.device)}
         if self.any_probe:
-            data, geometry, mix = TrainingData(), None, Mix()
+            data, geometry, mix, info = TrainingData(), None, Mix(), self.info
             photons = self.photons or _ANY_PHOTONS
             network = self._network(self.frame_size, self.width or _ANY_WIDTH, photons)
             synthetic = SyntheticConfig(photons=photons, dose_spread=_ANY_SPREAD, probes=ProbeFamily.broad())
         else:
             data, geometry = TrainingData(self.probe_wave, labelled, measured), self.geometry
+            info = replace(self.info, light_fraction=self._probe_file.light_fraction)
             mix = read_mix(self.mix, labelled=bool(labelled), label_free=bool(measured))
             photons = self.photons or probe_photons(self.probe_wave)
             network = self._network(len(self.probe_wave), self.width, photons)
             synthetic = SyntheticConfig(photons=photons, dose_spread=network.dose_spread)
         config = TrainingConfig(network=network, synthetic=synthetic, mix=mix, loss=network.loss, **self.settings)
-        return train_model(data, geometry, config, self.out, self.info, **common)
+        return train_model(data, geometry, config, self.out, info, **common)
 
     def _network(self, size: int, width: float | None, photons: float) -> FamilyConfig:
         if self.start_model is None:
-            return family_class(self.family).config_class.for_training(size, self.patch or size // 2, width, photons)
+            family = family_class(self.family).config_class
+            return family.for_training(size, self.patch or family.usual_patch(size), width, photons)
         config = getattr(self.start_model.network, "config", None)
         if not isinstance(config, FamilyConfig):
             raise ValueError(f"train: model {self.start!r} is no network of this package, it cannot be trained on")
@@ -146,16 +154,21 @@ class TrainRequest:
 
     @cached_property
     def geometry(self) -> Geometry:
-        """Geometry of the network's frames, from the probe's file and what was given."""
-        wave, known = self._probe_file
-        names, given = ("energy_ev", "distance_m", "pixel_pitch_m"), self.geometry_given
+        """Geometry of the network's frames, from the probe's file and what was given.
+
+        Frames are as large as the probe, or cut by a row and a column where that is odd.
+        """
+        wave, known = self._probe_file.wave, self._probe_file.geometry
+        given = self.geometry_given
         if known is not None:
-            return Geometry.from_document({**known.model_dump(), **given}, "command line")
+            return known.updated(given, "command line")
+        names = ("wavelength_m" if "wavelength_m" in given else "energy_ev", "distance_m", "pixel_pitch_m")
         if missing := [f"--{name.replace('_', '-')}" for name in names if name not in given]:
             raise ValueError(
                 f"train: the probe's file says nothing of the geometry; give {', '.join(missing)} (eV, m, m)"
             )
-        return Geometry.from_document({**given, "frame_shape": wave.shape}, "command line")
+        side = len(wave) - len(wave) % 2
+        return Geometry.from_document({**given, "frame_shape": (side, side)}, "command line")
 
 
 def read_mix(text: str | None, *, labelled: bool, label_free: bool) -> Mix:

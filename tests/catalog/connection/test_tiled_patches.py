@@ -60,6 +60,33 @@ def test_a_file_that_is_a_frame_ahead_cannot_be_read(monkeypatch: pytest.MonkeyP
         array.force_reshape(frames, (5, 1, 2, 3))
 
 
+def test_the_png_of_an_array_with_a_nan_in_it_is_black(monkeypatch: pytest.MonkeyPatch) -> None:
+    import io
+
+    import tiled.serialization.array  # noqa: F401  # registers what is patched
+    from PIL import Image
+    from tiled.media_type_registration import default_serialization_registry as registry
+
+    own = registry.dispatch("array", "image/png")
+    monkeypatch.setitem(registry._lookup["array"], "image/png", own)  # back to this at the end
+
+    def png(data: Any) -> Any:
+        return np.asarray(Image.open(io.BytesIO(registry.dispatch("array", "image/png")("image/png", data, {}))))
+
+    whole = np.arange(200.0).reshape(10, 20)
+    holed = np.where(whole < 50, np.nan, whole)
+    with np.errstate(invalid="ignore"):
+        assert not png(holed).any(), GONE
+    before = png(whole)
+    tiled_patches.draw_what_is_finite()
+    np.testing.assert_array_equal(png(whole), before)
+    grey, opacity = np.moveaxis(png(holed), -1, 0)
+    np.testing.assert_array_equal(opacity == 255, whole >= 50)
+    np.testing.assert_allclose(grey[whole >= 50], np.clip((whole[whole >= 50] - 51.49) / 146.02 * 255, 0, 255), atol=1)
+    assert not png(np.full((3, 3), np.nan)).any()
+    assert png(np.arange(12.0).reshape(2, 2, 3)).shape == (2, 2, 3)  # colours are Tiled's own affair
+
+
 def test_an_array_that_nobody_knows_is_in_the_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from tiled.adapters import zarr
     from tiled.storage import FileStorage
@@ -126,6 +153,37 @@ def test_dependencies_are_analysed_on_every_request(analysed: list[Any]) -> None
     tiled_patches.analyse_dependencies_once(app)
     assert asyncio.run(ask()) == 0
     assert app.dependency_overrides[get_settings]() is get_settings()  # what makes it harmless
+
+
+def test_a_full_text_query_with_a_sign_in_it_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    from sqlalchemy import create_engine, select, text
+    from sqlalchemy.exc import OperationalError
+    from tiled.catalog.adapter import CatalogNodeAdapter
+    from tiled.catalog.orm import metadata_fts5
+    from tiled.queries import FullText
+
+    registry = CatalogNodeAdapter.query_registry
+    monkeypatch.setattr(registry, "_lookup", dict(registry._lookup))
+    engine = create_engine("sqlite://")
+    tree = SimpleNamespace(
+        context=SimpleNamespace(engine=engine), conditions=[], new_variation=lambda conditions: conditions
+    )
+    with engine.connect() as database:
+        database.execute(text("CREATE VIRTUAL TABLE metadata_fts5 USING fts5(metadata)"))
+        samples = [{"it": "star-2 'new'"}, {"it": 'say "star"'}]
+        database.execute(text("INSERT INTO metadata_fts5(metadata) VALUES (:it)"), samples)
+
+        def found(words: str) -> list[int]:
+            conditions = registry(FullText(words), tree)
+            return [row.rowid for row in database.execute(select(metadata_fts5.c.rowid).where(*conditions))]
+
+        with pytest.raises(OperationalError):
+            pytest.fail(f"{GONE}: {found('star-2')}")
+        tiled_patches.search_words_as_they_are()
+        assert found("star-2") == found("new star") == [1]
+        assert found('"star"') == found("star") == [1, 2]
+        assert found("sta") == found("") == []
+    engine.dispose()
 
 
 def test_versions_to_come_are_left_as_they_are(

@@ -13,15 +13,18 @@ import pytest
 
 from bluesky_ptychonn.beamline.plans import ptycho_scan
 from bluesky_ptychonn.beamline.sim import SimulatedBeamline
-from bluesky_ptychonn.card import load_card
+from bluesky_ptychonn.card import find_model, load_card
+from bluesky_ptychonn.catalog.connection.connect import Address
 from bluesky_ptychonn.catalog.connection.server import CatalogServer
-from bluesky_ptychonn.catalog.registry.champion import Champion, bare_name, resolve_model
+from bluesky_ptychonn.catalog.registry.champion import Champion, bare_name, local_or_champion, resolve_model
 from bluesky_ptychonn.catalog.registry.registry import Registry
+from bluesky_ptychonn.live.batch.backfill import backfill
 from bluesky_ptychonn.live.batch.reconstruct import reconstruct
 from bluesky_ptychonn.live.callback import LiveReconstruction
 from bluesky_ptychonn.live.pipeline.factory import TiledComponentFactory
 from bluesky_ptychonn.live.pipeline.progress import Timing
 from bluesky_ptychonn.live.pipeline.settings import ReconstructionSettings
+from bluesky_ptychonn.recon.models.checkpoint import load_model
 from bluesky_ptychonn.recon.models.library import place, read_folder
 
 WAIT_S = 120.0
@@ -186,3 +189,25 @@ def test_champions_are_downloaded_once_checked_and_few_are_kept(
     assert read_folder(folder)[0].name == name
     shutil.rmtree(folder)
     assert again.current() == folder
+
+
+@pytest.mark.system
+def test_a_model_for_any_probe_is_refused_at_once(
+    catalog_server: CatalogServer, registry: Registry, make_model: Any, tmp_path: Path
+) -> None:
+    words = "'zone-plates' is for any probe and has none yet. Give it yours: for_probe"
+    loaded = load_model("zone-plates", "cpu")
+    for model in ("zone-plates", find_model("zone-plates"), loaded):
+        with pytest.raises(ValueError, match=words):
+            LiveReconstruction(model, catalog_server, journal_dir=tmp_path)
+    for model in ("zone-plates", loaded):
+        with pytest.raises(ValueError, match=words):
+            reconstruct(-1, model, catalog_server)
+    with pytest.raises(ValueError, match=words):
+        list(backfill(catalog_server, "zone-plates"))
+    assert not [*tmp_path.rglob("order.json")]
+    # A champion of that name with a probe is what the name means.
+    card, data = read_folder(find_model(make_model()))
+    registry.publish(place(card.model_copy(update={"name": "zone-plates"}), data, tmp_path / "own"))
+    registry.promote("zone-plates", card.version, "it has a probe")
+    assert local_or_champion("zone-plates", Address.from_catalog(catalog_server)) == ""

@@ -1,22 +1,26 @@
 from __future__ import annotations
 
+import io
 import os
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from bluesky_ptychonn.catalog.connection.errors import CatalogUnavailableError
 from bluesky_ptychonn.catalog.connection.http import TiledNode
 from bluesky_ptychonn.catalog.connection.server import CatalogServer
-from bluesky_ptychonn.catalog.results.client import PtychoReconstruction, reconstructions
+from bluesky_ptychonn.catalog.results.client import PtychoReconstruction, newest_with_image, reconstructions
 from bluesky_ptychonn.catalog.results.mosaics import PICTURES
+from bluesky_ptychonn.catalog.results.overview import OVERVIEW
 from bluesky_ptychonn.recon.mosaic.stitch import Mosaic
 from tests.support.results import block_of, counts_of, make_sink, patches_of, picture, start_document
 
@@ -91,7 +95,7 @@ def test_repr_says_what_it_is(finished: PtychoReconstruction) -> None:
     )
     assert finished.status == "partial"
     assert finished.counts["rejected"] == {"dark": 1}
-    assert finished.problems == ["1 frames have no reconstruction; counts and flags say why"]
+    assert finished.problems == ["1 frames have no reconstruction: 1 (dark)"]
 
 
 def test_a_live_reconstruction_is_always_the_newest(catalog_server: CatalogServer) -> None:
@@ -158,8 +162,57 @@ def test_queries(catalog_server: CatalogServer) -> None:
     assert reconstructions(catalog_server.processed, raw="nothing") == []
     with pytest.raises(ValueError, match=r"status 'done'; allowed: live, complete, partial, failed"):
         reconstructions(catalog_server, status="done")
-    with pytest.raises(ValueError, match="no processed/ in"):
-        reconstructions(catalog_server.processed[keys[0]])
+    assert [one.path_parts[-1] for one in reconstructions(catalog_server.processed[keys[0]], sample=sample)] == keys[
+        ::-1
+    ]
+    elsewhere = catalog_server.client.create_container(sample)
+    elsewhere.create_container("csx")
+    with pytest.raises(ValueError, match="neither raw/ nor runs of its own; it has csx"):
+        reconstructions(elsewhere)
+
+
+def test_trust_that_nobody_judged_stays_unknown(catalog_server: CatalogServer) -> None:
+    """By way of the table, the picture, and the reading behind ``complete``."""
+    sink = make_sink(catalog_server)
+    unknown = np.full(3, np.nan, np.float32)
+    sink.write_block(block_of([1, 2, 3], flags={2: "nan"}, trust=np.where([True, False, True], unknown, 0)))
+    image = picture(9, 9)
+    sink.write_mosaic(replace(image, trust=np.full_like(image.trust, np.nan)))
+    assert sink.finish("success", counts_of(2, nan=1)) == "partial"
+    found = catalog_server.processed[sink.key]
+    assert found.problems == ["1 frames have no reconstruction: 1 (nan)"]
+    np.testing.assert_array_equal(found.frames.trust, [np.nan, 0, np.nan])
+    assert np.isnan(found.trust.read()).all()
+    words = [text.get_text() for axis in found.plot().axes for text in axis.texts]
+    assert "not judged: the model has no probe" in words
+
+
+def test_a_refused_attempt_hides_no_image(catalog_server: CatalogServer) -> None:
+    """The newest is the newest with an image; what was refused is asked for by its status, and says why."""
+    start, why = start_document(), "model 'm' was trained at an object pixel of 10 nm, the scan has 12 nm"
+    good, refused, under_way = (make_sink(catalog_server, start) for _ in range(3))
+    good.write_block(block_of([1]))
+    good.write_mosaic(picture(9, 9))
+    good.finish("success", counts_of(1))
+    refused.update(problem=why)
+    assert refused.finish("success", {**counts_of(0), "seen": 9}, why) == "failed"
+    under_way.write_block(block_of([1]))
+    uid = start["uid"]
+    assert [one.path_parts[-1] for one in reconstructions(catalog_server, raw=uid)] == [under_way.key, good.key]
+    (attempt,) = reconstructions(catalog_server, raw=uid, status="failed")
+    assert (attempt.path_parts[-1], attempt.problems) == (refused.key, [why])
+    assert (attempt.metadata["exit_status"], attempt.counts["seen"]) == ("success", 9)
+    newest = newest_with_image(catalog_server, raw=uid)
+    assert newest is not None
+    assert newest.path_parts[-1] == good.key
+    assert newest_with_image(catalog_server, raw="nothing") is None
+    with pytest.raises(LookupError, match=rf"\(failed\) has no phase: {why}"):
+        attempt.phase.read()
+    again = make_sink(catalog_server, start, key=refused.key)  # taken up by a session that can
+    again.write_block(block_of([1]))
+    again.finish("success", counts_of(1))
+    assert attempt.refresh().problems == []
+    assert "problem" not in attempt.metadata
 
 
 def test_tileds_own_queries_find_them(catalog_server: CatalogServer, finished: PtychoReconstruction) -> None:
@@ -235,3 +288,29 @@ def test_a_real_mosaic_goes_through_unchanged(catalog_server: CatalogServer) -> 
     for name in PICTURES:
         np.testing.assert_array_equal(getattr(found, name), getattr(image, name))
     assert found.origin_m == pytest.approx(image.origin_m)
+
+
+def test_a_notebook_shows_it_with_its_picture(
+    catalog_server: CatalogServer, finished: PtychoReconstruction, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    png = np.asarray(Image.open(io.BytesIO(finished._repr_png_() or b"")))
+    np.testing.assert_array_equal(png, finished[OVERVIEW].read())
+    shown = finished._repr_html_()
+    assert "&lt;PtychoReconstruction" in shown
+    assert "data:image/png;base64,iVBOR" in shown
+    nothing_yet = catalog_server.processed[make_sink(catalog_server).key]
+    assert nothing_yet._repr_png_() is None
+    assert "live" in nothing_yet._repr_html_()
+    monkeypatch.setattr(TiledNode, "read_array", lambda *_: (_ for _ in ()).throw(CatalogUnavailableError("no answer")))
+    assert finished._repr_png_() is None
+
+
+def test_what_was_found_is_shown_a_line_each(catalog_server: CatalogServer) -> None:
+    start = start_document()
+    for _ in range(2):
+        make_sink(catalog_server, start)
+    found = reconstructions(catalog_server, raw=start["uid"])
+    assert [line[:22] for line in repr(found).splitlines()] == ["[<PtychoReconstruction", " <PtychoReconstruction"]
+    assert found._repr_html_().count("<li><code>&lt;PtychoReconstruction") == 2
+    assert found == list(found)
+    assert repr(reconstructions(catalog_server, raw="none such")) == "[]"

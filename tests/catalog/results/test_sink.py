@@ -16,6 +16,7 @@ from bluesky_ptychonn.catalog.connection.server import CatalogServer
 from bluesky_ptychonn.catalog.results.block import Block
 from bluesky_ptychonn.catalog.results.client import PtychoReconstruction
 from bluesky_ptychonn.catalog.results.mosaics import PICTURES, Canvas
+from bluesky_ptychonn.catalog.results.overview import OVERVIEW
 from bluesky_ptychonn.catalog.results.sink import ResultSink
 from bluesky_ptychonn.catalog.results.spool import Spool
 from bluesky_ptychonn.catalog.results.verification import ReadBack, decide_status
@@ -62,7 +63,7 @@ def test_what_is_written_is_read_back(catalog_server: CatalogServer) -> None:
     )
     assert found["amplitude_patches"].dims == ("frame", "y", "x")
     assert found["amplitude_patches"].dtype == np.float32
-    assert set(found) == {"amplitude_patches", "phase_patches", "frames", *PICTURES}
+    assert set(found) == {"amplitude_patches", "phase_patches", "frames", OVERVIEW, *PICTURES}
 
 
 def test_metadata_links_the_run_and_says_where_it_comes_from(catalog_server: CatalogServer) -> None:
@@ -94,7 +95,7 @@ def test_a_block_costs_three_requests(catalog_server: CatalogServer) -> None:
     sink.write_mosaic(picture(20, 20))
     before = sink.requests
     sink.write_mosaic(picture(20, 20, value=2))
-    assert sink.requests - before == 5
+    assert sink.requests - before == 6
 
 
 def test_gaps_are_zero_and_do_not_cost_requests(catalog_server: CatalogServer) -> None:
@@ -201,6 +202,7 @@ def test_rejected_frames_stand_in_the_table_with_their_reason(catalog_server: Ca
     sink.write_block(block_of([1, 2, 3, 4], flags={2: "negative counts", 4: "frame missing"}))
     assert sink.finish("success", counts_of(2, negative=1, missing=1)) == "partial"
     found = result_of(catalog_server, sink)
+    assert found.problems == ["2 frames have no reconstruction: 1 (negative), 1 (missing)"]
     assert found.frames["flag"].tolist() == ["", "negative counts", "", "frame missing"]
     assert found.frames["valid"].tolist() == [True, False, True, False]
     assert np.isnan(found.patches([2])).all()
@@ -209,11 +211,13 @@ def test_rejected_frames_stand_in_the_table_with_their_reason(catalog_server: Ca
 def test_nothing_reconstructed_is_failed(catalog_server: CatalogServer) -> None:
     sink = make_sink(catalog_server, patch_shape=None)
     sink.update(problem="geometry lacks energy_ev")
-    assert sink.finish("fail", counts_of(0)) == "failed"
+    assert sink.finish(None, {**counts_of(0), "seen": None}, "geometry lacks energy_ev") == "failed"
     found = result_of(catalog_server, sink)
+    assert found.problems == ["geometry lacks energy_ev"]
+    assert not {"exit_status", "seen"} & {*found.metadata, *found.counts}
     assert found.frames.empty
     assert found.metadata["problem"] == "geometry lacks energy_ev"
-    with pytest.raises(LookupError, match="has no amplitude yet"):
+    with pytest.raises(LookupError, match="has no amplitude: geometry lacks energy_ev"):
         found.amplitude.read()
     with pytest.raises(ValueError, match="patch_shape None"):
         sink.write_block(block_of([1]))
@@ -267,7 +271,7 @@ def test_a_mosaic_grows_while_others_read_it(catalog_server: CatalogServer) -> N
     found = result_of(catalog_server, sink)
     assert same_pictures(found, image)
     assert found.mosaic().origin_m == pytest.approx((-60 * PIXEL_M, -40 * PIXEL_M))
-    assert set(found) == {"amplitude_patches", "phase_patches", "frames", *PICTURES}
+    assert set(found) == {"amplitude_patches", "phase_patches", "frames", OVERVIEW, *PICTURES}
 
 
 def test_a_second_process_goes_on_where_the_first_stopped(catalog_server: CatalogServer) -> None:
@@ -291,7 +295,7 @@ def test_a_second_process_goes_on_where_the_first_stopped(catalog_server: Catalo
     assert found.problems == []
     assert found.frames["seq_num"].tolist() == list(range(1, 31))
     assert found.amplitude.read().shape == (62, 62)
-    assert set(found) == {"amplitude_patches", "phase_patches", "frames", *PICTURES}
+    assert set(found) == {"amplitude_patches", "phase_patches", "frames", OVERVIEW, *PICTURES}
 
 
 def test_arrays_that_a_killed_server_left_without_a_name_are_in_nobodys_way(catalog_server: CatalogServer) -> None:
@@ -436,7 +440,7 @@ def test_a_lost_frame_is_failed_and_a_missing_one_partial() -> None:
         decide_status("success", counts_of(2), ReadBack(2, 0, ("table holds 1 frames, 2 were written",)))[0] == "failed"
     )
     assert decide_status("success", counts_of(0), ReadBack(0, 0, ())) == ("failed", ["no frame was reconstructed"])
-    said = ["1 frames have no reconstruction; counts and flags say why"]
+    said = ["1 frames have no reconstruction: 1 (dark)"]
     assert decide_status("success", counts_of(2, dark=1), ReadBack(2, 1, ())) == ("partial", said)
     assert decide_status("abort", counts_of(2, dark=1), ReadBack(2, 1, ()))[0] == "partial"
     unusable = {**counts_of(2), "unusable_documents": {"event": 1}}

@@ -83,6 +83,7 @@ def test_a_label_is_kept_found_and_joined_with_its_frames(
     assert 4 not in made.frames["seq_num"]
     assert f"raw {uid[:8]}" in repr(made)
     assert "35 frames, sampling 0.2" in repr(made)
+    assert made["overview"].shape == tuple(2 * side + 4 for side in made.light.shape)
 
     scan = read_label(catalog_server, uid)
     assert len(scan) == 35

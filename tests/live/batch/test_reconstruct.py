@@ -11,8 +11,11 @@ import pytest
 
 from bluesky_ptychonn.beamline.sim import SimulatedBeamline
 from bluesky_ptychonn.catalog.connection.server import CatalogServer
+from bluesky_ptychonn.catalog.results.client import reconstructions
+from bluesky_ptychonn.cli.catalogs import find_reconstruction, refused_later
 from bluesky_ptychonn.live.batch.reconstruct import reconstruct
 from bluesky_ptychonn.live.pipeline.progress import Progress
+from bluesky_ptychonn.optics.framing import PreprocessConfig
 from bluesky_ptychonn.recon.mosaic.probe_tuning import ABERRATIONS
 from bluesky_ptychonn.recon.mosaic.refine_config import Refinement
 
@@ -56,6 +59,37 @@ def test_run_that_says_nothing_of_ptychography(
     assert refinement["settings"]["tune_probe"]
     assert set(refinement["probe"]["aberrations_rad"]) == set(ABERRATIONS)
     assert refinement["probe"]["frames"] == 8
+
+
+def test_a_run_that_gives_no_image_says_why_and_hides_none(
+    RE: Any, tiled_writer: Any, catalog_server: CatalogServer, small_model: Path, detector_folder: Path
+) -> None:
+    beamline = SimulatedBeamline.demo(detector_folder)
+    geometry = beamline.geometry.model_dump(mode="json")
+    (uid,) = RE(grid(beamline, ptychography={"geometry": geometry}))
+    image = reconstruct(uid, small_model, catalog_server)
+    blinding = PreprocessConfig(saturation=1.0)
+    words = r"cannot be reconstructed: no frame was reconstructed: 9 \(saturated\); see processed/"
+    with pytest.raises(ValueError, match=words):
+        reconstruct(uid, small_model, catalog_server, preprocess=blinding)
+    with pytest.raises(ValueError, match="has no stream 'fly'; it has primary"):
+        reconstruct(uid, small_model, catalog_server, stream="fly")
+    other, blind = reconstructions(catalog_server, raw=uid, status="failed")
+    assert other.problems == [other.metadata["problem"]]
+    assert "has no stream 'fly'; it has primary" in other.problems[0]
+    assert other.metadata["exit_status"] == "success"
+    assert "seen" not in other.counts
+    assert blind.problems == ["9 frames have no reconstruction: 9 (saturated)"]
+    for which in ("latest", uid, uid[:8]):
+        assert find_reconstruction(catalog_server.client, which).path_parts == image.path_parts
+    later = refused_later(catalog_server.client, image)
+    assert len(later) == 2
+    assert "has no stream 'fly'" in later[0]
+    (only,) = RE(grid(beamline, ptychography={"geometry": geometry}))
+    with pytest.raises(ValueError, match="9 \\(saturated\\)"):
+        reconstruct(only, small_model, catalog_server, preprocess=blinding)
+    with pytest.raises(LookupError, match="has no phase: 9 frames have no reconstruction"):
+        find_reconstruction(catalog_server.client, only[:8]).phase.read()
 
 
 def test_words_for_what_is_wrong(

@@ -14,7 +14,7 @@ from bluesky_ptychonn.live.callback import LiveReconstruction
 from bluesky_ptychonn.live.learning.config import LearnerConfig
 from bluesky_ptychonn.live.pipeline.progress import Timing
 from bluesky_ptychonn.live.pipeline.settings import (
-    _DATA_KEYS,
+    PARTS,
     LiveKeywords,
     LiveOptions,
     ReconstructionKeywords,
@@ -36,7 +36,7 @@ def test_every_option_is_a_keyword_that_is_shown_and_explained(
     function: Any, keywords: Any, options: Any, left_out: set[str]
 ) -> None:
     names = set(keywords.__annotations__)
-    assert names - {"flush_s", *_DATA_KEYS} == set(options.model_fields) - left_out
+    assert names - set(PARTS) == set(options.model_fields) - left_out
     shown = inspect.signature(function).parameters
     assert names < set(shown)
     assert (shown["batch_size"].default, shown["stream"].default, shown["x_key"].default) == (16, "primary", None)

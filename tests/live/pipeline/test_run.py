@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from bluesky_ptychonn.catalog.results.field_of_view import FieldOfView
 from bluesky_ptychonn.catalog.runs.data_keys import DataKeys
 from bluesky_ptychonn.catalog.runs.pairing import FrameRef, NoFrame
+from bluesky_ptychonn.live.pipeline.problems import ProblemKind
 from bluesky_ptychonn.live.pipeline.progress import Timing
 from bluesky_ptychonn.live.pipeline.refining import MosaicRefiner
 from bluesky_ptychonn.live.pipeline.run import RunReconstruction
@@ -294,7 +295,40 @@ def test_what_is_wrong_with_a_run_stands_in_its_result(md: dict[str, Any], units
     assert bench.job.progress.state == "failed"
     assert words in bench.job.progress.problem
     assert words in bench.sink.metadata["problem"]
+    assert words in bench.sink.refused
     assert bench.sink.status == "failed"
+
+
+@pytest.mark.parametrize("ended", [False, True])
+@pytest.mark.parametrize("md", [{"ptychography": {"frame_key": "img", "x_key": "sx", "y_key": "sy"}}, {}])
+def test_a_refused_run_is_said_to_be_what_it_was(md: dict[str, Any], ended: bool) -> None:
+    """The run succeeded, with nine frames; while it goes on nobody knows how it ends, and with how many."""
+    bench = Bench(RunMaker(md=md, units="um" if md else None), 9)
+    for seq_num in range(1, 10):
+        bench.point(seq_num)
+    if ended:
+        bench.feed(bench.run.close())
+    bench.work(60.0)
+    assert bench.job.progress.state == "failed"
+    assert bench.job.progress.seen == 9
+    assert (bench.sink.exit_status, bench.sink.counts["seen"]) == (("success", 9) if ended else (None, None))
+    assert bench.sink.counts["reconstructed"] == 0
+
+
+def test_a_run_without_a_usable_frame_says_why_with_numbers() -> None:
+    bench = Bench(RunMaker(), 3)
+    for seq_num in (1, 2, 3):
+        bench.point(seq_num, there=seq_num > 1)
+    for row in (1, 2):
+        bench.source.frames[row] = np.full(GEOMETRY.frame_shape, -1, np.int16)
+    bench.close()
+    assert bench.job.progress.state == "failed"
+    expected = "no frame was reconstructed: 2 (not finite or negative), 1 (frame not in the catalog)"
+    assert bench.job.progress.problem == expected
+    assert bench.job.progress.problem_kind == ProblemKind.FAILED
+    nothing = Bench(RunMaker(), 3)
+    nothing.close()
+    assert nothing.job.progress.problem == "the run has no frame"
 
 
 def test_documents_that_cannot_be_used_are_counted_and_the_rest_is_done() -> None:
@@ -317,6 +351,15 @@ def test_a_descriptor_that_cannot_be_used_is_named_as_the_cause() -> None:
     spoilt.feed(bench.run.close())
     spoilt.work(60.0)
     assert "before its first frame; documents that could not be used: {'descriptor': 1}" in spoilt.job.progress.problem
+
+
+def test_a_stream_that_is_not_there_is_named_beside_those_that_are() -> None:
+    bench = Bench(RunMaker(), 1, keys=DataKeys(stream="fly"))
+    bench.point(1)
+    bench.close()
+    assert bench.sink.metadata["problem"] == (
+        "run ended (success) before its first frame: no stream 'fly', only primary"
+    )
 
 
 def test_wrong_model_for_the_detector_is_said() -> None:
@@ -518,6 +561,7 @@ def test_mistake_of_ours_is_tried_three_times_and_shown() -> None:
     assert bench.job.progress.state == "failed"
     assert bench.job.progress.problem == "TypeError: a mistake"
     assert not bench.job.given_up  # a new worker would only make it again
+    assert (bench.sink.status, bench.sink.metadata["problem"]) == ("failed", "TypeError: a mistake")
 
 
 @settings(max_examples=60)

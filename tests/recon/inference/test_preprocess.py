@@ -169,11 +169,22 @@ def test_static_bad_pixels_are_mended_silently() -> None:
         (np.inf, np.float64, "nan"),
         (-np.inf, np.float32, "nan"),
         (65535, np.uint16, "saturated"),
+        (65534, np.uint16, "saturated"),
+        (254, np.uint8, "saturated"),
         (2**31 - 1, np.int32, "saturated"),
+        (2**31 - 2, np.int32, "saturated"),
+        (2**32 - 2, np.uint32, "saturated"),
+        (2**32 - 1, np.float32, "saturated"),
+        (2**32 - 2, np.float64, "saturated"),
+        (-(2**31), np.int32, "nan"),
+        (-1, np.int16, "masked"),
+        (-2, np.int32, "masked"),
+        (-1, np.int64, "masked"),
+        (-1, np.float32, "masked"),
     ],
 )
 def test_single_bad_pixels_are_mended_and_named(value: float, dtype: Any, flag: str) -> None:
-    frames = smooth_frames(dtype=dtype)
+    frames = np.minimum(smooth_frames(dtype=np.int64), 250).astype(dtype)
     clean = frames.copy()
     frames[1, 5, 9] = value
     prepared = Preprocess()(frames)
@@ -232,7 +243,7 @@ def test_hot_pixels_by_ratio() -> None:
 
 def test_negative_counts_become_zero_and_are_named() -> None:
     frames = smooth_frames(dtype=np.int32)
-    frames[0, 3, 3] = -2
+    frames[0, 3, 3] = -3
     prepared = Preprocess()(frames)
     assert prepared.flag == ["negative", "", ""]
     assert prepared.valid.all()
@@ -240,6 +251,104 @@ def test_negative_counts_become_zero_and_are_named() -> None:
     noisy = smooth_frames(dtype=np.float32)
     noisy[0, :2] = -1.5
     assert Preprocess(PreprocessConfig(count_threshold=3))(noisy).flag == ["", "", ""]  # below the noise floor
+
+
+def beam_frames(seed: int, n: int = 8, photons: float = 1e5) -> NDArray[np.uint16]:
+    """Frames of the simulated beamline, 64 px."""
+    experiment, rng = SimulatedExperiment.demo("cells", seed=seed, photons=photons), np.random.default_rng(seed)
+    places = rng.uniform(-150, 150, (n, 2)) * experiment.pixel_m
+    return np.stack([experiment.frame_at(y, x, rng) for y, x in places])
+
+
+def noisy(seed: int, sigma: float, **settings: Any) -> NDArray[np.float64]:
+    """Frames after a dark subtraction: zero-mean read noise of `sigma` counts."""
+    frames = beam_frames(seed, **settings)
+    return frames + np.random.default_rng(seed + 1).normal(0, sigma, frames.shape)
+
+
+@pytest.mark.parametrize("threshold", [0.0, 3.0])
+def test_a_row_of_codes_is_mended_as_nan_is(threshold: float) -> None:
+    """-1 and -2 mark pixels that measured nothing, whatever type they came through; in the dark, 0 is as good."""
+    frames, nan = beam_frames(3).astype(np.int32), beam_frames(3).astype(np.float32)
+    frames[:, 20], frames[:, 44, ::7], nan[:, 20], nan[:, 44, ::7] = -1, -2, np.nan, np.nan
+    prepare = Preprocess(PreprocessConfig(count_threshold=threshold))
+    expected = prepare(nan).counts
+    for kind in (np.int32, np.float64):
+        prepared = prepare(frames.astype(kind))
+        assert prepared.valid.all()
+        assert all(flag.startswith("masked") for flag in prepared.flag)
+        assert (prepared.counts - expected).abs().max() <= 5
+        assert (prepared.counts - expected).abs().mean() < 2e-3
+    frames[:, 30:33] = -1  # with the others more than 2 % of the frame, and lit
+    assert not prepare(frames).valid.any()
+
+
+def test_noise_that_reaches_no_further_than_the_codes_is_no_code() -> None:
+    """A sixth of the dim pixels at -1: where there is no light, a code and noise below zero come to the same."""
+    for seed in range(3):
+        frames = np.rint(noisy(seed, 0.5)).astype(np.int32)
+        assert frames.min() >= -3
+        assert (frames < 0).mean() > 0.05
+        assert Preprocess()(frames).valid.all()
+
+
+@pytest.mark.parametrize("photons", [2e4, 1e5])
+@pytest.mark.parametrize("sigma", [0.5, 2.0, 4.0])
+def test_read_noise_around_zero_is_cut_at_zero(sigma: float, photons: float) -> None:
+    frames = noisy(11, sigma, photons=photons)
+    weak_dark = np.random.default_rng(5).poisson(0.25, frames.shape) - 0.25 + beam_frames(11, photons=photons)
+    for those in (frames, np.rint(frames).astype(np.int16), weak_dark):
+        prepared = Preprocess()(those)
+        assert prepared.valid.all()
+        assert all("negative" in flag or "masked" in flag for flag in prepared.flag)
+    assert np.array_equal(Preprocess()(frames).counts.numpy(), np.maximum(frames, 0).astype(np.float32))
+
+
+@pytest.mark.parametrize("sigma", [0.0, 2.0, 4.0])
+@pytest.mark.parametrize(
+    ("where", "level"),
+    [
+        (np.s_[:], -5),
+        (np.s_[:], -2),
+        (np.s_[:, :, :16], -8),  # one amplifier
+        (np.s_[:, 32:, 32:], -8),  # one chip
+        (np.s_[:, :, 60:], -50),  # a narrow strip, far off
+    ],
+)
+def test_a_level_below_zero_is_found_in_the_noise(where: Any, level: float, sigma: float) -> None:
+    frames = noisy(21, sigma)
+    frames[where] += level
+    for those in (frames, np.rint(frames).astype(np.int32)):
+        prepared = Preprocess()(those)
+        assert not prepared.valid.any()
+        assert all("negative" in flag for flag in prepared.flag)
+
+
+def test_a_frame_of_read_noise_alone_is_empty() -> None:
+    """Cut at zero, noise has a sum; it must not be taken for a weak beam."""
+    frames = np.random.default_rng(31).normal(0, 2, (4, 64, 64))
+    frames[1:] += beam_frames(31)[1:4] * np.array([1e-4, 0.02, 1.0])[:, None, None]
+    prepared = Preprocess()(frames)
+    assert prepared.flag == ["negative, empty", "negative, empty", "negative", "negative"]
+    assert prepared.valid.tolist() == [False, False, True, True]
+
+
+@pytest.mark.parametrize("config", [{}, {"transpose": True}, {"flip_y": True}, {"transpose": True, "flip_x": True}])
+def test_only_what_the_window_takes_is_judged(config: dict[str, Any]) -> None:
+    """A detector of two modules: the gap, a dead module and a negative one lie beside the window."""
+    window, beam = beam_frames(4).astype(np.int64), (97, 232)
+    frames = np.zeros((len(window), 195, 487), np.int64)
+    frames[:, 65:129, 200:264] = window
+    expected = Preprocess(PreprocessConfig(centre=beam, crop=64, **config))(frames.copy())
+    frames[:, 130:147], frames[:, 150:], frames[:, :, :190] = 2**32 - 1, -7, -1  # flips move the window by a pixel
+    prepared = Preprocess(PreprocessConfig(centre=beam, crop=64, **config))(frames)
+    assert prepared.flag == [""] * len(window)
+    assert torch.equal(prepared.counts, expected.counts)
+    # A pixel at the window's edge is still mended by what lies around it, there too.
+    frames[:, 129:147] = 9
+    frames[:, 128, 230] = 2**32 - 1
+    edge = Preprocess(PreprocessConfig(centre=beam, crop=64))(frames).counts[0, 63, 30]
+    assert edge == median_around(frames[0], 128, 230, {(128, 230)})
 
 
 def test_frames_beyond_mending_are_rejected_and_harm_no_other() -> None:
@@ -260,7 +369,7 @@ def test_frames_beyond_mending_are_rejected_and_harm_no_other() -> None:
 
 def test_several_faults_are_all_named() -> None:
     frames = smooth_frames(1, dtype=np.float32)
-    frames[0, 1, 1], frames[0, 2, 9], frames[0, 12, 12] = np.nan, -1, 1e9
+    frames[0, 1, 1], frames[0, 2, 9], frames[0, 12, 12] = np.nan, -4, 1e9
     prepared = Preprocess(PreprocessConfig(saturation=1e6))(frames)
     assert prepared.flag == ["nan, negative, saturated"]
     assert prepared.valid.all()
@@ -352,6 +461,18 @@ def test_bad_pixels_of_a_simulated_detector_are_found() -> None:
     lit = ndimage.median_filter(bright, 5) > 10
     assert found[experiment.dead & lit].all()
     assert not found[~experiment.dead & ~experiment.hot].any()
+
+
+def test_pixels_that_stand_still_are_found() -> None:
+    """A code in every frame, whatever number it is; not a weak pixel that had the same count by chance."""
+    frames = beam_frames(6, n=12).astype(np.int32)
+    dim = frames.sum(axis=0) < 6
+    assert dim.sum() > 100
+    codes = {(3, 3): -1, (20, 20): -2, (20, 40): 65534, (33, 20): 65535, (40, 33): 255, (50, 50): 2**31 - 2}
+    for (row, column), code in codes.items():
+        frames[:, row, column] = code
+    for those in (frames, frames.astype(np.float32)):
+        assert sorted(zip(*np.nonzero(find_bad_pixels(those)), strict=True)) == sorted(codes)
 
 
 def test_a_clean_detector_has_no_bad_pixels() -> None:

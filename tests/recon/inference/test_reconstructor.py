@@ -20,13 +20,15 @@ from numpy.typing import NDArray
 from bluesky_ptychonn.calibration import TrustCalibration
 from bluesky_ptychonn.card import InputContract, ModelCard, ProbeReference
 from bluesky_ptychonn.optics.geometry import Geometry
+from bluesky_ptychonn.optics.simulate import SimulatedExperiment
 from bluesky_ptychonn.recon.device import exact_convolutions
+from bluesky_ptychonn.recon.evaluation.simulated_scans import score_mosaic
 from bluesky_ptychonn.recon.inference import forward_pass
 from bluesky_ptychonn.recon.inference.flux import Flux
 from bluesky_ptychonn.recon.inference.preprocess import PreprocessConfig
 from bluesky_ptychonn.recon.inference.reconstructor import PatchBatch, Reconstructor
 from bluesky_ptychonn.recon.inference.recorded_pass import RecordedPass
-from bluesky_ptychonn.recon.models.checkpoint import Model
+from bluesky_ptychonn.recon.models.checkpoint import Model, load_model
 from bluesky_ptychonn.recon.mosaic.stitch import Mosaic
 from bluesky_ptychonn.recon.networks.families import build_network
 
@@ -173,6 +175,35 @@ def test_bad_frames_are_flagged_and_touch_no_other(model: Model) -> None:
     assert np.allclose(made.trust[7:], expected.trust[7:], atol=1e-6)
 
 
+def test_a_detectors_codes_and_read_noise_cost_no_image() -> None:
+    """By the shipped model; NaN in the same row gives 0.98, and taken for zero counts the row left 0.43."""
+    experiment, rng = SimulatedExperiment.demo(), np.random.default_rng(2027)
+    at = (np.arange(5) - 2) * 0.35e-6
+    y_m, x_m = (axis.ravel() for axis in np.meshgrid(at, at, indexing="ij"))
+    frames = np.stack([experiment.frame_at(y, x, rng) for y, x in zip(y_m, x_m, strict=True)])
+    coded, ended = frames.astype(np.int32), frames.copy()
+    coded[:, 20], ended[:, 20] = -1, 65534
+    noise = frames + rng.normal(0, 2, frames.shape)
+    model = load_model("simulated-zp64", "cpu")
+
+    def correlation(frames: NDArray[Any]) -> float:
+        scan = Reconstructor(model, device="cpu")
+        made = scan.reconstruct(frames)
+        assert made.valid.all()
+        mosaic = Mosaic(scan.pixel_m, scan.weight, anchor=scan.anchor)
+        mosaic.add(made.patches, y_m, x_m, made.trust)
+        mosaic.synchronise()
+        image = mosaic.snapshot()
+        truth = experiment.truth_on(image.origin_m, (image.phase.shape[0], image.phase.shape[1]))
+        return score_mosaic(image, truth, y_m, x_m).phase_correlation
+
+    found = {name: correlation(those) for name, those in (("clean", frames), ("-1", coded), ("2**16-2", ended))}
+    assert min(found.values()) > 0.97, found
+    assert correlation(noise) > 0.95
+    with pytest.raises(AssertionError):
+        correlation(noise - 5)
+
+
 def test_a_network_that_fails_on_a_frame_is_flagged() -> None:
     class Failing(Echo):
         def forward(self, counts: torch.Tensor, probe: torch.Tensor | None = None) -> torch.Tensor:
@@ -298,8 +329,19 @@ def test_what_came_together_changes_no_bit(model: Model, kind: Any, blocks: list
 def test_without_a_probe_trust_is_not_judged(model: Model) -> None:
     reconstructor = Reconstructor(echo(), device="cpu")
     made = reconstructor.reconstruct(frames_of(3))
-    assert (made.trust == 1).all()
+    assert np.isnan(made.trust).all()  # which is no trust
+    assert made.valid.all()
+    assert reconstructor.verdict() is None
+    broken = frames_of(3).astype(float)
+    broken[1] = np.nan
+    assert reconstructor.reconstruct(broken).trust[1] == 0
     assert reconstructor.describe()["trust_judged"] is False
+    mosaic = Mosaic(reconstructor.pixel_m, reconstructor.weight)
+    mosaic.add(made.patches, np.zeros(3), np.zeros(3), made.trust)
+    image = mosaic.snapshot()
+    assert np.isnan(image.trust).all()
+    assert image.coverage.max() == pytest.approx(3)  # they count in full
+    assert np.isfinite(image.amplitude[image.coverage > 0.1]).all()
     assert Reconstructor(model, device="cpu").describe()["trust_judged"] is True
 
 

@@ -10,15 +10,14 @@ from typing import Any
 from pydantic import ValidationError
 
 from bluesky_ptychonn.card import ModelCard
-from bluesky_ptychonn.optics.framing import PreprocessConfig
+from bluesky_ptychonn.optics.framing import PUBLISHED_PREPROCESSING, PreprocessConfig
 from bluesky_ptychonn.recon.models.checkpoint import new_card, save_model
+from bluesky_ptychonn.recon.models.upstream.input_step import InputStep
 from bluesky_ptychonn.recon.models.upstream.layout import CheckpointLayout, recognise, tensors_for
 from bluesky_ptychonn.recon.models.upstream.state_dict import read_state_dict
 from bluesky_ptychonn.recon.networks.direct import DirectConfig
 from bluesky_ptychonn.recon.networks.families import build_network
 
-#: What the authors of the two-head network did to 256×256 frames.
-PUBLISHED_PREPROCESSING = PreprocessConfig(crop=192, resize=64, count_threshold=3)
 _ANY_COUNTS = (0.0, 1e15)  # a card must name a range; this one flags no frame
 
 
@@ -34,6 +33,7 @@ def import_upstream(
     counts_per_frame: tuple[float, float] | None = None,
     input_root: bool = False,
     input_scale: float = 1.0,
+    input_step: InputStep | None = None,
     command: str = "",
 ) -> ModelCard:
     """Turn a published PtychoNN state dict into a model folder with equal outputs.
@@ -58,7 +58,10 @@ def import_upstream(
     counts_per_frame : tuple of float, optional
         Lowest and highest total counts of a frame it was trained with.
     input_root, input_scale : bool, float
-        Whether it takes the square root of counts, and what divides them.
+        Whether it takes the square root of counts, and what divides them; as in `input_step`.
+    input_step : InputStep, optional
+        What its authors did to counts before the network. ``InputStep()`` says that counts go in as they are; nothing
+        given, every result says that it is unknown.
     command : str
         For the card.
 
@@ -74,6 +77,9 @@ def import_upstream(
     """
     path = Path(checkpoint)
     layout = _recognised(path)
+    step = input_step
+    if step is None and (input_root or input_scale != 1 or preprocess == PUBLISHED_PREPROCESSING):
+        step = InputStep(input_root, scale=input_scale)
     side = frame_size or (64 if len(layout.encoder.channels) == 3 else 128)
     decoder = next(iter(layout.decoders.values()))
     try:
@@ -84,8 +90,9 @@ def import_upstream(
             decoder_channels=decoder.channels,
             batch_norm=layout.encoder.normalised,
             heads=tuple(sorted(layout.decoders)),  # type: ignore[arg-type]
-            input_root=input_root,
-            input_scale=input_scale,
+            input_root=step is not None and step.root,
+            input_standardised=step is not None and step.standardised,
+            input_scale=1.0 if step is None else step.scale,
         )
         contract = {
             "object_pixel_m": object_pixel_m,
@@ -93,12 +100,15 @@ def import_upstream(
             "preprocess": preprocess or PreprocessConfig(),
         }
         training = _provenance(path, layout, frame_size is None, preprocess, counts_per_frame, command)
+        training["imported"]["input"] = None if step is None else step.words
+        if step is None:
+            training["unknown"].append("what was done to counts before the network")
         card = new_card(config, name, version, contract, training=training)
     except ValidationError as error:
         wrong = "; ".join(f"{'.'.join(map(str, e['loc'])) or 'values'}: {e['msg']}" for e in error.errors())
         raise ValueError(f"import of {path}: {wrong}") from None
     network = build_network(config)
-    network.load_state_dict(tensors_for(layout))
+    network.load_state_dict(tensors_for(layout) | ({} if step is None else step.tensors(side)))
     return save_model(folder, network.eval(), card)
 
 

@@ -22,6 +22,7 @@ from bluesky_ptychonn.card import ModelCard
 from bluesky_ptychonn.recon.inference.reconstructor import Reconstructor
 from bluesky_ptychonn.recon.models.checkpoint import load_model
 from bluesky_ptychonn.recon.models.upstream.importer import PUBLISHED_PREPROCESSING, import_upstream
+from bluesky_ptychonn.recon.models.upstream.input_step import InputStep
 from bluesky_ptychonn.recon.models.upstream.layout import recognise, tensors_for
 from bluesky_ptychonn.recon.models.upstream.state_dict import MOST_BYTES, read_state_dict
 from bluesky_ptychonn.recon.networks.direct import DirectConfig
@@ -164,6 +165,69 @@ def test_an_import_reconstructs_frames_of_any_counts_without_flags(tmp_path: Pat
         assert batch.flag == ["", ""]
         assert batch.patches.shape == (2, 64, 64)
     assert reconstructor.describe()["trust_judged"] is False
+
+
+def test_a_mean_pattern_subtracted_and_a_deviation_divided_by_are_part_of_the_model(tmp_path: Path) -> None:
+    theirs, rng = two_head(), np.random.default_rng(2)
+    rate = 3 + 200 * np.exp(-np.hypot(*(np.indices((64, 64)) - 32)) / 6)
+    data = rng.poisson(rate, (50, 64, 64)).astype(np.uint16)
+    step = InputStep(mean=data.mean(0), deviation=data.std(0))
+    card = imported(save(theirs.state_dict(), tmp_path), tmp_path / "model", input_step=step)
+    reconstructor = Reconstructor(load_model(tmp_path / "model", "cpu"), device="cpu")
+    batch = reconstructor.reconstruct(data[:3])
+    by_hand = torch.from_numpy((data[:3] - data.mean(0)) / data.std(0)).float()[:, None]
+    with torch.no_grad():
+        expected = theirs(by_hand)
+        plain = theirs(torch.from_numpy(data[:3]).float()[:, None])
+    np.testing.assert_allclose(batch.patches, torch.polar(*_both(expected)), atol=1e-4)
+    correlations = [np.corrcoef(np.angle(batch.patches).ravel(), e["phase"].ravel())[0, 1] for e in (expected, plain)]
+    assert correlations[0] > 0.99999
+    assert correlations[1] < 0.9  # what it would be without the step
+    assert card.training["imported"]["input"] == "(counts - mean) / deviation"
+    assert reconstructor.verdict() is None
+    # A network of other frames has no such pattern.
+    with pytest.raises(ValueError, match="frames of 128 px have none"):
+        load_model(tmp_path / "model", "cpu").network.config.resized(128)
+
+
+def test_an_unknown_input_is_said_of_every_result(tmp_path: Path) -> None:
+    checkpoint = save(two_head().state_dict(), tmp_path)
+    frames = np.random.default_rng(0).poisson(9, (9, 64, 64))
+    for number, (options, unknown) in enumerate(
+        [
+            ({}, True),
+            ({"preprocess": PUBLISHED_PREPROCESSING.model_copy(update={"crop": None, "resize": None})}, True),
+            ({"input_step": InputStep()}, False),
+            ({"input_scale": 30.0}, False),
+        ]
+    ):
+        card = imported(checkpoint, tmp_path / str(number), **options)
+        reconstructor = Reconstructor(load_model(tmp_path / str(number), "cpu"), device="cpu")
+        reconstructor.reconstruct(frames)
+        said = reconstructor.describe().get("verdict", {"level": "ok", "reasons": [""]})
+        assert card.input_unknown is unknown
+        assert ("what was done to counts before the network" in card.training["unknown"]) is unknown
+        assert said["level"] == ("doubtful" if unknown else "ok")
+        assert said["reasons"][0].startswith("input unknown: nobody said") is unknown
+    # A card of version 0.2.0, which could not say it, but had a scale.
+    old = {**card.model_dump(), "training": {"imported": {"file": "theirs.pth"}}}
+    assert not ModelCard.from_values(old, "old").input_unknown
+    old["network"] = {name: value for name, value in old["network"].items() if not name.startswith("input_")}
+    assert ModelCard.from_values(old, "old").input_unknown
+
+
+@pytest.mark.parametrize(
+    ("step", "words"),
+    [
+        (InputStep(mean=np.zeros((32, 32))), "the mean has shape (32, 32), float64; one real number, or a pattern of"),
+        (InputStep(deviation=np.eye(64)), "the deviation is not above 0 in 4032 of 4096 pixels"),
+        (InputStep(mean=np.full((64, 64), np.nan)), "the mean holds NaN or infinite values"),
+    ],
+)
+def test_an_input_step_that_cannot_be_is_refused_in_words(tmp_path: Path, step: InputStep, words: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(words)):
+        imported(save(two_head().state_dict(), tmp_path), tmp_path / "model", input_step=step)
+    assert not (tmp_path / "model").exists()
 
 
 @pytest.mark.parametrize(

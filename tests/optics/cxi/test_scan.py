@@ -115,7 +115,7 @@ def _put(place: str, value: Any) -> Spoil:
         (_drop("instrument_1/source_1/energy"), "geometry lacks energy_ev"),
         (_put("instrument_1/detector_1/distance", float("nan")), "geometry lacks distance_m"),
         (_put("instrument_1/detector_1/y_pixel_size", 80e-6), "pixels of 8e-05 by 7.5e-05 m; square"),
-        (_put("instrument_1/source_1/wavelength", 2e-10), r"energy \(10000 eV\) and wavelength \(6199.21 eV\)"),
+        (_put("instrument_1/source_1/wavelength", 2e-10), r"energy \(10000 eV\) and wavelength \(2e-10 m\) contr"),
         (_put("data_1/data", np.zeros((64, 64))), "shape \\(64, 64\\); \\(n, rows, columns\\) wanted"),
         (_put("data_1/translation", np.zeros((39, 3))), "40 frames, but 39 positions"),
         (_put("data_1/translation", np.zeros((40, 5))), "shape \\(40, 5\\)"),
@@ -143,6 +143,37 @@ def test_files_that_are_no_cxi_are_refused(tmp_path) -> None:
         file["results"] = [1, 2]
     with pytest.raises(ValueError, match="not a CXI file with a group 'entry_1'; it holds: results"):
         read_cxi(tmp_path / "other.h5")
+
+
+@pytest.mark.parametrize(
+    "light",
+    [
+        {"wavelength": 1.9687e-12},
+        {"wavelength": 1.9687e-12, "energy": 300e3 * 1.602176634e-19},
+        {"wavelength": 1.9687e-12, "energy": 6.62607015e-34 * 299792458.0 / 1.9687e-12},  # as of photons
+        {"energy": 300e3 * 1.602176634e-19, "probe": "electron"},
+    ],
+)
+def test_electrons_are_taken_however_they_are_said(tmp_path, far_field, light) -> None:
+    def more(entry: h5py.Group) -> None:
+        del entry["instrument_1/source_1/energy"]
+        for name, value in light.items():
+            entry[f"instrument_1/source_1/{name}"] = value
+
+    scan = read_cxi(write(tmp_path / "a.cxi", *far_field, more), check_far_field=False)
+    assert scan.geometry.wavelength_m == pytest.approx(1.9687e-12, rel=1e-4)
+    assert scan.geometry.energy_ev in (None, pytest.approx(300e3))
+    assert scan.probe is None
+
+
+def test_of_two_modes_the_stronger_is_taken_and_said(tmp_path, far_field, caplog) -> None:
+    ones = np.ones((64, 64), complex)
+    ramp = ones * np.exp(2j * np.pi * np.arange(64) / 64)  # orthogonal to it
+    modes = np.stack([0.26**0.5 * ones, 0.74**0.5 * ramp])
+    scan = read_cxi(write(tmp_path / "a.cxi", *far_field, _put("instrument_1/source_1/illumination", modes)))
+    np.testing.assert_allclose(scan.probe, modes[1], atol=1e-6)
+    assert scan.probe_light_fraction == pytest.approx(0.74)
+    assert "a.cxi: of the probe the strongest of 2 modes, 74% of the light, is used" in caplog.text
 
 
 def test_mask_probe_modes_and_wavelength_are_understood(tmp_path, far_field) -> None:
