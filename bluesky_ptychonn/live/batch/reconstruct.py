@@ -146,7 +146,7 @@ def _settings(model: Any, address: Address, keywords: Mapping[str, Any]) -> tupl
 
 def _digest(settings: ReconstructionSettings, loaded: Any) -> str:
     card = load_card(settings.model) if loaded is None else loaded.card
-    matters = {"geometry", "keys", "precision", "preprocess", "refine"}
+    matters = {"geometry", "keys", "mask", "precision", "preprocess", "refine"}
     asked = settings.model_dump(mode="json", include=matters)
     asked |= card.model_dump(mode="json", include={"name", "version", "weights_sha256"}) | {"software": software()}
     return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:16]
