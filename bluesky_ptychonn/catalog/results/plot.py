@@ -94,18 +94,18 @@ def centre_phase(phase: NDArray[Any]) -> NDArray[Any]:
     return np.asarray(np.angle(wave * np.conj(np.nansum(wave) or 1.0)))
 
 
-def visibility(image: MosaicImage) -> NDArray[np.float64]:
+def visibility(coverage: NDArray[Any]) -> NDArray[np.float64]:
     """How strongly to draw each pixel (H, W), 0 to 1: in proportion to its coverage, up to half of the median."""
-    covered = image.coverage > 0
+    covered = coverage > 0
     if not covered.any():
-        return np.zeros(image.coverage.shape)
-    return np.asarray(np.clip(image.coverage / (_WELL_COVERED * np.median(image.coverage[covered])), 0.0, 1.0))
+        return np.zeros(coverage.shape)
+    return np.asarray(np.clip(coverage / (_WELL_COVERED * np.median(coverage[covered])), 0.0, 1.0))
 
 
 def colour_limits(data: NDArray[Any], image: MosaicImage | None = None) -> tuple[float, float]:
     """Colour limits of data (H, W) that a few odd pixels do not decide, nor what `image` hardly covers."""
     known = np.isfinite(data)
-    well = known if image is None else known & (visibility(image) == 1)
+    well = known if image is None else known & (visibility(image.coverage) == 1)
     finite = data[well if well.any() else known]
     if not finite.size:
         return 0.0, 1.0
@@ -185,7 +185,7 @@ def draw_panel(
     half = image.pixel_m / 2
     top, left = image.origin_m[0] - half, image.origin_m[1] - half
     extent = (left * _UM, (left + columns * image.pixel_m) * _UM, (top + rows * image.pixel_m) * _UM, top * _UM)
-    alpha = visibility(image) if dim else None
+    alpha = visibility(image.coverage) if dim else None
     low, high = limits
     shown = axis.imshow(data, extent=extent, cmap=colours, vmin=low, vmax=high, alpha=alpha, interpolation="nearest")
     axis.set_facecolor(_UNCOVERED)

@@ -55,6 +55,14 @@ def test_each_panel_is_its_picture() -> None:
     assert all(np.median(shown[~disc]) == 128 for shown in (amplitude, phase, trust, coverage))
 
 
+def test_what_has_little_light_is_faint() -> None:
+    whole = panels(image(X >= 0))
+    dark = np.where(X < 10, np.float32(0.02), whole["coverage"])
+    shown = draw_overview(whole | {"coverage": dark})[:60, :80].astype(int)
+    assert np.abs(shown[:, :10] - 128).max() <= 128 * 0.03
+    assert np.ptp(shown[:, 10:]) == 255
+
+
 def test_where_nothing_was_judged_its_panel_is_empty() -> None:
     whole = panels(image(X >= 0))
     overview = draw_overview(whole | {"trust": np.full((60, 80), np.nan, np.float32)})
