@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from bluesky_ptychonn.cli.catalogs import AlsoCatalogOption, ModelArgument, open_registry, split_name
-from bluesky_ptychonn.cli.export import check_output
 
 if TYPE_CHECKING:
     from bluesky_ptychonn.recon.models.upstream.input_step import InputStep
@@ -146,7 +145,6 @@ def export(
     from bluesky_ptychonn.recon.models.archive import pack
     from bluesky_ptychonn.recon.models.library import read_folder
 
-    check_output(to)
     if catalog is None:
         card, data = read_folder(find_model(name))
     else:
