@@ -19,7 +19,7 @@ from bluesky_ptychonn.optics.cxi.frames import FrameCorrection, marked_bad
 from bluesky_ptychonn.optics.framing import PreprocessConfig, framed
 from bluesky_ptychonn.optics.hdf5 import MOST_BYTES, find_inside, numeric_dataset
 
-_MOST_MASKED = 0.5
+_MOST_MASKED = 0.5  # beyond it a mask is more likely the other way round
 _LOOKED_AT = 64  # masks of single frames
 
 
@@ -112,10 +112,11 @@ def read_detector(
         )
     image = _is_processed(group, frames, name)
     shape, count = (int(frames.shape[1]), int(frames.shape[2])), int(frames.shape[0])
-    reader = DetectorFields(group, "image_1" if image else "instrument_1/detector_1", shape, count, name)
-    turn, vectors = DetectorFields(group, "instrument_1/detector_1", shape, count, name).orientation()
-    beam, distance = DetectorFields(group, "instrument_1/detector_1", shape, count, name).corner(vectors)
-    framing = _framing(reader, asked, turn, beam)
+    stands = DetectorFields(group, "instrument_1/detector_1", shape, count, name)
+    reader = DetectorFields(group, "image_1", shape, count, name) if image else stands
+    turn, vectors = stands.orientation()
+    beam, distance = stands.corner(vectors)
+    framing = _framing(stands, asked, turn, beam)
     bad, masks = reader.bad_pixels()
     dark = None if image else reader.mean_image("data_dark")
     gain = None if image else reader.gain(dark, energy_j)
@@ -125,7 +126,7 @@ def read_detector(
         bad = nowhere if bad is None else bad | nowhere
     correction = FrameCorrection(framing, bad if bad is not None and bad.any() else None, masks, dark, gain)
     fraction = _masked_fraction(reader, correction)
-    pitch = None if vectors is None else _pitch(reader, vectors)
+    pitch = None if vectors is None else _pitch(stands, vectors)
     words = _words(reader, correction, fraction, turn, beam if asked.get("centre") is None else None)
     return DetectorStatement(correction, shape, pitch, distance, fraction, words, name)
 
@@ -136,7 +137,7 @@ def _is_processed(group: Any, frames: Any, name: str) -> bool:
     if image is None or image != frames or find_inside(group, "instrument_1/detector_1/data", name) == frames:
         return False
     shifted = find_inside(group, "image_1/is_fft_shifted", name)
-    if shifted is not None and np.any(shifted[()]):
+    if getattr(shifted, "shape", None) in ((), (1,)) and np.any(shifted[()]):
         raise ValueError(f"{name}: frames at {frames.name} have the beam in their corner (is_fft_shifted); shift them")
     return True
 
