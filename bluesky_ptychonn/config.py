@@ -42,7 +42,8 @@ class CatalogConfig(_Section):
     Parameters
     ----------
     address : str, optional
-        ``http(s)://`` address or Tiled profile of a running catalog.
+        ``http(s)://`` address or Tiled profile of a running catalog; of the container that has ``raw`` and
+        ``processed``, where they are not at the server's root: ``http(s)://HOST/api/v1/metadata/NAME``.
     folder : Path, optional
         Folder to serve, made if absent; relative to the configuration file.
     port : int
@@ -104,12 +105,12 @@ class CatalogConfig(_Section):
         """Where a session's RunEngine may keep its metadata: its scan ids are this catalog's."""
         return (state_folder() if self.folder is None else self.folder) / "run-engine.json"
 
-    def raw_writer(self, catalog: Any) -> RawWriter:
+    def raw_writer(self, catalog: Any, raw: str | None = None) -> RawWriter:
         """Make the callback that writes raw runs; subscribe it first. See `catalog.raw.writer.raw_writer`."""
-        return raw_writer(catalog, self.backup_folder)
+        return raw_writer(catalog, self.backup_folder, raw=raw)
 
     def open(self) -> Any:
-        """Start the server, or connect: a `CatalogServer`, or the Tiled client of the root."""
+        """Start the server, or connect: a `CatalogServer`, or a Tiled client."""
         if self.folder is None:
             return connect(self.address)
         self.frames.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""Processors: which we may use, which of them are free, and how threads wait for one another.
+"""Processors: how they are named, which are free for us, and how threads wait for one another.
 
 OpenMP's threads spin while they wait by default. On a machine with other work the one that is waited for does not get
 the processor on which the others spin: 64 frames then took 2.4 s instead of 0.2 s. Told to wait passively they sleep.
@@ -7,6 +7,7 @@ the processor on which the others spin: 64 frames then took 2.4 s instead of 0.2
 from __future__ import annotations
 
 import os
+import re
 import sys
 import time
 from collections.abc import Mapping
@@ -17,6 +18,13 @@ _PASSIVE = {"OMP_WAIT_POLICY": "passive", "GOMP_SPINCOUNT": "0", "KMP_BLOCKTIME"
 _STAT = Path("/proc/stat")
 _CGROUPS, _OWN_CGROUP = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
 _IDLE_FIELDS = slice(3, 5)  # of a processor's line in /proc/stat: idle, and waiting for a disk
+
+
+def device_name(device: str) -> str:
+    """Refuse a device that no machine has; whether this one has it is for a worker to say, who knows torch."""
+    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", device):
+        raise ValueError(f"{device!r} is unknown; allowed: auto, cpu, cuda, cuda:N")
+    return device
 
 
 def wait_passively() -> None:

@@ -25,6 +25,7 @@ log = logging.getLogger(__name__)
 
 _UM = 1e6
 _LIVE_SIZE = (9.0, 8.0)  # inches
+_NOT_JUDGED = "0.55"  # grey
 
 
 def reconstruction_figure(
@@ -68,7 +69,7 @@ def reconstruction_figure(
     else:
         ours, theirs = _aligned_phases(image, truth)
         limits = plot.colour_limits(theirs[np.isfinite(ours)])
-        plot.draw_phase(axes[0, 0], image, theirs, "true phase", limits)
+        plot.draw_phase(axes[0, 0], image, theirs, "true phase", limits, known=True)
         plot.draw_phase(axes[0, 1], image, ours, "reconstructed phase", limits)
         plot.draw_amplitude(axes[0, 2], image)
     plot.draw_trust(axes[1, 0], image)
@@ -90,13 +91,19 @@ def _aligned_phases(image: MosaicImage, truth: NDArray[np.complex64]) -> tuple[N
 
 
 def _draw_trusted_points(axis: Axes, frames: pd.DataFrame, probe_diameter_m: float | None) -> None:
+    from matplotlib import colormaps
     from matplotlib.patches import Circle
 
     valid, x, y = plot.scan_points_um(frames)
     size = float(np.clip(6000 / max(len(frames), 1), 2.0, 30.0))
     trust = frames["trust"].to_numpy()[valid]
-    points = axis.scatter(x[valid], y[valid], s=size, c=trust, cmap="cividis", vmin=0, vmax=1, linewidths=0)
-    axis.figure.colorbar(points, ax=axis, shrink=0.85, label="trust of the frame")
+    judged = bool(np.isfinite(trust).any() or not len(trust))
+    colours = colormaps["cividis"].with_extremes(bad=_NOT_JUDGED)
+    points = axis.scatter(
+        x[valid], y[valid], s=size, c=trust, cmap=colours, vmin=0, vmax=1, linewidths=0, plotnonfinite=True
+    )
+    label = "trust of the frame" if judged else f"trust: {plot.NOT_JUDGED}"
+    axis.figure.colorbar(points, ax=axis, shrink=0.85, label=label)
     title = f"scan points: {valid.sum()} frames"
     if (~valid).any():
         axis.scatter(x[~valid], y[~valid], s=2 * size, c="tab:red", marker="x")
@@ -121,8 +128,11 @@ def _summary(image: MosaicImage, frames: pd.DataFrame) -> str:
         f"{covered:.0%} of it covered",
         f"{len(frames)} frames",
     ]
-    if len(frames):
-        lines.append(f"median trust {np.nanmedian(frames['trust'].to_numpy()):.2f}")
+    trust = frames["trust"].to_numpy()[frames["valid"].to_numpy(dtype=bool)]
+    if np.isfinite(trust).any():
+        lines.append(f"median trust {np.nanmedian(trust):.2f}")
+    elif len(trust):
+        lines.append(f"trust {plot.NOT_JUDGED}")
     return "\n".join(lines)
 
 

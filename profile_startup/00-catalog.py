@@ -10,7 +10,7 @@ catalog = config.catalog.open()
 # Scan ids go on where the last session stopped; windows move while a plan runs, whatever they are drawn with.
 RE = RunEngine(PersistentMetadata(config.catalog.metadata_file), during_task=WindowsDuringPlan())
 # Raw runs: on disk at once, in the catalog as soon as it takes them. `writer` says how that stands.
-writer = config.catalog.raw_writer(catalog)
+writer = config.catalog.raw_writer(catalog, config.reconstruction.raw)
 RE.subscribe(writer)
 # A table of the points; a plot of each would be for detectors with one number.
 table = BestEffortCallback()

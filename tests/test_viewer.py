@@ -6,12 +6,14 @@ import os
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
 
+from bluesky_ptychonn.catalog.results.plot import plot_reconstruction
 from bluesky_ptychonn.recon.mosaic.stitch import MosaicImage
 from bluesky_ptychonn.viewer import LiveView, reconstruction_figure
 
@@ -85,6 +87,43 @@ def test_a_phase_that_goes_round_gets_colours_that_do(image, frames) -> None:
     )
     assert figure.axes[0].images[0].get_cmap().name == "twilight"
     assert reconstruction_figure(image, frames).axes[0].images[0].get_cmap().name == "viridis"
+
+
+def test_what_is_hardly_covered_is_drawn_faintly_and_sets_no_colours(image, frames, truth) -> None:
+    """Pinholes, and the noise at dark probe centres: below 2 % of the largest coverage, with wild values."""
+    coverage, phase, amplitude = image.coverage.copy(), image.phase.copy(), image.amplitude.copy()
+    hole, weak = np.s_[20:22, 30:32], np.s_[30:, :]
+    coverage[hole], phase[hole], amplitude[hole] = 0.015, 3.0, 9.0
+    coverage[weak], amplitude[:5] = 0.25, np.nan
+    trust = np.where(np.isfinite(phase), image.trust, np.nan).astype(np.float32)
+    spoilt = MosaicImage(amplitude, phase, coverage, trust, (0.0, 0.0), 1e-8)
+    panels = [*plot_reconstruction(spoilt, frames, "").axes[:3], *reconstruction_figure(spoilt, frames).axes[:2]]
+    for shown in (axis.images[0] for axis in panels):
+        alpha = shown.get_alpha()
+        assert alpha[hole].max() <= 0.05
+        assert alpha[weak] == pytest.approx(0.5)
+        assert (alpha[6:20] == 1).all()
+        assert (np.ma.getmaskarray(shown.get_array()) == np.isnan(phase)).all()  # nothing is filled in
+        assert shown.get_clim()[1] < 3
+    truths = reconstruction_figure(spoilt, frames, truth=truth).axes
+    assert truths[0].images[0].get_alpha() is None  # what is true is true everywhere
+    assert truths[1].images[0].get_alpha()[hole].max() <= 0.05
+
+
+def test_trust_that_nobody_judged_is_said_to_be_none(image, frames) -> None:
+    unjudged = replace(image, trust=np.full_like(image.trust, np.nan))
+    frames = frames.assign(trust=np.where(frames.valid, np.nan, 0.0))
+    figure = reconstruction_figure(unjudged, frames)
+    words = [text.get_text() for axis in figure.axes for text in axis.texts]
+    assert "trust not judged: the model has no probe" in words[0]
+    assert words.count("not judged: the model has no probe") == 1
+    (points,) = (axis.collections[0] for axis in figure.axes if axis.get_title().startswith("scan points"))
+    figure.canvas.draw()
+    assert len(points.get_facecolors()) == 11  # and every one is drawn
+    assert (points.get_facecolors()[:, 3] == 1).all()
+    figure = plot_reconstruction(unjudged, frames, "")
+    assert "not judged: the model has no probe" in [text.get_text() for axis in figure.axes for text in axis.texts]
+    assert "median trust" in reconstruction_figure(image, frames.assign(trust=0.5)).axes[2].texts[0].get_text()
 
 
 def test_nothing_covered_is_no_error(image, frames, truth) -> None:

@@ -6,6 +6,7 @@ model's card, not its weights.
 
 # No `from __future__ import annotations` here: the queue server reads annotations as objects, not as strings.
 
+import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -24,6 +25,7 @@ from bluesky_ptychonn.beamline.start_document import (
     check_number,
     grid_metadata,
     join_metadata,
+    readback_key,
     recorded_plan,
     scan_field,
     spacing,
@@ -288,12 +290,21 @@ def _scan(
 
 
 def read_unit(motor: Any) -> MsgGenerator[str]:
-    """Read the unit of a motor: `egu` of ophyd's, `motor_egu` of ophyd-async's."""
+    """Read the unit of a motor: `egu` of ophyd's, `motor_egu` of ophyd-async's, else what its `describe` says."""
     unit = getattr(motor, "egu", None)
     if unit is None and hasattr(motor, "motor_egu"):
         unit = yield from bps.rd(motor.motor_egu)
+    if not unit and hasattr(motor, "describe"):
+        if inspect.iscoroutinefunction(motor.describe):  # ophyd-async's; it runs in the RunEngine's own loop
+            (task,) = yield from bps.wait_for([motor.describe])
+            described = task.result()
+        else:
+            described = motor.describe()
+        unit = (described.get(readback_key(motor)) or {}).get("units")
     if not unit:
-        raise ValueError(f"{motor.name}: says no engineering unit (egu); set it at the device, a length is needed")
+        raise ValueError(
+            f"{motor.name}: says no engineering unit (egu, or units of its data key); set it at the device"
+        )
     return str(unit)
 
 

@@ -22,11 +22,14 @@ CATALOG_VARIABLE = "PTYCHONN_CATALOG"
 CatalogOption = Annotated[
     str,
     typer.Option(
-        envvar=CATALOG_VARIABLE, help="folder of a catalog, http(s) address, or Tiled profile", show_default=False
+        envvar=CATALOG_VARIABLE,
+        help="folder of a catalog, http(s) address (…/api/v1/metadata/NAME of a container), or Tiled profile",
+        show_default=False,
     ),
 ]
 ReconstructionArgument = Annotated[
-    str, typer.Argument(help="uid of a reconstruction or of a run, or the first letters of either; 'latest'")
+    str,
+    typer.Argument(help="uid of a reconstruction or of a run, first letters of either, a run's scan id, or 'latest'"),
 ]
 RunArgument = Annotated[str, typer.Argument(help="uid of the run, its first letters, its scan id, or 'latest'")]
 DeviceOption = Annotated[str, typer.Option(help="auto, cpu or cuda")]
@@ -36,26 +39,27 @@ AlsoCatalogOption = Annotated[
 ]
 ModelArgument = Annotated[str, typer.Argument(help="name, name/version, or folder of a model")]
 MODEL_HELP = "name of the model (the catalog's champion, where it has one), name/version, or folder"
+_SCAN_ID_DIGITS = 18  # that any database can be asked for
 _LOOK_BACK = 300  # newest entries among which a shortened uid is looked for: the most Tiled gives at once
 
 
 @contextlib.contextmanager
 def open_catalog(catalog: str) -> Iterator[Any]:
-    """Tiled client of a catalog's root; a folder that nobody serves is served meanwhile. ValueError for none at all."""
-    from bluesky_ptychonn.catalog.connection.connect import LOCK_FILE
-    from bluesky_ptychonn.catalog.connection.server import connect, serve_catalog
+    """Tiled client of a catalog; a folder that nobody serves is served meanwhile. ValueError for none at all."""
+    from bluesky_ptychonn.catalog.connection.connect import LOCK_FILE, connect_catalog
+    from bluesky_ptychonn.catalog.connection.server import serve_catalog
     from bluesky_ptychonn.cli.local_session import FRAMES
 
     folder = Path(catalog).expanduser()
     if catalog.startswith(("http://", "https://")) or not folder.is_dir():
         if os.sep in catalog and "://" not in catalog:
             raise ValueError(f"{catalog}: no such folder; give a catalog's folder, http(s) address or Tiled profile")
-        yield connect(catalog)
+        yield connect_catalog(catalog)
         return
     if not (folder / "catalog.db").is_file():
         raise ValueError(f"{folder}: no catalog is here (no catalog.db); 'ptychonn serve {folder}' would make one")
     if is_locked(folder / LOCK_FILE):  # a server has it
-        yield connect(folder)
+        yield connect_catalog(folder)
         return
     with serve_catalog(folder, readable=[folder / FRAMES]) as server:
         yield server.client
@@ -98,23 +102,38 @@ def find_reconstruction(root: Any, which: str) -> Any:
     from bluesky_ptychonn.catalog.results.client import newest_with_image, reconstructions
 
     latest = which == "latest"
-    if not latest and which in root["processed"]:
+    with contextlib.suppress(KeyError):
         return root["processed"][which]
     found = newest_with_image(root, raw=None if latest else which)
     if found is not None:
         return found
+    scan = _of_scan(root, int(which)) if which.isdecimal() and len(which) <= _SCAN_ID_DIGITS else None
     fits = [
         result
         for status in (None, "failed")
         for result in reconstructions(root, status=status, limit=_LOOK_BACK)
         if latest or result.path_parts[-1].startswith(which) or result.metadata["raw"]["uid"].startswith(which)
     ]
-    if not latest and len({result.metadata["raw"]["uid"] for result in fits}) > 1:
-        raise LookupError(f"{which!r} fits several runs; give more of the uid")
+    runs = {result.metadata["raw"]["uid"] for result in fits}
+    if scan is not None and runs - {scan.metadata["raw"]["uid"]}:
+        both = f"the scan id of run {scan.metadata['raw']['uid']} and the beginning of {min(runs)}"
+        raise LookupError(f"{which!r} is {both}; give more of the uid")
+    if scan is not None:
+        return scan
+    if not latest and len(runs) > 1:
+        raise LookupError(f"{which!r} fits {len(runs)} runs; give more of the uid")
     if not fits:
         named = "" if latest else f" {which!r}, nor one of a run {which!r},"
         raise LookupError(f"no reconstruction{named} is in this catalog{' yet' if latest else ''}")
     return next((result for result in fits if result.metadata.get("mosaic")), fits[0])
+
+
+def _of_scan(root: Any, scan_id: int) -> Any:
+    """Find the newest reconstruction of a scan id with an image, else a refused attempt; None for neither."""
+    from bluesky_ptychonn.catalog.results.client import newest_with_image, reconstructions
+
+    refused = reconstructions(root, raw=scan_id, status="failed", limit=1)
+    return newest_with_image(root, raw=scan_id) or next(iter(refused), None)
 
 
 def refused_later(root: Any, result: PtychoReconstruction) -> list[str]:
@@ -135,7 +154,5 @@ def echo_result(result: PtychoReconstruction, *notes: str) -> None:
 
 
 def run_key(which: str) -> str | int:
-    """Turn what a user types for a run into what the catalog looks up: a uid or its beginning, a scan id, -1."""
-    if which == "latest":
-        return -1
-    return int(which) if which.isdigit() and len(which) < 6 else which
+    """Turn what a user types for a run into what `find_run` looks up: -1 for the latest, else what was typed."""
+    return -1 if which == "latest" else which

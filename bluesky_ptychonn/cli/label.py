@@ -6,7 +6,6 @@ from typing import Annotated
 
 import typer
 
-from bluesky_ptychonn.catalog.connection.connect import RAW
 from bluesky_ptychonn.cli.catalogs import CatalogOption, RunArgument, open_catalog, run_key
 from bluesky_ptychonn.cli.options import GivenOptions, takes_reconstruction_options
 
@@ -40,7 +39,7 @@ def label(
 
     ProbeSetup.from_source(model, probe)  # an unknown model or file is said before a server is started
     with open_catalog(catalog) as root:
-        stored = find_run(root, run_key(run), given.get("raw", RAW))
+        stored = find_run(root, run_key(run), given.get("raw"))
         said = stored.metadata["start"].get("ptychography") or {}
         keywords = given.keywords(None if model is None else load_card(model), recorded=said.get("geometry"))
         typer.echo("solving, which takes from seconds to many minutes ...")

@@ -8,7 +8,6 @@ from typing import Annotated, Any
 
 import typer
 
-from bluesky_ptychonn.catalog.connection.connect import RAW
 from bluesky_ptychonn.cli.catalogs import (
     MODEL_HELP,
     CatalogOption,
@@ -51,7 +50,7 @@ def reconstruct(
         from bluesky_ptychonn.live.batch.reconstruct import reconstruct as run_reconstruction
 
         resolved: Any = resolve_model(model, root)
-        stored = find_run(root, run_key(run), given.get("raw", RAW))
+        stored = find_run(root, run_key(run), given.get("raw"))
         start = stored.metadata["start"]
         said = start.get("ptychography") or {}
         keywords = given.keywords(load_card(resolved), recorded=said.get("geometry"))
@@ -98,7 +97,7 @@ def backfill(
         from bluesky_ptychonn.live.batch.backfill import backfill as fill
         from bluesky_ptychonn.live.batch.backfill import unfinished
 
-        raw = given.get("raw", RAW)
+        raw = given.get("raw")
         keywords = {"raw": raw} | given.keywords(load_card(resolve_model(model, root)))
         count, found = 0, ((run, "") for run in unfinished(root, model, since=since, **keywords))
         if not list_only:

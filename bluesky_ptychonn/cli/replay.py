@@ -52,6 +52,8 @@ def replay(
     geometry = keywords.get("geometry", scan.geometry)
     if probe is not None:
         recorded = geometry if framing is None else _recorded(file, entry) or geometry
+        if recorded is not geometry and "geometry" in keywords:
+            recorded = given.keywords(card, recorded=recorded.model_dump())["geometry"]
         whole = keywords.get("preprocess") if recorded is geometry else framing
         at_work = with_probe(model, probe, recorded, whole, probe_pixel_m)
         card = at_work.card

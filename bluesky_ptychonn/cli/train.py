@@ -190,6 +190,4 @@ def _run(root: Any, which: str, probe: Any, model: Any) -> Any:
     from bluesky_ptychonn.catalog.runs.stored_documents import find_run
 
     preprocess = None if model is None else model.card.input.preprocess
-    return measured_run(
-        root, find_run(root, run_key(which)), ProbeSetup.from_source(probe=probe, preprocess=preprocess)
-    ).scan
+    return measured_run(find_run(root, run_key(which)), ProbeSetup.from_source(probe=probe, preprocess=preprocess)).scan

@@ -9,7 +9,7 @@ from __future__ import annotations
 import base64
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,9 +21,11 @@ _SMALL_ARRAY = 64  # elements; smaller ones stay readable lists
 _PACKED = "biufc"  # kinds of dtype whose bytes mean the same everywhere
 _OPTIONS = orjson.OPT_APPEND_NEWLINE | orjson.OPT_PASSTHROUGH_DATETIME | orjson.OPT_PASSTHROUGH_DATACLASS
 _NULLS = (b":null", b"[null", b",null")  # and not the letters inside of an array's base64
-# What a descriptor says of the data; its configuration (hundreds of areaDetector settings) is in Tiled already.
-_DESCRIPTOR_KEYS = ("uid", "run_start", "name", "time", "data_keys", "hints")
+# What a descriptor says of the data; of its configuration, hundreds of settings that Tiled has, only the units.
+_DESCRIPTOR_KEYS = ("uid", "run_start", "name", "time", "data_keys", "object_keys", "hints")
+_MOST_SAMPLES = 4096  # of a position in an event, of which the mean is kept
 _EVENT_KEYS = ("uid", "descriptor", "seq_num", "time", "filled")
+_NOTHING = object()  # what is kept of an array that is no row of numbers
 _WHOLE = ("start", "stop", "resource", "datum", "datum_page", "stream_resource", "stream_datum")
 _PLAIN = (int, float, str, bool, list)
 _SCALARS = (int, float, str, bool, type(None))
@@ -111,8 +113,9 @@ def with_lists(value: Any) -> Any:
 def slim(name: str, doc: Mapping[str, Any]) -> Mapping[str, Any] | None:
     """Keep of a document what pairing frames with positions needs.
 
-    In-event arrays are replaced by their names under ``arrays``: Tiled has the data. A document that is slim already
-    comes back as it is, and None for a kind that has no part in a reconstruction.
+    In-event arrays are replaced by their names under ``arrays``: Tiled has the data. Of a row of numbers the mean
+    stays, for it may be samples of a position. A document that is slim already comes back as it is, and None for a kind
+    that has no part in a reconstruction.
 
     Examples
     --------
@@ -121,22 +124,53 @@ def slim(name: str, doc: Mapping[str, Any]) -> Mapping[str, Any] | None:
     ({'x': 1.5}, ['image'])
     """
     if name == "event":
-        return _slim_event(doc, {key: value for key, value in doc["data"].items() if _is_scalar(value)})
+        return _slim_event(doc, doc["data"], _scalar)
     if name == "event_page":
-        columns = doc["data"].items()
-        return _slim_event(doc, {key: column for key, column in columns if len(column) == 0 or _is_scalar(column[0])})
+        return _slim_event(doc, doc["data"], _scalars)
     if name == "descriptor":
-        return {key: doc[key] for key in _DESCRIPTOR_KEYS if key in doc}
+        slimmed = {key: doc[key] for key in _DESCRIPTOR_KEYS if key in doc}
+        units = _units(doc.get("configuration") or {})
+        return slimmed | {"configuration": units} if units else slimmed
     return doc if name in _WHOLE else None
 
 
-def _slim_event(doc: Mapping[str, Any], scalars: Mapping[str, Any]) -> dict[str, Any]:
+def _slim_event(doc: Mapping[str, Any], data: Mapping[str, Any], scalar: Callable[[Any], Any]) -> dict[str, Any]:
     slimmed = {key: doc[key] for key in _EVENT_KEYS if key in doc}
-    slimmed |= {"data": scalars, "timestamps": doc.get("timestamps", {})}
-    arrays = doc.get("arrays", [])
-    if len(scalars) < len(doc["data"]):
-        arrays = [*arrays, *(key for key in doc["data"] if key not in scalars)]
+    kept = {key: scalar(value) for key, value in data.items()}
+    arrays = [*doc.get("arrays", []), *(key for key, value in data.items() if kept[key] is not value)]
+    slimmed |= {"data": {key: value for key, value in kept.items() if value is not _NOTHING}}
+    slimmed |= {"timestamps": doc.get("timestamps", {})}
     return slimmed | {"arrays": arrays} if arrays else slimmed
+
+
+def _units(configuration: Mapping[str, Any]) -> dict[str, Any]:
+    """Engineering units of the devices, as the configuration has them."""
+    units = {
+        name: {key: value for key, value in (device.get("data") or {}).items() if key.lower().endswith("egu")}
+        for name, device in configuration.items()
+    }
+    return {name: {"data": found} for name, found in units.items() if found}
+
+
+def _scalar(value: Any) -> Any:
+    """Return a number as it is, the mean of a row of them, `_NOTHING` for another array."""
+    if _is_scalar(value):
+        return value
+    row = isinstance(value, np.ndarray | list | tuple) and 0 < len(value) <= _MOST_SAMPLES
+    if not row or np.ndim(value[0]) or not isinstance(value[0], int | float | np.number):
+        return _NOTHING
+    try:
+        return float(np.mean(np.asarray(value, float)))
+    except (TypeError, ValueError):  # ragged, or with something among it that is no number
+        return _NOTHING
+
+
+def _scalars(column: Any) -> Any:
+    """Return the same of a column of an event page."""
+    if len(column) == 0 or _is_scalar(column[0]):
+        return column
+    scalars = [_scalar(value) for value in column]
+    return _NOTHING if any(value is _NOTHING for value in scalars) else scalars
 
 
 def _is_scalar(value: Any) -> bool:

@@ -83,7 +83,7 @@ class LiveReconstruction:
     Raises
     ------
     ValueError
-        For an unknown model or worker, or what is no catalog. In words.
+        For an unknown model or worker, or what is no catalog, or none with a place for runs. In words.
 
     Examples
     --------
@@ -112,6 +112,7 @@ class LiveReconstruction:
         self._delayed = ""
         self._model_name = str(model if loaded is None else loaded.card.name)
         self._address = address = Address.from_catalog(catalog)
+        address.check(options.raw)
         folder = "" if loaded is not None else local_or_champion(model, address)
         if own_process and address.in_process:
             raise ValueError(
@@ -342,8 +343,9 @@ class LiveReconstruction:
     @property
     def results(self) -> list[Any]:
         """Clients of all reconstructions of this session, oldest first."""
-        processed = self._address.client[PROCESSED]
-        return [processed[run.key] for run in self.status.runs.values() if run.key]
+        keys = [run.key for run in self.status.runs.values() if run.key]
+        processed = self._address.client[PROCESSED] if keys else {}
+        return [processed[key] for key in keys]
 
     def close(self, timeout: float = 60.0) -> None:
         """Finish what was journaled, at most `timeout` s, and end the worker; again is harmless.
@@ -355,19 +357,29 @@ class LiveReconstruction:
         self._closed = True
         _open.discard(self)
         withdraw(self._announced)
-        if not self._supervisor.close(timeout):
-            log.warning("worker did not finish within %s s: %s", timeout, self.status)
-        elif left := count_unfinished(self.folder):
-            reasons = dict.fromkeys(run.problem for run in self.status.runs.values() if run.problem)
-            log.warning(
-                "%d runs are not finished: %s. The next LiveReconstruction with this catalog takes them up; see %s",
-                left, "; ".join(reasons) or "no reason known", self.log,
-            )  # fmt: skip
+        began = time.monotonic()
+        finished = self._supervisor.close(timeout)
+        self._report_end(finished, began + timeout < time.monotonic(), timeout)
         self._notifier.close()
         self._journal.close()
         if self._log_handler is not None:
             logging.getLogger("bluesky_ptychonn").removeHandler(self._log_handler)
             self._log_handler.close()
+
+    def _report_end(self, finished: bool, late: bool, timeout: float) -> None:
+        """Say what is left at the end, and why."""
+        worker = WorkerStatus.load(self.folder)
+        left = count_unfinished(self.folder)
+        if worker.state == "failed" or not (finished or late):
+            why = f"worker failed: {worker.problem or self._supervisor.problem or 'it says not why'}"
+        elif not finished:
+            why = f"worker did not finish within {timeout:g} s: {self.status}"
+        elif left:
+            why = "; ".join(dict.fromkeys(run.problem for run in worker.runs.values() if run.problem))
+        else:
+            return
+        more = f"{left} runs are not finished, the next LiveReconstruction with this catalog takes them up; "
+        log.warning("%s. %ssee %s", why or "no reason known", more if left else "", self.log)
 
     def __enter__(self) -> LiveReconstruction:
         return self

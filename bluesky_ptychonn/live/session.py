@@ -15,7 +15,7 @@ import time
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 
-from bluesky_ptychonn.catalog.connection.connect import is_same_catalog
+from bluesky_ptychonn.catalog.connection.address import is_same_catalog
 from bluesky_ptychonn.files import is_locked, read_json, write_json
 from bluesky_ptychonn.journal.append_file import SUFFIX, run_files
 from bluesky_ptychonn.live.pipeline.progress import Progress

@@ -28,6 +28,8 @@ log = logging.getLogger(__name__)
 _FIRST_S, _LONGEST_S = 0.5, 60.0  # before a worker is started again: at most this, so that frames do not stay undone
 _RESUME_LONGEST_S = 600.0
 _ERRORS_BYTES = 1 << 20
+_HOPELESS = 2  # failures in a row, by its own error, of a worker that is not waited for at the end
+_LOOK_S = 0.1  # how often to look whether it failed
 _CALM_S = 60.0  # a worker that lived this long starts with a clean slate
 
 
@@ -74,6 +76,7 @@ class WorkerSupervisor(Supervisor):
         self._settings = settings
         self._api_key = api_key
         self._gave_up = False
+        self._own_failures = 0  # in a row
         self._process = _start(self._folder, self._settings, self._api_key)
         self._watch = threading.Thread(target=self._watch_over, name="ptychonn worker watch", daemon=True)
         self._watch.start()
@@ -94,7 +97,7 @@ class WorkerSupervisor(Supervisor):
                 code = self._process.wait(_CALM_S)
             except subprocess.TimeoutExpired:
                 self._backoff.succeed()
-                self.problem = ""
+                self._own_failures, self.problem = 0, ""
                 continue
             _close_input(self._process)
             if self._closing.is_set():
@@ -102,6 +105,7 @@ class WorkerSupervisor(Supervisor):
             if code == MISCONFIGURED:
                 self._gave_up = True
                 return
+            self._own_failures = self._own_failures + 1 if code > 0 else 0  # one that was killed may well do better
             if not self._restart(code):
                 return
 
@@ -139,16 +143,27 @@ class WorkerSupervisor(Supervisor):
         _close_input(self._process)
 
     def close(self, timeout: float) -> bool:
-        """End a worker that is not done in time; see `Supervisor.close`."""
+        """End a worker that failed, or is not done in time; see `Supervisor.close`."""
         self.detach()
-        try:
-            finished = self._process.wait(timeout) == 0
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
-            finished = False
+        end = time.monotonic() + timeout
+        while True:
+            try:
+                finished = self._process.wait(_LOOK_S) == 0
+                break
+            except subprocess.TimeoutExpired:
+                if self._failed or time.monotonic() > end:
+                    self._process.kill()
         self._watch.join(1.0)
         return finished
+
+    @property
+    def _failed(self) -> bool:
+        """Whether the worker that is there has failed, or is about to begin as others before it that failed."""
+        status = WorkerStatus.load(self._folder)
+        mine = status.pid == self._process.pid
+        if mine and status.state == "failed":
+            return True
+        return self._own_failures >= _HOPELESS and not (mine and status.state == "ready")
 
 
 class ThreadSupervisor(Supervisor):

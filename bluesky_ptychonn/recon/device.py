@@ -17,8 +17,15 @@ from bluesky_ptychonn.processors import free_processors
 #: Memory ran out, which smaller batches mend; or the device is gone, which only another process mends.
 Fault = Literal["memory", "lost"]
 
-_MEMORY_WORDS = ("out of memory", "not enough memory", "allocate memory", "bad_alloc", "alloc_failed")
-_LOST_WORDS = ("cuda error", "cudnn", "cublas", "cufft", "cusolver", "hip error", "device-side assert", "device lost")
+_MEMORY_WORDS = (
+    *("out of memory", "not enough memory", "allocate memory", "bad_alloc", "alloc_failed"),
+    "valid cudnn algorithm",  # each needs a workspace that is not to be had
+)
+_LOST_WORDS = (
+    *("cuda error", "hip error", "device-side assert", "device lost"),
+    # Of libraries only what a kernel that failed gives: that something is not supported is a mistake in the work.
+    *("status_execution", "status_internal_error", "status_mapping_error", "cufft_exec_failed"),
+)
 
 _lost: dict[str, str] = {}  # kind of device -> why: after an error on it, CUDA is closed to the whole process
 
@@ -110,6 +117,19 @@ def torch_threads(threads: int | None) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+def exact_convolutions(device: torch.device, *, tf32: bool = False) -> contextlib.AbstractContextManager[None]:
+    """Let convolutions on CUDA be the same each time, and in single precision unless TF32 is asked for.
+
+    Torch allows them TF32 by default, of which ten bits are left.
+    """
+    if device.type != "cuda":
+        return contextlib.nullcontext()
+    flags: contextlib.AbstractContextManager[None] = torch.backends.cudnn.flags(
+        enabled=True, deterministic=True, allow_tf32=tf32
+    )
+    return flags
 
 
 @lru_cache(maxsize=1)

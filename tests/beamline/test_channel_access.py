@@ -64,7 +64,7 @@ def test_a_scan_over_channel_access_gives_frames_positions_and_documents(tmp_pat
         expected = experiment.frame_at(y_m, x_m, np.random.default_rng([experiment.seed, exposure]))
         np.testing.assert_array_equal(frame, expected)
     assert said["back"] == pytest.approx([0.0, 2e-6], abs=1e-12)
-    assert "stage_x would move from -0.248 to 0.252 mm, outside its soft limits -0.1 to 0.1 mm" in said["refused"]
+    assert "x_motor stage_x would move from -248 to 252 µm, outside its soft limits -100 to 100 µm" in said["refused"]
     assert not said["torch"]
     assert said["capture"] == 0
 

@@ -364,6 +364,30 @@ class LocatableMotor:
         return {"mover": {"source": "test", "dtype": "number", "shape": [], "units": "um"}}
 
 
+class DescribedMotor(LocatableMotor):
+    """A mover whose unit stands in its description alone, as that of a soft signal of ophyd-async."""
+
+    limits = (-5.0, 5.0)
+
+    def __init__(self) -> None:
+        super().__init__()
+        del self.motor_egu
+
+
+class AsyncDescribedMotor(DescribedMotor):
+    async def describe(self) -> dict[str, Any]:  # type: ignore[override]
+        return super().describe()
+
+
+@pytest.mark.parametrize("kind", [DescribedMotor, AsyncDescribedMotor])
+def test_a_unit_that_stands_in_the_description_is_found(RE, of, beamline, kind) -> None:
+    motor = kind()
+    RE(rel_ptycho_scan([beamline.camera], motor, beamline.stage.y, 1.0, 0.0, 0.5, pattern="raster"))
+    assert [e["data"]["mover"] for e in of("event")] == pytest.approx([1.5, 2.0, 2.5])
+    with pytest.raises(ValueError, match="move from -4 to 8 in its own unit, outside its soft limits -5 to 5"):
+        RE(rel_ptycho_scan([beamline.camera], motor, beamline.stage.y, 12.0, 0.0, 6.0, pattern="raster"))
+
+
 def test_motors_of_the_other_ophyd_work_too(RE, of, beamline) -> None:
     motor = LocatableMotor()
     RE(rel_ptycho_scan([beamline.camera], motor, beamline.stage.y, 1.0, 0.0, 0.5, pattern="raster"))

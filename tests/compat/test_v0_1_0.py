@@ -97,6 +97,15 @@ def taking_up(server: CatalogServer, place: Path, session: Path) -> Iterator[thr
         thread.join(WAIT_S)
 
 
+def test_databrokers_queries_are_known_to_old_results_too(server: CatalogServer) -> None:
+    from bluesky_tiled_plugins.queries import PartialUID, ScanID
+
+    every = list(server.processed)
+    found = list(server.processed.search(PartialUID(UNFINISHED[:8])))
+    assert found == [key for key in every if server.processed[key].metadata["raw"]["uid"] == UNFINISHED]
+    assert list(server.processed.search(ScanID(987654))) == []
+
+
 def same_result(result: Any, name: str, arrays: dict[str, Any], *, made_anew: bool) -> None:
     """What a reader gets is what the old version got; `made_anew` by another processor, but for the times."""
     told = EXPECTED[name]

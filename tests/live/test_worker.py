@@ -8,6 +8,8 @@ import json
 import logging
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -662,15 +664,49 @@ def test_worker_process_that_keeps_dying_is_tried_again_and_again(
     assert "order.json is missing" in (folder / "worker.err").read_text()
 
 
+@pytest.mark.parametrize("fails", ["and hangs", "again and again"])
+def test_a_worker_that_failed_is_not_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fails: str) -> None:
+    """It may hang at its end; and one that is begun anew imports for seconds, on a busy machine for a minute."""
+    from bluesky_ptychonn.live import supervisor as supervisor
+
+    folder = new_session(tmp_path)
+    ends = iter(["raise SystemExit(1)"] * 2 if fails == "again and again" else [])
+
+    def start(*_: Any) -> subprocess.Popen[bytes]:
+        code = next(ends, "import time; time.sleep(60)")
+        process = subprocess.Popen([sys.executable, "-S", "-c", code], stdin=subprocess.PIPE)
+        if fails == "and hangs":
+            WorkerStatus("failed", process.pid, problem="ValueError: device 'cuda:9'").save(folder)
+        return process
+
+    monkeypatch.setattr(supervisor, "_start", start)
+    monkeypatch.setattr(supervisor, "_LONGEST_S", 0.05)
+    kept = supervisor.WorkerSupervisor(folder, SETTINGS, None)
+    end = time.monotonic() + 20
+    while kept.restarts < 2 and fails == "again and again" and time.monotonic() < end:
+        time.sleep(0.02)
+    began = time.monotonic()
+    assert not kept.close(30.0)
+    assert time.monotonic() - began < 5.0
+
+
 @pytest.mark.system
-def test_worker_process_that_cannot_do_as_asked_is_not_tried_again(tmp_path: Path, small_model: Path) -> None:
+def test_worker_process_that_cannot_do_as_asked_is_not_tried_again(
+    tmp_path: Path, small_model: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     from bluesky_ptychonn.live.callback import LiveReconstruction
 
     live = LiveReconstruction(small_model, "http://127.0.0.1:9", journal_dir=tmp_path, device="cuda:99")
     with pytest.raises(RuntimeError, match="worker failed: ValueError: device 'cuda:99': torch .* sees"):
         live.wait_ready(60)
     assert live.status.restarts == 0
+    journal_path(live.folder, "one").touch()
+    began = time.monotonic()
     live.close()
+    assert time.monotonic() - began < 5.0
+    told = caplog.records[-1].message
+    assert told.startswith("worker failed: ValueError: device 'cuda:99': torch ")
+    assert ". 1 runs are not finished, the next LiveReconstruction with this catalog takes them up; see " in told
 
 
 @pytest.mark.system

@@ -97,6 +97,23 @@ def test_a_device_lost_in_the_midst_costs_no_frame_and_is_said(error: type[Excep
         assert reconstructor.reconstruct(frames).valid.all()
 
 
+@pytest.mark.parametrize(
+    ("words", "fault"),
+    [
+        ("cuDNN error: CUDNN_STATUS_NOT_SUPPORTED", None),
+        ("cuDNN error: CUDNN_STATUS_BAD_PARAM", None),
+        ("expected a cudnn tensor", None),
+        ("Unable to find a valid cuDNN algorithm to run convolution", "memory"),
+        ("cuDNN error: CUDNN_STATUS_ALLOC_FAILED", "memory"),
+        ("cuDNN error: CUDNN_STATUS_EXECUTION_FAILED", "lost"),
+        ("CUBLAS error: CUBLAS_STATUS_INTERNAL_ERROR", "lost"),
+        (ECC, "lost"),
+    ],
+)
+def test_only_what_a_failed_kernel_says_means_a_lost_device(words: str, fault: str | None) -> None:
+    assert GPU.fault(RuntimeError(words)) == fault
+
+
 def test_a_lost_device_is_lost_to_every_run_and_model_of_the_process() -> None:
     network, card, probe = lifted()
     model = Model(card, Failing(network, lost_at(3)), probe)
@@ -239,7 +256,7 @@ def test_a_device_that_fails_before_the_first_frame_is_left(error: type[Exceptio
 def test_half_precision_was_for_the_device_and_the_cpu_takes_single() -> None:
     network, card, probe = lifted()
     reconstructor = Reconstructor(
-        Model(card, Failing(network, lost_at(1)), probe), device=GPU, batch_size=4, precision="bf16"
+        Model(card, Failing(network, lost_at(5)), probe), device=GPU, batch_size=4, precision="bf16"
     )
     with pytest.warns(UserWarning, match="was lost"):
         made = reconstructor.reconstruct(frames_of(4))

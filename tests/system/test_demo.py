@@ -62,8 +62,8 @@ def test_demo_is_sparse_and_right(report) -> None:
     assert report["sampling"] >= 1 / 3
     assert report["frames"] * 4 <= report["dense_equivalent_frames"]  # a larger field comes nearer to 1/9 and below
     assert report["coverage_fraction"] > 0.95
-    assert report["phase_mae_rad"] < 0.15
-    assert report["phase_correlation"] > 0.8
+    assert report["phase_mae_rad"] < 0.057  # docs/results.md claims 0.052
+    assert report["phase_correlation"] > 0.97  # and 0.976
 
 
 def test_demo_shows_the_query_it_runs(said, report) -> None:

@@ -247,6 +247,7 @@ def test_a_second_user_neither_sees_nor_writes_a_live_reconstruction(
         result = live.result(run.uid)
     assert result.raw.metadata["start"]["uid"] == run.uid
     assert len(result.frames) == 4
+    assert [name for name, _ in alice["raw"][run.uid].documents()][::6] == ["start", "stop"]
     key = result.path_parts[-1]
     for path in (("raw", run.uid), ("raw", run.uid, "primary"), ("processed", key), ("models", "tiny")):
         with pytest.raises(KeyError):

@@ -7,34 +7,46 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from urllib.parse import parse_qs, urlsplit, urlunsplit
 
+from bluesky_ptychonn.catalog.connection.address import (
+    MODELS,
+    PROCESSED,
+    RAW,
+    catalog_keys,
+    is_address,
+    join_address,
+    split_address,
+    split_key,
+)
 from bluesky_ptychonn.catalog.connection.errors import is_untrusted
+from bluesky_ptychonn.catalog.connection.layout import check_address, uri_of
 from bluesky_ptychonn.catalog.connection.requests import IN_PROCESS, reason
 from bluesky_ptychonn.files import read_json, write_whole
 
-RAW, PROCESSED, MODELS = "raw", "processed", "models"
+__all__ = ["MODELS", "PROCESSED", "RAW", "Address", "connect", "connect_catalog"]
 
+_INSIDE = ("BlueskyRun", "PtychoReconstruction", "PtychoLabel", "PtychoModel")  # specs of what lies in a container
 KEY_FILE = "api_key"
 STATE_FILE = "server.json"
 LOCK_FILE = "server.lock"
 
 
 def connect(catalog: Any, api_key: str | None = None) -> Any:
-    """Tiled client of a catalog's root, however it is named; the same client for the same name.
+    """Tiled client of a catalog, however it is named; the same client for the same name.
 
     Parameters
     ----------
     catalog : CatalogServer, path, str, or Tiled client
         A server handle, the folder of a running one, an ``http(s)://`` address, a Tiled profile name, or a client,
-        which is returned as it is.
+        which is returned as it is. An address may be of a container: ``http://HOST:PORT/api/v1/metadata/NAME``.
     api_key : str, optional
         Key for an address; by default the one in the address, else what Tiled finds in ``TILED_API_KEY``.
 
     Raises
     ------
     ValueError
-        When the name is neither of these: with the profiles there are.
+        When the name is neither of these: with the profiles there are. When the address is no Tiled API, or there is no
+        such container.
     ConnectionError
         When the server's certificate is not trusted here.
     """
@@ -49,26 +61,39 @@ def connect(catalog: Any, api_key: str | None = None) -> Any:
             f"connect: {type(catalog).__name__} is not a catalog; allowed: a server handle, its folder as a Path, "
             "an http(s):// address, a Tiled profile name, a Tiled client"
         )
-    if catalog.startswith(("http://", "https://")):
-        uri, found = _split_key(catalog)
-        return _connection(uri, api_key or found)
-    return _profile_connection(catalog)
+    return _connection(catalog, api_key) if is_address(catalog) else _profile_connection(catalog)
 
 
-def _split_key(address: str) -> tuple[str, str | None]:
-    parts = urlsplit(address)
-    return urlunsplit(parts._replace(query="")), parse_qs(parts.query).get("api_key", [None])[0]
+def connect_catalog(catalog: Any, api_key: str | None = None) -> Any:
+    """As `connect`, and always of the container in which ``raw``, ``processed`` and ``models`` are.
+
+    Each of these, and a run or a result, stands for the catalog it is in.
+    """
+    client = connect(catalog, api_key)
+    given = [key for key in client.path_parts if key]
+    inside = any(spec.name in _INSIDE for spec in getattr(client, "specs", None) or ())
+    keys = catalog_keys(given[:-1] if inside else given)
+    return client if keys == given else _client_of(client.context, keys)
+
+
+def _client_of(context: Any, keys: list[str]) -> Any:
+    from tiled.client import from_context
+
+    return from_context(context, node_path_parts=keys)
 
 
 _connections: dict[str, tuple[str | None, Any]] = {}
 
 
-def _connection(uri: str, api_key: str | None) -> Any:
+def _connection(address: str, api_key: str | None) -> Any:
+    uri, found = split_key(address)
+    uri, api_key = join_address(*split_address(uri)), api_key or found
     known = _connections.get(uri)
     if known is None or known[0] != api_key:
         import httpx
         from tiled.client import from_uri
 
+        check_address(uri, api_key or os.environ.get("TILED_API_KEY"), raw="")
         try:
             known = _connections[uri] = (api_key, from_uri(uri, api_key=api_key))
         except httpx.ConnectError as error:
@@ -80,7 +105,7 @@ def _connection(uri: str, api_key: str | None) -> Any:
 
 def disconnect(uri: str) -> None:
     """Close the connection that `connect` keeps to an address, if any."""
-    _, client = _connections.pop(uri, (None, None))
+    _, client = _connections.pop(join_address(*split_address(uri)), (None, None))
     if client is not None:
         client.context.close()
 
@@ -98,42 +123,49 @@ def _profile_connection(name: str) -> Any:
     load_profiles.cache_clear()  # Tiled reads the files once a process; ours may have been written since
     known = load_profiles()
     if name not in known:
-        raise ValueError(
-            f"connect: no Tiled profile {name!r}; there are: {', '.join(sorted(list_profiles())) or 'none'}. "
-            "Give an http(s):// address, or make one with serve_catalog(..., profile=...)"
+        here = (
+            f"{name} is a folder: give Path({name!r})" if Path(name).is_dir() else "nor is there a folder of that name"
         )
-    return _profile_client(name, str(known[name][1].get("uri")))
+        raise ValueError(
+            f"connect: no Tiled profile {name!r}; there are: {', '.join(sorted(list_profiles())) or 'none'}; {here}. "
+            "Give an http(s):// address, or make a profile with serve_catalog(..., profile=...)"
+        )
+    uri = str(known[name][1].get("uri"))
+    check_address(uri, known[name][1].get("api_key") or split_key(uri)[1] or os.environ.get("TILED_API_KEY"), raw="")
+    return _profile_client(name, uri)
 
 
 @dataclass(frozen=True, repr=False)
 class Address:
     """Where a catalog is, so that another process can reach it too; the key is kept out of every repr."""
 
-    uri: str  # of the root
+    uri: str  # of the container in which raw, processed and models are
     api_key: str | None
     given: Any  # what it was made of
 
     @classmethod
     def from_catalog(cls, catalog: Any) -> Address:
         """Address of whatever `connect` takes; ValueError when it does not."""
+        # Not connected to here: a catalog that is away now may be back when the first scan begins.
         if hasattr(catalog, "uri") and hasattr(catalog, "api_key"):
-            return cls(catalog.uri, catalog.api_key, catalog)
-        if isinstance(catalog, str) and catalog.startswith(("http://", "https://")):
-            # Not connected to here: a catalog that is away now may be back when the first scan begins.
-            uri, api_key = _split_key(catalog)
-            return cls(uri, api_key or os.environ.get("TILED_API_KEY"), catalog)
-        client = connect(catalog)
-        return cls(str(client.context.api_uri), client.context.api_key, client)
+            return cls(_catalog_address(catalog.uri), catalog.api_key, catalog)
+        if is_address(catalog):
+            return cls(_catalog_address(catalog), split_key(catalog)[1] or os.environ.get("TILED_API_KEY"), catalog)
+        client = connect_catalog(catalog)
+        return cls(uri_of(client), client.context.api_key, client)
+
+    def check(self, raw: str | None = None) -> None:
+        """Refuse what answers and is no catalog with a place for runs, see `check_address`."""
+        check_address(self.uri, self.api_key, raw)
 
     @property
     def client(self) -> Any:
-        """Tiled client of the root."""
+        """Tiled client of the catalog's container."""
         client = connect(self.uri, self.api_key) if isinstance(self.given, str) else connect(self.given)
-        if not client.path_parts:
+        keys = split_address(self.uri)[1]
+        if client is not self.given and keys == [key for key in client.path_parts if key]:
             return client
-        from tiled.client import from_context
-
-        return from_context(client.context)  # a client of some container was given: go to its root
+        return _client_of(client.context, keys)  # a user's own may be searched already, or of another kind
 
     @property
     def in_process(self) -> bool:
@@ -141,18 +173,9 @@ class Address:
         return IN_PROCESS in self.uri
 
 
-def is_same_catalog(uri: str, other: str) -> bool:
-    """Whether two addresses are of one catalog: clients say ``…/api/v1/``, servers ``…/api/v1``, people neither.
-
-    Examples
-    --------
-    >>> is_same_catalog("http://127.0.0.1:8000/api/v1/", "http://127.0.0.1:8000")
-    True
-    >>> is_same_catalog("http://127.0.0.1:8000/api/v1", "http://127.0.0.1:8001/api/v1")
-    False
-    """
-    one, two = (address.rstrip("/").removesuffix("/api/v1") for address in (uri, other))
-    return one == two
+def _catalog_address(address: str) -> str:
+    api, keys = split_address(address)
+    return join_address(api, catalog_keys(keys))
 
 
 def write_profile(name: str, uri: str, api_key: str) -> Path:

@@ -64,7 +64,7 @@ class TiledNode:
         self._http: httpx.Client = root.context.http_client
         self._api = str(root.context.api_uri).rstrip("/")
         self.path = "/".join(part for part in (*root.path_parts, *path) if part)
-        self._before_request = before_request
+        self.before_request = before_request
         self._users = _has_users(root)
         self.requests = 0
         self.seconds = 0.0
@@ -83,8 +83,8 @@ class TiledNode:
         url = f"{self._api}/{route}/{self.path}" + (f"/{path}" if path else "")
         if self._http.is_closed:
             raise CatalogUnavailableError(f"catalog {self._api}: this connection was closed; connect again")
-        if self._before_request is not None:
-            self._before_request()
+        if self.before_request is not None:
+            self.before_request()
         headers = {"Accept": accept} | ({"Content-Type": content_type} if content_type else {})
         self.requests += 1
         began = time.monotonic()

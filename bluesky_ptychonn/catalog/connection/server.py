@@ -90,7 +90,7 @@ class CatalogServer:
         return self._process.poll() is None
 
     def write_profile(self, name: str) -> Path:
-        """Make this catalog known as ``databroker.from_profile(name)`` and ``databroker.catalog[name]``.
+        """Make this catalog known as ``tiled.client.from_profile(name)``, and to databroker 2 under the same name.
 
         The file holds the key and is readable by its owner only.
 

@@ -18,13 +18,11 @@ from urllib.parse import urlsplit
 from bluesky_ptychonn.catalog.connection import tiled_patches
 from bluesky_ptychonn.catalog.connection.connect import (
     LOCK_FILE,
-    MODELS,
-    PROCESSED,
-    RAW,
     STATE_FILE,
     read_key,
     running_uri,
 )
+from bluesky_ptychonn.catalog.connection.layout import SPECS
 from bluesky_ptychonn.files import lock, write_json
 
 
@@ -111,15 +109,18 @@ def _build_app(folder: Path, settings: Mapping[str, Any], key: str) -> Any:
     import adbc_driver_sqlite.dbapi  # noqa: F401
     import tiled.adapters.sql
     import tiled.adapters.zarr  # noqa: F401
+    from bluesky_tiled_plugins.exporters import json_seq_exporter
     from tiled.catalog import from_uri
     from tiled.commandline._catalog import init
     from tiled.config import Authentication, StreamingCacheConfig
+    from tiled.media_type_registration import default_serialization_registry
     from tiled.server.app import build_app
 
     tiled_patches.check_where_paths_lead()
     tiled_patches.serve_frames_known()
     tiled_patches.make_arrays_anew()
     tiled_patches.draw_what_is_finite()
+    tiled_patches.search_words_as_they_are()
     database = folder / "catalog.db"
     # In this process, before its event loop starts: Tiled's own `init_if_not_exists` starts a second interpreter for
     # it and pays the imports twice (11 s).
@@ -135,6 +136,8 @@ def _build_app(folder: Path, settings: Mapping[str, Any], key: str) -> Any:
         storage_max_overflow=0,
         cache_config=StreamingCacheConfig(uri="memory").model_dump() if settings["subscriptions"] else None,
     )
+    # For `run.documents()`.
+    default_serialization_registry.register("BlueskyRun", "application/json-seq", json_seq_exporter)
     app = build_app(catalog, authentication=Authentication(single_user_api_key=key), server_settings={})
     tiled_patches.analyse_dependencies_once(app)
     return app
@@ -144,14 +147,17 @@ async def _make_containers(app: Any, api_key: str) -> None:
     """Make the three containers where they are missing, through the app itself: no second client, no network."""
     import httpx
 
-    specs = {RAW: [{"name": "CatalogOfBlueskyRuns", "version": "3.0"}], PROCESSED: [], MODELS: []}
     async with httpx.AsyncClient(
         transport=httpx.ASGITransport(app=app),
         base_url="http://catalog",
         headers={"Authorization": f"Apikey {api_key}"},
     ) as client:
-        for key, spec in specs.items():
-            node = {"id": key, "structure_family": "container", "metadata": {}, "data_sources": [], "specs": spec}
+        for key, specs in SPECS.items():
+            node = {"id": key, "structure_family": "container", "metadata": {}, "data_sources": [], "specs": specs}
             made = await client.post("/api/v1/metadata/", json=node)
-            if made.status_code != httpx.codes.CONFLICT:  # else it is there
-                made.raise_for_status()
+            if made.status_code == httpx.codes.CONFLICT:  # it is there, and has no spec where an older version made it
+                made = await client.get(f"/api/v1/metadata/{key}")
+                if made.is_success and specs and not made.json()["data"]["attributes"]["specs"]:
+                    now = {"content-type": "application/merge-patch+json", "metadata": {}, "specs": specs}
+                    made = await client.patch(f"/api/v1/metadata/{key}", params={"drop_revision": "true"}, json=now)
+            made.raise_for_status()

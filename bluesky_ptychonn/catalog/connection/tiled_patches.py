@@ -128,6 +128,23 @@ def draw_what_is_finite() -> None:
     default_serialization_registry.register("array", "image/png", draw)
 
 
+@_guarded
+def search_words_as_they_are() -> None:
+    """Have Tiled look for the words of a full-text query, whatever signs are in them.
+
+    Its own way hands them to SQLite as an expression: a sample ``star-2``, a uid, anything with a quote is answered
+    by 500.
+    """
+    from tiled.catalog.adapter import CatalogNodeAdapter, full_text
+    from tiled.queries import FullText
+
+    def full_text_of_words(query: Any, tree: Any) -> Any:
+        words = ('"{}"'.format(word.replace('"', '""')) for word in query.text.split())
+        return full_text(FullText(" ".join(words) or '""'), tree)
+
+    CatalogNodeAdapter.register_query(FullText, full_text_of_words)
+
+
 class _AnalysedOnce(dict[Any, Any]):
     """Dependency overrides that FastAPI takes for none."""
 

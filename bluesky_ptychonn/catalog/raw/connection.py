@@ -9,7 +9,8 @@ import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from bluesky_ptychonn.catalog.connection.connect import connect
+from bluesky_ptychonn.catalog.connection.connect import connect_catalog
+from bluesky_ptychonn.catalog.connection.layout import runs_path
 from bluesky_ptychonn.catalog.connection.requests import send_once, why_silent
 
 if TYPE_CHECKING:
@@ -24,7 +25,7 @@ _REPEATABLE = ("GET", "HEAD", "PUT", "DELETE")
 class RawCatalog:
     """Where raw runs go, see `raw.writer.raw_writer`; connects when it is asked to. For one thread."""
 
-    def __init__(self, catalog: Any, raw: str) -> None:
+    def __init__(self, catalog: Any, raw: str | None) -> None:
         self._catalog = catalog
         self._raw = raw
         self._named: Any = None  # the client that `connect` gave
@@ -45,19 +46,18 @@ class RawCatalog:
         Raises
         ------
         ValueError
-            When `catalog` names none.
+            When `catalog` names none, or one without such a container.
         httpx.HTTPError, OSError
             When it does not answer.
-        KeyError
-            When it has no container of that name.
         """
         if self._runs is None:
             with self._asking():
-                named = connect(self._catalog)
+                named = connect_catalog(self._catalog)
             if named is not self._named:
                 self.close()
                 self._named, self._root = named, self._own(named)
-            self._runs = self._root[self._raw] if self._raw else self._root
+            path = runs_path(self._root, self._raw)
+            self._runs = self._root[tuple(path.split("/"))] if path else self._root
         return self._runs
 
     def answers(self) -> bool:

@@ -133,7 +133,7 @@ class Delivery:
         there, why = False, "it does not answer"
         try:
             there = self._catalog.answers()
-        except (ValueError, KeyError) as error:
+        except ValueError as error:
             if not self._asked_once.is_set():
                 self.invalid_catalog = error
                 self._closing.set()

@@ -27,7 +27,8 @@ class BatchedTiledWriter:
 
         self._uid = uid
         self._batch = _Batch(1)
-        self._writer = TiledWriter(runs, normalizer=None, batch_size=self._batch)
+        # All arrays as arrays: a server whose tables are in SQLite (ours) refuses a table with lists in it.
+        self._writer = TiledWriter(runs, normalizer=None, batch_size=self._batch, max_array_size=0)
         self._held: list[tuple[str, dict[str, Any]]] = []
         self._normalizer = RunNormalizer()
         self._normalizer.subscribe(lambda name, doc: self._held.append((name, doc)))

@@ -44,7 +44,7 @@ class RawWriter:
         Documents that could not be written to disk at once; those lost for good are in `lost`.
     """
 
-    def __init__(self, catalog: Any, backup: str | Path, *, raw: str = "raw") -> None:
+    def __init__(self, catalog: Any, backup: str | Path, *, raw: str | None = None) -> None:
         self.folder = Path(backup).expanduser().resolve()
         self.errors = 0
         self._unwritable = 0
@@ -118,7 +118,7 @@ class RawWriter:
         self.close(_CLOSE_S if wait else 0.0)
 
 
-def raw_writer(catalog: Any, backup: str | Path, *, raw: str = "raw") -> RawWriter:
+def raw_writer(catalog: Any, backup: str | Path, *, raw: str | None = None) -> RawWriter:
     """Make a callback that writes raw runs into a catalog, and loses none while that is away.
 
     A catalog that is dead, hung or slow costs the scan nothing: in the RunEngine's thread documents are only appended
@@ -131,8 +131,9 @@ def raw_writer(catalog: Any, backup: str | Path, *, raw: str = "raw") -> RawWrit
         Where to. It need not answer yet.
     backup : path
         Folder on a local disk that keeps each run until the catalog gives it back whole. Made where it is not there.
-    raw : str
-        Container of the runs; empty where runs lie at the root.
+    raw : str, optional
+        Container of the runs, below the catalog's; empty for that itself. By default ``raw`` where there is one, else
+        that itself.
 
     Returns
     -------
@@ -142,9 +143,7 @@ def raw_writer(catalog: Any, backup: str | Path, *, raw: str = "raw") -> RawWrit
     Raises
     ------
     ValueError
-        When `catalog` is no name of one.
-    KeyError
-        When it has no container `raw`.
+        When `catalog` is no name of one, or has no such container.
     OSError
         When `backup` cannot be made.
 
@@ -174,7 +173,7 @@ class Recovered:
     outcome: str
 
 
-def recover(catalog: Any, backup: str | Path, *, raw: str = "raw") -> list[Recovered]:
+def recover(catalog: Any, backup: str | Path, *, raw: str | None = None) -> list[Recovered]:
     """Write the runs of a backup folder into the catalog.
 
     A run of which the catalog holds a part is written anew; a whole one is left alone. A file is renamed to

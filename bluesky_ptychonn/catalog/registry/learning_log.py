@@ -12,9 +12,10 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
-from bluesky_ptychonn.catalog.connection.connect import connect
+from bluesky_ptychonn.catalog.connection.connect import connect_catalog
 from bluesky_ptychonn.catalog.connection.errors import CatalogUnavailableError
 from bluesky_ptychonn.catalog.connection.http import TiledNode
+from bluesky_ptychonn.catalog.connection.layout import LEARNING
 from bluesky_ptychonn.catalog.registry.decisions import user_name
 from bluesky_ptychonn.files import as_json
 from bluesky_ptychonn.recon.models.library import check_name
@@ -22,7 +23,6 @@ from bluesky_ptychonn.recon.models.library import check_name
 if TYPE_CHECKING:
     import pyarrow as pa
 
-LEARNING = "learning"
 Kind = Literal["taken", "passed over", "promote", "keep"]
 _COLUMNS = ("key", "time", "kind", "champion", "version", "reason", "by", "numbers")
 _ATTEMPTS = 5
@@ -80,7 +80,7 @@ class LearningLog:
 
     def __init__(self, catalog: Any, name: str, before_request: Callable[[], None] | None = None) -> None:
         self._name = check_name(name)
-        root = connect(catalog)
+        root = connect_catalog(catalog)
         self._root = TiledNode(root, (), before_request)
         self._node = TiledNode(root, (LEARNING,), before_request)
 

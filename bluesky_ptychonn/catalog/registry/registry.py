@@ -16,9 +16,10 @@ from pathlib import Path
 from typing import Any
 
 from bluesky_ptychonn.card import ModelCard, find_model
-from bluesky_ptychonn.catalog.connection.connect import MODELS, connect
+from bluesky_ptychonn.catalog.connection.connect import MODELS, connect_catalog
 from bluesky_ptychonn.catalog.connection.errors import CatalogUnavailableError
 from bluesky_ptychonn.catalog.connection.http import TiledNode
+from bluesky_ptychonn.catalog.connection.layout import create_in
 from bluesky_ptychonn.catalog.registry.decisions import Decision, champion_before, numbers_of, user_name
 from bluesky_ptychonn.catalog.registry.learning_log import LearningLog, LearningRecord
 from bluesky_ptychonn.catalog.registry.published import COMPLETE, UNFINISHED, Published, find_version, state_of
@@ -63,7 +64,7 @@ class Registry:
     def __init__(
         self, catalog: Any, api_key: str | None = None, *, before_request: Callable[[], None] | None = None
     ) -> None:
-        self._root = connect(catalog, api_key)
+        self._root = connect_catalog(catalog, api_key)
         self._before_request = before_request
         self._models = self._at()
 
@@ -135,10 +136,10 @@ class Registry:
         """
         folder = find_model(model)
         card, data = read_folder(folder)
-        if self._models.attributes() is None:
-            TiledNode(self._root).create(MODELS)
         family = self._at(check_name(card.name))
-        if not self._models.create(card.name, metadata={"champion": None, "history": []}) and not family.attributes():
+        undecided: dict[str, Any] = {"champion": None, "history": []}
+        made = create_in(self._models, self._root, MODELS, card.name, metadata=undecided)
+        if not made and not family.attributes():
             raise ValueError(
                 f"model {card.name!r}: the catalog has models of this name that this key does not show, another's. "
                 "Publish it under another name, or have that user share the name"

@@ -49,7 +49,7 @@ class Block:
     flag : (n,) str ndarray
         What is wrong with it, empty when nothing is.
     time_raw, time_done : (n,) float64 ndarray
-        POSIX seconds.
+        POSIX seconds; a `time_done` of NaN leaves a frame that is made again the one it had.
     """
 
     seq_num: NDArray[np.int64]
@@ -74,7 +74,7 @@ class Block:
         patches : (n, h, w) complex64
             Split into amplitude and phase; NaN where a frame has none.
         **columns : (n,)
-            All other attributes but `time_done`, which is filled in when the frames are in the catalog.
+            All other attributes. `time_done` is filled in when the frames are in the catalog, where it is not NaN.
 
         Raises
         ------

@@ -91,14 +91,15 @@ class PtychoReconstruction(DerivedData):
 
     @property
     def trust(self) -> Picture:
-        """Trust of the patches that fell on a pixel, 0 to 1."""
+        """Trust of the patches that fell on a pixel, 0 to 1; NaN where the model has no probe to judge by."""
         return Picture(self, "trust")
 
     @property
     def frames(self) -> pd.DataFrame:
         """One row for each frame: ``seq_num, x_m, y_m, trust, valid, flag, time_raw, time_done``.
 
-        ``time_done`` is when the catalog had acknowledged the frame's patches; ``time_done - time_raw`` is the latency.
+        ``trust`` is NaN where the model has no probe to judge by. ``time_done`` is when the catalog had acknowledged
+        the frame's patches; ``time_done - time_raw`` is the latency.
         """
 
         def read() -> pd.DataFrame:
@@ -205,10 +206,11 @@ class PtychoReconstruction(DerivedData):
         root = from_context(
             self.context, structure_clients=self.structure_clients, node_path_parts=self.path_parts[:-2]
         )
+        place = self.metadata["raw"].get("container", RAW)
         try:
-            return root[RAW, uid]
+            return root[(*filter(None, place.split("/")), uid)]
         except KeyError:
-            raise LookupError(f"run {uid} is not in {RAW}/ of this catalog") from None
+            raise LookupError(f"run {uid} is not in {place or 'the root'}{'/' * bool(place)} of this catalog") from None
 
     def wait(self, timeout: float = 60.0) -> PtychoReconstruction:
         """Wait until it is no longer ``live``; returns itself.
@@ -345,7 +347,7 @@ def reconstructions(
     Raises
     ------
     ValueError
-        When `status` is not a status, or the catalog has no ``processed/``.
+        When `status` is not a status, or there is neither ``processed/`` nor a place of runs.
 
     Examples
     --------

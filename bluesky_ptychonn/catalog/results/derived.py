@@ -13,8 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 from tiled.client.container import Container
 
-from bluesky_ptychonn.catalog.connection.connect import PROCESSED, connect
+from bluesky_ptychonn.catalog.connection.connect import PROCESSED, connect_catalog
 from bluesky_ptychonn.catalog.connection.http import TiledNode
+from bluesky_ptychonn.catalog.connection.layout import runs_path
 from bluesky_ptychonn.catalog.results.overview import draw_overview
 
 
@@ -75,19 +76,15 @@ def find_derived(
         conditions["raw.scan_id"] = raw
     elif raw is not None:
         conditions["raw.uid"] = raw if isinstance(raw, str) else raw.metadata["start"]["uid"]
-    found = _processed(connect(catalog)).search(SpecsQuery(include=[spec], exclude=[]))
+    root = connect_catalog(catalog)
+    try:
+        found = root[PROCESSED].search(SpecsQuery(include=[spec], exclude=[]))
+    except KeyError:
+        runs_path(root)  # refuses what is no place of runs; elsewhere nothing was made yet
+        return Found()
     for key, value in conditions.items():
         if value is not None:
             found = found.search(Key(key) == value)
     if unlike is not None:
         found = found.search(Key("status") != unlike)
     return Found(itertools.islice(found.sort(("time_created", -1)).values(), limit))
-
-
-def _processed(client: Any) -> Any:
-    if client.path_parts and client.path_parts[-1] == PROCESSED:
-        return client
-    for root in (client, client.parent if client.path_parts else client):
-        if PROCESSED in root:
-            return root[PROCESSED]
-    raise ValueError(f"no {PROCESSED}/ in {client.uri}; serve_catalog makes one")

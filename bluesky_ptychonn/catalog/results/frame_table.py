@@ -101,7 +101,7 @@ class FrameTable:
             return
         began = time.monotonic()
         rows = pa.concat_tables([self._read(), *self._corrections])
-        self._replace(rows.take(last_of_each(rows["seq_num"].to_numpy())))
+        self._replace(_latest(rows))
         self._corrections.clear()
         self._corrected_at = time.monotonic()
         self._correcting_s = self._corrected_at - began
@@ -124,6 +124,17 @@ class FrameTable:
         self._container.update({"nodes": {NAME: new}})
         self.node = new
         self._container.delete(old)
+
+
+def _latest(rows: pa.Table) -> pa.Table:
+    """Return the last row of each frame; where that has no `time_done`, the one before it had."""
+    numbers, done = rows["seq_num"].to_numpy(), rows["time_done"].to_numpy()
+    timed = ~np.isnan(done)
+    known = dict(zip(numbers[timed].tolist(), done[timed].tolist(), strict=True))
+    latest = rows.take(last_of_each(numbers))
+    place = latest.schema.get_field_index("time_done")
+    times = [known.get(number, float("nan")) for number in latest["seq_num"].to_pylist()]
+    return latest.set_column(place, latest.schema.field(place), [times])
 
 
 def generation_of(node: str) -> int:

@@ -1,4 +1,7 @@
-"""The picture of a reconstruction, and the panels it is made of."""
+"""The picture of a reconstruction, and the panels it is made of.
+
+What little light fell on is drawn faintly, so that noise does not look like a feature; nothing is filled in.
+"""
 
 from __future__ import annotations
 
@@ -18,6 +21,9 @@ if TYPE_CHECKING:
 _UM = 1e6
 _UNCOVERED = "0.93"  # grey
 _LETTERS_PER_INCH = 11  # of a title; capitals throughout take an inch for ten
+#: Part of the median coverage that is drawn in full: noise there is 1.4 times that of half of the picture.
+_WELL_COVERED = 0.5
+NOT_JUDGED = "not judged: the model has no probe"
 _WRAPS_RAD = 5.0  # a phase that spans more goes round, and gets a colour map that does
 
 
@@ -88,9 +94,19 @@ def centre_phase(phase: NDArray[Any]) -> NDArray[Any]:
     return np.asarray(np.angle(wave * np.conj(np.nansum(wave) or 1.0)))
 
 
-def colour_limits(data: NDArray[Any]) -> tuple[float, float]:
-    """Colour limits that a few odd pixels do not decide."""
-    finite = data[np.isfinite(data)]
+def visibility(image: MosaicImage) -> NDArray[np.float64]:
+    """How strongly to draw each pixel (H, W), 0 to 1: in proportion to its coverage, up to half of the median."""
+    covered = image.coverage > 0
+    if not covered.any():
+        return np.zeros(image.coverage.shape)
+    return np.asarray(np.clip(image.coverage / (_WELL_COVERED * np.median(image.coverage[covered])), 0.0, 1.0))
+
+
+def colour_limits(data: NDArray[Any], image: MosaicImage | None = None) -> tuple[float, float]:
+    """Colour limits of data (H, W) that a few odd pixels do not decide, nor what `image` hardly covers."""
+    known = np.isfinite(data)
+    well = known if image is None else known & (visibility(image) == 1)
+    finite = data[well if well.any() else known]
     if not finite.size:
         return 0.0, 1.0
     low, high = np.percentile(finite, [0.5, 99.5])
@@ -99,29 +115,38 @@ def colour_limits(data: NDArray[Any]) -> tuple[float, float]:
 
 def draw_amplitude(axis: Axes, image: MosaicImage) -> None:
     """Draw the amplitude (of 1) in grey."""
-    draw_panel(axis, image, image.amplitude, "amplitude", "", "gray", colour_limits(image.amplitude))
+    draw_panel(axis, image, image.amplitude, "amplitude", "", "gray", colour_limits(image.amplitude, image))
 
 
 def draw_phase(
-    axis: Axes, image: MosaicImage, phase: NDArray[Any], title: str, limits: tuple[float, float] | None = None
+    axis: Axes,
+    image: MosaicImage,
+    phase: NDArray[Any],
+    title: str,
+    limits: tuple[float, float] | None = None,
+    *,
+    known: bool = False,
 ) -> None:
-    """Draw a phase (H, W) in rad; where it goes round, in colours that do."""
-    low, high = limits or colour_limits(phase)
+    """Draw a phase (H, W) in rad; where it goes round, in colours that do. One that is `known` needs no coverage."""
+    low, high = limits or colour_limits(phase, image)
     if high - low > _WRAPS_RAD:
-        draw_panel(axis, image, np.angle(np.exp(1j * phase)), title, "rad", "twilight", (-np.pi, np.pi))
+        phase, colours, (low, high) = np.angle(np.exp(1j * phase)), "twilight", (-np.pi, np.pi)
     else:
-        draw_panel(axis, image, phase, title, "rad", "viridis", (low, high))
+        colours = "viridis"
+    draw_panel(axis, image, phase, title, "rad", colours, (low, high), dim=not known)
 
 
 def draw_trust(axis: Axes, image: MosaicImage) -> None:
-    """Draw the trust, 0 to 1."""
+    """Draw the trust, 0 to 1; or say that there is none."""
     draw_panel(axis, image, image.trust, "trust", "0 to 1", "cividis", (0.0, 1.0))
+    if (image.coverage > 0).any() and not np.isfinite(image.trust).any():
+        axis.text(0.5, 0.5, NOT_JUDGED, ha="center", va="center", transform=axis.transAxes, fontsize="medium")
 
 
 def draw_coverage(axis: Axes, image: MosaicImage) -> None:
     """Draw the coverage: how many patches, by weight, a pixel has."""
     shown = np.where(image.coverage > 0, image.coverage, np.nan)
-    draw_panel(axis, image, shown, "coverage", "summed weight", "Greys", (0.0, colour_limits(shown)[1]))
+    draw_panel(axis, image, shown, "coverage", "summed weight", "Greys", (0.0, colour_limits(shown)[1]), dim=False)
 
 
 def scan_points_um(frames: pd.DataFrame) -> tuple[NDArray[np.bool_], NDArray[np.float64], NDArray[np.float64]]:
@@ -149,13 +174,20 @@ def draw_panel(
     unit: str,
     colours: str,
     limits: tuple[float, float],
+    *,
+    dim: bool = True,
 ) -> None:
-    """Draw (H, W) data on the grid of `image`, x to the right and y downwards as in the array, with a colour bar."""
+    """Draw (H, W) data on the grid of `image`, x to the right and y downwards as in the array, with a colour bar.
+
+    With `dim` what is hardly covered is drawn faintly, see `visibility`.
+    """
     rows, columns = data.shape
     half = image.pixel_m / 2
     top, left = image.origin_m[0] - half, image.origin_m[1] - half
     extent = (left * _UM, (left + columns * image.pixel_m) * _UM, (top + rows * image.pixel_m) * _UM, top * _UM)
-    shown = axis.imshow(data, extent=extent, cmap=colours, vmin=limits[0], vmax=limits[1], interpolation="nearest")
+    alpha = visibility(image) if dim else None
+    low, high = limits
+    shown = axis.imshow(data, extent=extent, cmap=colours, vmin=low, vmax=high, alpha=alpha, interpolation="nearest")
     axis.set_facecolor(_UNCOVERED)
     axis.set_title(title, fontsize="medium")
     axis.figure.colorbar(shown, ax=axis, shrink=0.85, label=unit)

@@ -11,18 +11,22 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from bluesky_ptychonn.catalog.connection.address import RAW
+
 UNITS = {
     "amplitude": "1", "phase": "rad", "coverage": "1", "trust": "1", "x_m": "m", "y_m": "m",
     "time_raw": "s", "time_done": "s", "pixel_m": "m", "origin_m": "m",
 }  # fmt: skip
 
 
-def raw_of(start: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what derived data says of its run, from the start document and from nowhere else."""
+def raw_of(start: Mapping[str, Any], container: str = RAW) -> dict[str, Any]:
+    """Return what derived data says of its run, from the start document, and where it lies if not in ``raw``."""
     raw = {name: start[name] for name in ("uid", "scan_id", "plan_name", "time") if start.get(name) is not None}
     sample = start.get("sample_name") or start.get("sample")
     if sample is not None:
         raw["sample"] = sample.get("name", str(sample)) if isinstance(sample, Mapping) else sample
+    if container != RAW:
+        raw["container"] = container
     return raw
 
 
@@ -49,6 +53,7 @@ def initial_metadata(
     metadata: Mapping[str, Any],
     patch_shape: tuple[int, int] | None,
     frames_expected: int | None,
+    container: str = RAW,
 ) -> dict[str, Any]:
     """Say of a reconstruction what is known before its first frame is done.
 
@@ -60,6 +65,8 @@ def initial_metadata(
         Rows and columns of a patch, px; None for a run that failed before its first frame.
     frames_expected : int or None
         Frames the plan announced; the arrays grow with what comes, whatever this says.
+    container : str
+        Of the raw run, below the catalog's.
 
     Raises
     ------
@@ -71,7 +78,7 @@ def initial_metadata(
     if patch_shape is not None and min(patch_shape) < 1:
         raise ValueError(f"result: patch_shape {patch_shape} must be (rows, columns) in px, or None")
     ours = {
-        "raw": raw_of(start),
+        "raw": raw_of(start, container),
         "status": "live",
         "patch_shape": None if patch_shape is None else list(patch_shape),
         "counts": {"expected": frames_expected},

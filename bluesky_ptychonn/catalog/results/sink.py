@@ -17,6 +17,7 @@ from bluesky_ptychonn.catalog.connection.circuit_breaker import CircuitBreaker
 from bluesky_ptychonn.catalog.connection.connect import PROCESSED
 from bluesky_ptychonn.catalog.connection.errors import CatalogRefusedError, CatalogUnavailableError
 from bluesky_ptychonn.catalog.connection.http import TiledNode
+from bluesky_ptychonn.catalog.connection.layout import create_in
 from bluesky_ptychonn.catalog.results.block import Block, chunk_frames, stretches
 from bluesky_ptychonn.catalog.results.frame_table import FrameTable
 from bluesky_ptychonn.catalog.results.mosaics import Mosaics
@@ -86,7 +87,7 @@ class ResultSink:
         self._metadata_due: dict[str, Any] = {}
         self._backoff = Backoff(*_RETRY_S)
         parent = TiledNode(root, [PROCESSED], before_request)
-        if not parent.create(self.key, metadata=metadata, specs=[SPEC]):
+        if not create_in(parent, root, PROCESSED, self.key, metadata=metadata, specs=[SPEC]):
             self._resume()
         self._others = parent.requests
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 from pydantic import ConfigDict
 
 from bluesky_ptychonn.optics.geometry import LENGTH_UNITS, Geometry, to_metres
@@ -85,6 +86,16 @@ def _ptychography(start: Mapping[str, Any]) -> Mapping[str, Any]:
     return md if isinstance(md, Mapping) else {}
 
 
+def with_objects(descriptor: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the data keys of a descriptor, each with the device that it is of, ``object_name``, where that is said."""
+    objects = descriptor.get("object_keys") or {}
+    devices = {key: name for name, keys in objects.items() for key in keys}
+    return {
+        key: {**value, "object_name": devices[key]} if key in devices else value
+        for key, value in descriptor["data_keys"].items()
+    }
+
+
 def geometry_of(start: Mapping[str, Any], geometry: Geometry | None = None) -> Geometry:
     """Geometry of a run: the one given, else the start document's; RunError says what lacks and where to set it."""
     if geometry is not None:
@@ -102,11 +113,13 @@ class Axis:
 
     key: str
     factor: float
+    external: bool = False  # whether it lies outside the events: an encoder's array, written by a fly scan
 
     def metres(self, data: Mapping[str, Any]) -> float | None:
-        """Position in m, or None when it is missing or not finite."""
+        """Position in m, of several samples their mean; None when it is missing or not finite."""
         try:
-            value = float(data[self.key]) * self.factor
+            value = data[self.key]
+            value = (float(value) if np.ndim(value) == 0 else float(np.mean(np.asarray(value, float)))) * self.factor
         except (KeyError, TypeError, ValueError):
             return None
         return value if math.isfinite(value) else None
@@ -123,8 +136,14 @@ class RunLayout:
     x: Axis
 
     @classmethod
-    def find(cls, start: Mapping[str, Any], data_keys: Mapping[str, Any], keys: DataKeys) -> RunLayout:
-        """Find the keys among a descriptor's `data_keys`.
+    def find(
+        cls,
+        start: Mapping[str, Any],
+        data_keys: Mapping[str, Any],
+        keys: DataKeys,
+        configuration: Mapping[str, Any] | None = None,
+    ) -> RunLayout:
+        """Find the keys among a descriptor's `data_keys`; the `configuration` of its devices may know units.
 
         Raises
         ------
@@ -142,7 +161,7 @@ class RunLayout:
             got = data_keys[frame_key].get("shape")
             raise RunError(f"{where}: {frame_key!r} of shape {got} is not one image per event")
         y, x = (
-            Axis(key, _factor(key, data_keys[key], keys.position_unit) * (sign or 1))
+            _axis(key, data_keys[key], sign or 1, keys.position_unit or _unit(key, data_keys[key], configuration or {}))
             for key, sign in ((y_key, keys.y_sign), (x_key, keys.x_sign))
         )
         return cls(frame_key, shape, "external" in data_keys[frame_key], y, x)
@@ -195,18 +214,36 @@ def _hinted(motors: Sequence[str], given: str | None, letter: str) -> str | None
     return named[0] if len(named) == 1 else None
 
 
-def _factor(key: str, data_key: Mapping[str, Any], position_unit: str | None) -> float:
-    if data_key.get("dtype") == "array" or "external" in data_key:
+def _unit(key: str, data_key: Mapping[str, Any], configuration: Mapping[str, Any]) -> str | None:
+    """Return the unit of a position: of its data key, else the engineering unit in its device's configuration."""
+    if data_key.get("units"):
+        return str(data_key["units"])
+    device = str(data_key.get("object_name"))
+    objects = [configuration[device]] if device in configuration else list(configuration.values())
+    units = {name: value for each in objects for name, value in (each.get("data") or {}).items() if _names_unit(name)}
+    found = [value for name, value in units.items() if name.startswith(key)]
+    if not found and device in configuration and len(units) == 1:
+        found = list(units.values())
+    return str(found[0]) if len(found) == 1 else None
+
+
+def _names_unit(name: str) -> bool:
+    return name.lower().endswith("egu")
+
+
+def _axis(key: str, data_key: Mapping[str, Any], sign: int, unit: str | None) -> Axis:
+    kind, shape = data_key.get("dtype"), [size for size in data_key.get("shape") or () if size is not None]
+    if kind not in ("number", "integer", "array", None) or len(shape) > 1:
         raise RunError(
-            f"position {key!r} is not one number per event but {data_key.get('dtype')}; set x_key=…, y_key=…"
+            f"position {key!r} is {kind} of shape {shape} per event; a number is needed, or several samples of one "
+            "(their mean is taken). Set x_key=…, y_key=…"
         )
-    unit = position_unit or data_key.get("units")
     if not unit:
         raise RunError(
-            f"{key}: its data key names no unit; allowed: {', '.join(LENGTH_UNITS)}. "
-            "Set the device's engineering units, or say position_unit=…"
+            f"{key}: its data key names no unit, nor does its device's configuration; allowed: "
+            f"{', '.join(LENGTH_UNITS)}. Set the device's engineering units, or say position_unit=…"
         )
     try:
-        return to_metres(1.0, unit, key)
+        return Axis(key, to_metres(1.0, unit, key) * sign, "external" in data_key)
     except ValueError as error:
         raise RunError(str(error)) from None

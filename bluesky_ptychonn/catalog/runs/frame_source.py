@@ -132,6 +132,7 @@ class TiledFrames:
                 self._unproven += 1
                 if self._unproven >= _TRIES and not self._files.proven:
                     self._give_up("it cannot be compared with what the server gives")
+                self.close()  # a server inside this process cannot open what is open here without a lock
             except ValueError as error:
                 self._give_up(str(error))
         return _assemble(http, rows, longest)

@@ -13,7 +13,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bluesky_ptychonn.card import PIXEL_TOLERANCE
-from bluesky_ptychonn.catalog.connection.connect import RAW
 from bluesky_ptychonn.catalog.runs.data_keys import DataKeys, RunError, geometry_of
 from bluesky_ptychonn.catalog.runs.frame_source import TiledFrames
 from bluesky_ptychonn.catalog.runs.pairing import FrameRef, NoFrame, RunPairing, count_reasons
@@ -139,20 +138,16 @@ class RunFrames:
 
 
 def measured_run(
-    root: Any,
     run: Any,
     setup: ProbeSetup,
     *,
     geometry: Geometry | None = None,
     keys: DataKeys | None = None,
-    raw: str = RAW,
 ) -> RunFrames:
     """Read the usable frames of a run.
 
     Parameters
     ----------
-    root : Tiled client
-        Root of the catalog.
     run : BlueskyRun client
         See `find_run`.
     setup : ProbeSetup
@@ -161,8 +156,6 @@ def measured_run(
         Of the recorded frames; overrides the start document's.
     keys : DataKeys, optional
         Which data are frames and positions.
-    raw : str
-        Container of the runs.
 
     Raises
     ------
@@ -182,10 +175,7 @@ def measured_run(
     if pairing.layout is None:
         raise RunError(f"{who} has no descriptor of stream {keys.stream!r}")
     rejected = Counter[str](pairing.unpaired().values())
-    where = [part for part in raw.split("/") if part]
-    source = TiledFrames(
-        root, (*where, start["uid"], pairing.keys.stream, pairing.layout.frame_key), pairing.layout.frame_shape
-    )
+    source = TiledFrames(run, (pairing.keys.stream, pairing.layout.frame_key), pairing.layout.frame_shape)
     try:
         kept, counts = _fetched(source, sorted(pairing.take(), key=lambda ref: ref.row), setup.preprocess, rejected)
     finally:

@@ -16,7 +16,7 @@ from typing import Any, cast
 
 from event_model import DatumPage, EventPage, unpack_datum_page, unpack_event_page
 
-from bluesky_ptychonn.catalog.runs.data_keys import DataKeys, DocumentError, RunError, RunLayout
+from bluesky_ptychonn.catalog.runs.data_keys import DataKeys, DocumentError, RunError, RunLayout, with_objects
 from bluesky_ptychonn.catalog.runs.frame_rows import NamedRows
 
 
@@ -126,7 +126,17 @@ class RunPairing:
         if doc.get("name") == self.keys.stream:
             self._descriptors.add(doc["uid"])
             if self.layout is None:
-                self.layout = RunLayout.find(self.start, doc["data_keys"], self.keys)
+                self.layout = self._layout(doc)
+
+    def _layout(self, doc: Mapping[str, Any]) -> RunLayout:
+        found = RunLayout.find(self.start, with_objects(doc), self.keys, doc.get("configuration"))
+        if outside := [axis.key for axis in (found.y, found.x) if axis.external]:
+            raise RunError(
+                f"positions {', '.join(outside)} lie outside the events, in an array that a fly scan writes; they are "
+                "not read while the run goes on. Reconstruct it when it is over, with reconstruct(uid, …) or 'ptychonn "
+                "backfill', or have positions read with the events"
+            )
+        return found
 
     def _on_event(self, doc: Mapping[str, Any]) -> None:
         data = doc["data"]

@@ -7,8 +7,9 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from bluesky_ptychonn.catalog.connection.connect import RAW
+from bluesky_ptychonn.catalog.connection.address import RAW
 from bluesky_ptychonn.catalog.connection.http import TiledNode
+from bluesky_ptychonn.catalog.connection.layout import RUNS_ONLY
 
 #: Runs a request, at most: their start documents may take kilobytes each.
 PAGE = 50
@@ -41,14 +42,14 @@ class Listed:
 
 
 class RunList(TiledNode):
-    """The container of the runs, `raw` in the catalog's root; an empty name where they lie at the root."""
+    """The container of the runs, `raw` below the catalog's, see `runs_path`."""
 
     def __init__(self, root: Any, raw: str = RAW, before_request: Callable[[], None] | None = None) -> None:
         super().__init__(root, [part for part in raw.split("/") if part], before_request)
 
     def page(self, first: int = 0, *, since: float | None = None, most: int = PAGE) -> list[Listed]:
         """List runs from the `first` newest on, newest first; with `since` only those that began later, POSIX s."""
-        params = {"sort": "-start.time", "fields": "metadata"}
+        params = {"sort": "-start.time", "fields": "metadata", **RUNS_ONLY}
         if since is not None:
             condition = {"operator": "gt", "key": "start.time", "value": json.dumps(since)}
             params |= {f"filter[comparison][condition][{name}]": value for name, value in condition.items()}

@@ -7,9 +7,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from bluesky_ptychonn.catalog.connection.connect import RAW, connect
+from bluesky_ptychonn.catalog.connection.connect import connect_catalog
 from bluesky_ptychonn.catalog.registry.champion import usable_model
 from bluesky_ptychonn.catalog.results.client import reconstructions
+from bluesky_ptychonn.catalog.runs.stored_documents import find_runs
 from bluesky_ptychonn.live.batch.reconstruct import attempt_of, reconstruct
 
 log = logging.getLogger(__name__)
@@ -36,7 +37,7 @@ class Unfinished:
 
 
 def unfinished(
-    catalog: Any, model: Any = None, *, since: float | None = None, raw: str = RAW, **options: Any
+    catalog: Any, model: Any = None, *, since: float | None = None, raw: str | None = None, **options: Any
 ) -> Iterator[Unfinished]:
     """Find the finished ptychography runs of a catalog that still lack a whole reconstruction, newest first.
 
@@ -53,14 +54,14 @@ def unfinished(
         What `reconstruct` would be asked to use, with the `options`; without one, earlier attempts are not looked at.
     since : float, optional
         Only runs that began later, POSIX seconds.
-    raw : str
-        Container of the runs.
+    raw : str, optional
+        Container of the runs, as in `reconstruct`.
     """
     from tiled.queries import Key
 
-    root = connect(catalog)
-    attempt = None if model is None else attempt_of(model, root, {**options, "raw": raw})
-    runs = root[raw] if raw else root
+    root = connect_catalog(catalog)
+    attempt = None if model is None else attempt_of(model, root, options)
+    runs = find_runs(root, raw)
     if since is not None:
         runs = runs.search(Key("start.time") > since)
     for run in runs.sort(("start.time", -1)).values():
@@ -98,7 +99,13 @@ def why_unfinished(results: Sequence[Mapping[str, Any]], exit_status: str, attem
 
 
 def backfill(
-    catalog: Any, model: Any, *, since: float | None = None, limit: int | None = None, raw: str = RAW, **options: Any
+    catalog: Any,
+    model: Any,
+    *,
+    since: float | None = None,
+    limit: int | None = None,
+    raw: str | None = None,
+    **options: Any,
 ) -> Iterator[tuple[Unfinished, Any]]:
     """Reconstruct what `unfinished` finds, one run after the other.
 
@@ -126,7 +133,7 @@ def backfill(
         When the catalog does not answer any more.
     """
     if not hasattr(model, "network"):
-        usable_model(model, connect(catalog))  # else every run would say the same
+        usable_model(model, connect_catalog(catalog))  # else every run would say the same
     todo = list(unfinished(catalog, model, since=since, raw=raw, **options))
     for run in todo[:limit]:
         try:

@@ -21,9 +21,10 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
-from bluesky_ptychonn.catalog.connection.connect import PROCESSED, RAW, Address
+from bluesky_ptychonn.catalog.connection.connect import PROCESSED, Address
 from bluesky_ptychonn.catalog.connection.errors import CatalogUnavailableError
 from bluesky_ptychonn.catalog.connection.http import TiledNode
+from bluesky_ptychonn.catalog.connection.layout import create_in
 from bluesky_ptychonn.catalog.results.label_client import (
     FRAMES,
     PICTURES,
@@ -38,7 +39,7 @@ from bluesky_ptychonn.catalog.results.overview import OVERVIEW, draw_overview
 from bluesky_ptychonn.catalog.results.provenance import raw_of, software
 from bluesky_ptychonn.catalog.runs.data_keys import DataKeys
 from bluesky_ptychonn.catalog.runs.measured import ProbeSetup, RunFrames, measured_run
-from bluesky_ptychonn.catalog.runs.stored_documents import find_run
+from bluesky_ptychonn.catalog.runs.stored_documents import container_of, find_run
 from bluesky_ptychonn.optics.framing import PreprocessConfig
 from bluesky_ptychonn.optics.geometry import Geometry
 from bluesky_ptychonn.recon.data.scans import LabelledScan
@@ -66,7 +67,7 @@ def label(
     geometry: Geometry | None = None,
     keys: DataKeys | None = None,
     preprocess: PreprocessConfig | None = None,
-    raw: str = RAW,
+    raw: str | None = None,
 ) -> PtychoLabel:
     """Let an iterative solver reconstruct an overlapped run, and keep what it finds as derived data of its own.
 
@@ -99,8 +100,8 @@ def label(
         Make it anew where it is there.
     geometry, keys, preprocess
         As in `reconstruct`, where the run or the model does not say.
-    raw : str
-        Container of the runs.
+    raw : str, optional
+        Container of the runs, as in `reconstruct`.
 
     Returns
     -------
@@ -135,20 +136,20 @@ def label(
         preprocess=setup.preprocess,
         geometry=geometry,
         keys=keys or DataKeys(),
-        raw=raw,
+        raw=container_of(root, stored),
         probe_sha256=hashlib.sha256(np.ascontiguousarray(setup.probe).tobytes()).hexdigest(),
     )
     key = settings.key_for(stored)
     there = TiledNode(root, [PROCESSED]).attributes(key)
     if there is not None and there["metadata"].get("status") == "complete" and not again:
         return _client(root, key)
-    frames = settings.read_frames(root, stored, setup)
+    frames = settings.read_frames(stored, setup)
     sampling = check_overlap(frames.scan, most_sampling)
     scan, solution = solve(
         frames.scan, epochs=epochs, refine_probe=refine_probe, device=_DEVICES[device], threads=threads, seed=seed
     )
     about = {"settings": {**settings.model_dump(mode="json"), "probe_from": setup.source}, "sampling": sampling}
-    _write(root, key, scan, frames, about | _describe(scan, frames, solution), replace=there is not None)
+    _write(root, key, scan, frames, about | _describe(scan, frames, solution, settings.raw), replace=there is not None)
     return _client(root, key)
 
 
@@ -172,15 +173,15 @@ class LabelSettings(BaseModel):
         identity = json.dumps([start["uid"], stop.get("uid"), self.model_dump(mode="json")], sort_keys=True)
         return uuid.uuid5(uuid.NAMESPACE_URL, f"ptychonn:label:{identity}").hex
 
-    def read_frames(self, root: Any, run: Any, setup: ProbeSetup) -> RunFrames:
+    def read_frames(self, run: Any, setup: ProbeSetup) -> RunFrames:
         """Read the frames of a run; see `measured_run`."""
-        return measured_run(root, run, setup, geometry=self.geometry, keys=self.keys, raw=self.raw)
+        return measured_run(run, setup, geometry=self.geometry, keys=self.keys)
 
 
-def _describe(scan: LabelledScan, frames: RunFrames, solution: Solution) -> dict[str, Any]:
+def _describe(scan: LabelledScan, frames: RunFrames, solution: Solution, container: str) -> dict[str, Any]:
     """Make the metadata of a label that is about to be written."""
     return {
-        "raw": raw_of(frames.start),
+        "raw": raw_of(frames.start, container),
         "status": "live",
         "solver": {
             "name": solution.software,
@@ -220,7 +221,7 @@ def read_label(catalog: Any, which: str | int) -> LabelledScan:
     name, metadata, table, probe = label.path_parts[-1], label.metadata, label.frames, label.probe
     settings = LabelSettings.model_validate(metadata["settings"])
     run = find_run(root, metadata["raw"]["uid"], settings.raw)
-    frames = settings.read_frames(root, run, ProbeSetup(probe, settings.preprocess, f"label {name[:8]}"))
+    frames = settings.read_frames(run, ProbeSetup(probe, settings.preprocess, f"label {name[:8]}"))
     here = np.isin(frames.seq_num, table["seq_num"])
     if here.sum() != len(table["seq_num"]):
         raise ValueError(
@@ -276,7 +277,8 @@ def _write(
     shapes = {name: list(arrays[name].shape) for name in (*PICTURES, *PROBE)}
     if replace:
         processed.delete(key)
-    processed.create(key, metadata={**metadata, "shapes": shapes}, specs=[{"name": SPEC, "version": "1.0"}])
+    about, specs = {**metadata, "shapes": shapes}, [{"name": SPEC, "version": "1.0"}]
+    create_in(processed, root, PROCESSED, key, metadata=about, specs=specs)
     for name, data in arrays.items():
         node.create_array(name, data.shape, data.shape, ("y", "x"))
         node.put_array(name, data)

@@ -14,7 +14,7 @@ from bluesky_ptychonn.catalog.connection.connect import PROCESSED, Address
 from bluesky_ptychonn.catalog.registry.champion import usable_model
 from bluesky_ptychonn.catalog.results.provenance import software
 from bluesky_ptychonn.catalog.runs.data_keys import RunError
-from bluesky_ptychonn.catalog.runs.stored_documents import documents_of, find_run
+from bluesky_ptychonn.catalog.runs.stored_documents import container_of, documents_of, find_run
 from bluesky_ptychonn.live.pipeline.progress import Progress, Timing
 from bluesky_ptychonn.live.pipeline.protocols import ComponentFactory
 from bluesky_ptychonn.live.pipeline.run import RunReconstruction
@@ -77,6 +77,7 @@ def reconstruct(
     root = address.client
     settings, loaded = _settings(model, address, keywords)
     stored = find_run(root, run, settings.raw)
+    settings = settings.model_copy(update={"raw": container_of(root, stored)})
 
     from bluesky_ptychonn.live.pipeline.factory import TiledComponentFactory
     from bluesky_ptychonn.recon.device import torch_threads
@@ -145,7 +146,7 @@ def _settings(model: Any, address: Address, keywords: Mapping[str, Any]) -> tupl
 
 def _digest(settings: ReconstructionSettings, loaded: Any) -> str:
     card = load_card(settings.model) if loaded is None else loaded.card
-    matters = {"geometry", "keys", "precision", "preprocess", "raw", "refine"}
+    matters = {"geometry", "keys", "mask", "precision", "preprocess", "refine"}
     asked = settings.model_dump(mode="json", include=matters)
     asked |= card.model_dump(mode="json", include={"name", "version", "weights_sha256"}) | {"software": software()}
     return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:16]

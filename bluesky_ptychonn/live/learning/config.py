@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from pydantic import BaseModel, ConfigDict, Field
+from typing import Annotated
 
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+
+from bluesky_ptychonn.processors import device_name
 from bluesky_ptychonn.recon.learning.config import LearningConfig
 
 
@@ -17,7 +20,7 @@ class LearnerConfig(BaseModel):
     nice : int
         Priority that its process gives up, 0 to 19; with 19 it stands still while others want the processors.
     device : str
-        ``auto``, ``cpu``, ``cuda``.
+        ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
     memory_bytes : int
         Most main memory; a run that would need more is passed over.
     gpu_memory : float
@@ -38,7 +41,7 @@ class LearnerConfig(BaseModel):
 
     share: float = Field(default=0.25, gt=0, le=1)
     nice: int = Field(default=19, ge=0, le=19)
-    device: str = "auto"
+    device: Annotated[str, AfterValidator(device_name)] = "auto"
     memory_bytes: int = Field(default=4 * 2**30, ge=2**28)
     gpu_memory: float = Field(default=0.25, gt=0, le=1)
     free_disk_bytes: int = Field(default=2 * 2**30, ge=0)

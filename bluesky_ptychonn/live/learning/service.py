@@ -19,8 +19,9 @@ from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from bluesky_ptychonn.catalog.connection.connect import RAW, connect
+from bluesky_ptychonn.catalog.connection.connect import connect_catalog
 from bluesky_ptychonn.catalog.connection.errors import is_outage
+from bluesky_ptychonn.catalog.connection.layout import runs_path
 from bluesky_ptychonn.catalog.registry.champion import Champion
 from bluesky_ptychonn.catalog.registry.learning_log import Kind, LearningLog, LearningRecord
 from bluesky_ptychonn.catalog.registry.registry import Registry
@@ -138,7 +139,7 @@ class CatalogLearner:
     since : float, optional
         Runs that began earlier are left alone, POSIX s.
     raw : str
-        Container of the runs.
+        Container of the runs, see `runs_path`.
     make_learner : callable, optional
         ``(folder, champion, LearningConfig, device) -> LearnerProtocol``.
 
@@ -163,19 +164,19 @@ class CatalogLearner:
         config: LearnerConfig | None = None,
         *,
         since: float | None = None,
-        raw: str = RAW,
+        raw: str | None = None,
         make_learner: Callable[[Path, Model, LearningConfig, str], LearnerProtocol] | None = None,
     ) -> None:
         self.name = check_name(name)
         self.config = config or LearnerConfig()
         self.folder = Path(folder).expanduser() if folder is not None else learning_root() / name
         self.waiting_for = ""
-        self._root = connect(catalog)
-        self._since, self._raw = since, raw
+        self._root = connect_catalog(catalog)
+        self._since, self._raw = since, runs_path(self._root, raw)
         self._make_learner = make_learner or _learner
         self._registry = Registry(self._root)
         self._records = LearningLog(self._root, name)
-        self._runs = RunList(self._root, raw)
+        self._runs = RunList(self._root, self._raw)
         self._ended: EndedRuns | None = None
         self._champion = Champion(self._root, name, self.folder / "champions")
         self._closing = threading.Event()

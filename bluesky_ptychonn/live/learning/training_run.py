@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bluesky_ptychonn.catalog.connection.connect import RAW
 from bluesky_ptychonn.catalog.results.client import reconstructions
 from bluesky_ptychonn.catalog.runs.data_keys import RunError
 from bluesky_ptychonn.catalog.runs.measured import ProbeSetup, measured_run
@@ -30,7 +29,8 @@ class TrainingRun:
     scan : MeasuredScan
         Its usable frames; `source` is the run's uid.
     trust : (n,) float64 ndarray
-        Of each frame, 0 for one that the reconstruction rejected, 1 throughout for a run without a reconstruction.
+        Of each frame, 0 for one that the reconstruction rejected; 1 for one that nothing judged: of a run without a
+        reconstruction, or by a model without a probe.
     reasons : tuple of Reason
         Of the reconstruction's verdict.
     made_by : str
@@ -51,7 +51,9 @@ def newest_reconstruction(root: Any, uid: str, name: str) -> Any:
     return None
 
 
-def training_run(root: Any, uid: str, model: Any, *, raw: str = RAW, memory_bytes: int | None = None) -> TrainingRun:
+def training_run(
+    root: Any, uid: str, model: Any, *, raw: str | None = None, memory_bytes: int | None = None
+) -> TrainingRun:
     """Read a run for a champion with a probe; learning from it may take `memory_bytes` at most.
 
     Raises
@@ -71,13 +73,14 @@ def training_run(root: Any, uid: str, model: Any, *, raw: str = RAW, memory_byte
             f"its {expected} frames would take {needed / 2**20:.0f} MiB to learn from, {memory_bytes / 2**20:.0f} MiB "
             "are allowed (memory_bytes)"
         )
-    read = measured_run(root, run, ProbeSetup.from_source(model=model), raw=raw)
+    read = measured_run(run, ProbeSetup.from_source(model=model))
     scan = MeasuredScan(**{**vars(read.scan), "source": uid})
     if result is None:
         return TrainingRun(scan, np.ones(len(scan)), (), "")
     frames = result.frames
-    known = dict(zip(frames.seq_num.tolist(), np.where(frames.valid, frames.trust, 0.0).tolist(), strict=True))
-    trust = np.nan_to_num(np.array([known.get(int(seq_num), 0.0) for seq_num in read.seq_num], dtype=np.float64))
+    given = np.where(frames.valid, frames.trust.fillna(1.0), 0.0)
+    known = dict(zip(frames.seq_num.tolist(), given.tolist(), strict=True))
+    trust = np.array([known.get(int(seq_num), 0.0) for seq_num in read.seq_num], dtype=np.float64)
     by = result.metadata["model"]
     reasons = tuple(Reason.from_text(str(text)) for text in (result.metadata.get("verdict") or {}).get("reasons", ()))
     return TrainingRun(scan, trust, reasons, f"{by['name']}/{by['version']}")

@@ -131,9 +131,9 @@ class Assembly:
         except ValueError as error:
             raise RunError(str(error)) from None
 
-    def _write(self, refs: list[FrameRef], batch: PatchBatch) -> None:
+    def _write(self, refs: list[FrameRef], batch: PatchBatch, **columns: NDArray[Any]) -> None:
         y_m, x_m, time_raw = np.array([(ref.y_m, ref.x_m, ref.time_raw) for ref in refs]).T
-        columns = {"y_m": y_m, "x_m": x_m, "trust": batch.trust, "valid": batch.valid, "time_raw": time_raw}
+        columns |= {"y_m": y_m, "x_m": x_m, "trust": batch.trust, "valid": batch.valid, "time_raw": time_raw}
         self.sink.write_block(
             Block.from_patches([ref.seq_num for ref in refs], batch.patches, **columns, flag=batch.flag)
         )
@@ -157,7 +157,11 @@ class Assembly:
         At most some hundred, and none where the probe's own flux holds. One whose data are gone stays as it is.
         """
         factor = self.reconstructor.probe_factor
-        early = [ref for ref, made_with in self._probe_factors.values() if made_with != factor]
+        early = [
+            ref
+            for ref, made_with in self._probe_factors.values()
+            if made_with != factor and self.frames.state(ref.seq_num) is FrameState.COMMITTED
+        ]
         if early:
             self.reconstructor.settle()
         for some in (early[start : start + self._pace.block] for start in range(0, len(early), self._pace.block)):
@@ -168,7 +172,7 @@ class Assembly:
             if refs:
                 batch = self._make(refs, fetched.frames)
                 if batch.valid.all():
-                    self._write(refs, batch)
+                    self._write(refs, batch, time_done=np.full(len(refs), np.nan))  # readable since they came
                     self._stitch(batch, refs)
             for ref in some:
                 self._probe_factors[ref.seq_num] = ref, factor

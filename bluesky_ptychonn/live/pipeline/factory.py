@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import logging
 import time
@@ -12,6 +13,7 @@ from typing import Any
 
 from bluesky_ptychonn.catalog.connection.circuit_breaker import CircuitBreaker
 from bluesky_ptychonn.catalog.connection.http import TiledNode
+from bluesky_ptychonn.catalog.connection.layout import runs_path
 from bluesky_ptychonn.catalog.connection.requests import require_answer
 from bluesky_ptychonn.catalog.registry.champion import Champion, cache_folder
 from bluesky_ptychonn.catalog.runs.data_keys import RunLayout
@@ -81,7 +83,7 @@ class TiledComponentFactory:
     session : str
         Its name; a run has one result in each.
     root : tiled client, optional
-        Root of the catalog; connected to, with the `api_key`, when not given.
+        Of the catalog's container; connected to, with the `api_key`, when not given.
     model : Model, optional
         A loaded model; else the one in the settings' folder.
     folder : Path, optional
@@ -125,6 +127,7 @@ class TiledComponentFactory:
             require_answer(settings.catalog)
         self._root = connect(settings.catalog, api_key=api_key) if root is None else root
         self._breaker = CircuitBreaker(self._root, before_request, own=root is None)
+        self._raw = self._find_runs()
         self._champion = None
         if settings.champion:
             place = cache_folder(None if folder is None else folder.parent)
@@ -205,6 +208,9 @@ class TiledComponentFactory:
 
     def source(self, start: Mapping[str, Any], stream: str, layout: RunLayout) -> TiledFrames:
         """Frames of a run in this catalog."""
+        if not self._raw and self._settings.raw is None:  # nothing was there yet; who makes the container may have been
+            with contextlib.suppress(ValueError):
+                self._raw = self._find_runs()
         path = (*self._raw_path(start), stream, layout.frame_key)
         return TiledFrames(self._root, path, layout.frame_shape, breaker=self._breaker)
 
@@ -215,7 +221,11 @@ class TiledComponentFactory:
         return found is not None and found["metadata"].get("stop") is not None
 
     def _raw_path(self, start: Mapping[str, Any]) -> list[str]:
-        return [*filter(None, self._settings.raw.split("/")), start["uid"]]
+        return [*filter(None, self._raw.split("/")), start["uid"]]
+
+    def _find_runs(self) -> str:
+        with self._breaker.recording():
+            return runs_path(self._root, self._settings.raw, self._breaker.wait)
 
     def sink(
         self,
@@ -235,7 +245,7 @@ class TiledComponentFactory:
         with self._breaker.recording():
             return ResultSink(
                 self._root,
-                initial_metadata(start, {**metadata, **self._metadata}, patch_shape, expected),
+                initial_metadata(start, {**metadata, **self._metadata}, patch_shape, expected, self._raw),
                 key=key,
                 spool=spool,
                 breaker=self._breaker,

@@ -14,7 +14,7 @@ from inspect import Parameter
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypedDict, TypeVar, get_args, get_type_hints
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from bluesky_ptychonn.catalog.runs.data_keys import DataKeys
 from bluesky_ptychonn.files import read_json, write_json
@@ -22,6 +22,7 @@ from bluesky_ptychonn.live.pipeline.progress import Timing
 from bluesky_ptychonn.optics.framing import PreprocessConfig
 from bluesky_ptychonn.optics.geometry import Geometry
 from bluesky_ptychonn.optics.mask_file import read_mask
+from bluesky_ptychonn.processors import device_name
 from bluesky_ptychonn.recon.inference.precision import Precision
 from bluesky_ptychonn.recon.mosaic.refine_config import Refinement, asked_for
 
@@ -47,16 +48,18 @@ class ReconstructionOptions(BaseModel):
     pace : Timing
         All of the timing; ``flush_s`` also by itself.
     device : str
-        ``auto``, ``cpu``, ``cuda``.
+        ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
     batch_size : int
         Frames the network takes at once.
-    raw : str
-        Container of the runs in the catalog; empty where runs lie at its root.
+    raw : str, optional
+        Container of the runs, below the catalog's; empty for that itself. By default ``raw`` where there is one, else
+        that itself.
     threads : int, optional
         Threads of the network on a CPU; beside a scan half the processors by default, else as
         many as are free.
-    precision : {"fp32", "bf16", "fp16"}
-        Of the convolutions.
+    precision : {"fp32", "tf32", "bf16", "fp16"}
+        Of the convolutions. All but ``fp32`` are compared with it when the model is loaded, and refused where patches
+        differ by more than 0.02 on average; the result's metadata says by how much, under ``precision_check``.
     preprocess : PreprocessConfig, optional
         From recorded frames to the network's, instead of the model card's.
     mask : path, optional
@@ -73,9 +76,9 @@ class ReconstructionOptions(BaseModel):
     geometry: Geometry | None = None
     keys: DataKeys = DataKeys()
     pace: Timing = Timing()
-    device: str = "auto"
+    device: Annotated[str, AfterValidator(device_name)] = "auto"
     batch_size: int = Field(default=16, ge=1, le=4096)
-    raw: str = "raw"
+    raw: str | None = None
     threads: int | None = Field(default=None, ge=0)
     precision: Precision = "fp32"
     preprocess: PreprocessConfig | None = None
@@ -129,7 +132,7 @@ class ReconstructionSettings(ReconstructionOptions):
     model : str
         Folder of the model.
     catalog : str
-        Address of the catalog's root, ``http(s)://…``.
+        Address of the catalog's container, ``http(s)://…``.
     threads : int
         Threads of the network on a CPU; 0 leaves it to torch.
     nice : int
@@ -219,7 +222,7 @@ class ReconstructionKeywords(TypedDict, total=False):
     keys: DataKeys | None
     device: str
     batch_size: int
-    raw: str
+    raw: str | None
     threads: int | None
     precision: Precision
     preprocess: PreprocessConfig | None

@@ -262,7 +262,7 @@ class RunMaker:
         external = {"event": {}, "datum": {"external": "FILESTORE:"}, "stream": {"external": "STREAM:"}}[self.kind]
         shape = list(GEOMETRY.frame_shape)
         image = {"dtype": "array", "shape": shape, "source": "det", "dtype_numpy": self.dtype_numpy, **external}
-        keys = {"img": image, "sx": axis, "sy": axis}
+        keys = {"img": image, "sx": axis, "sy": dict(axis)}
         common = {"object_keys": {}, "configuration": {}, "hints": {}, "time": 1.0}
         yield (
             "descriptor",

@@ -9,12 +9,13 @@ from typing import TypedDict, get_args
 import torch
 from torch import Tensor, nn
 
-from bluesky_ptychonn.recon.device import Device
+from bluesky_ptychonn.recon.device import Device, exact_convolutions
 from bluesky_ptychonn.recon.inference.precision import Precision
+from bluesky_ptychonn.recon.inference.recorded_pass import RecordedPass
 from bluesky_ptychonn.recon.networks.base import ObjectNetwork
 from bluesky_ptychonn.recon.quality.trust import movement
 
-_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 _CPU_BATCH = 8  # 2.3 ms a frame, 16: 2.2, 32: 2.8; one frame alone 18 ms instead of 7
@@ -37,8 +38,8 @@ class ForwardSettings:
     batch_size : int
         Frames a pass, 1 to 4096; at most 8 on a CPU, where larger ones are no faster. Every pass has as many: a shorter
         batch is filled up with empty frames, so that a frame's patch does not depend on the frames it came with.
-    precision : {"fp32", "bf16", "fp16"}
-        Of the convolutions; the physics stays in single precision. ``fp16`` needs CUDA.
+    precision : {"fp32", "tf32", "bf16", "fp16"}
+        Of the convolutions; the physics stays in single precision. ``tf32`` and ``fp16`` need CUDA.
     cuda_graph : bool
         Replay one recorded pass on CUDA instead of launching some 100 kernels; without effect elsewhere.
 
@@ -68,17 +69,17 @@ def filled_up(counts: Tensor, size: int) -> Tensor:
 class BatchedForward:
     """The network on a device, a batch at a time; ValueError for a precision that the device has not."""
 
-    def __init__(
-        self, network: nn.Module, device: Device, settings: ForwardSettings, frame_shape: tuple[int, int]
-    ) -> None:
-        if settings.precision == "fp16" and device.where.type != "cuda":
-            raise ValueError(f"precision fp16 needs a CUDA device, the device is {device.where}; use fp32 or bf16")
+    def __init__(self, network: nn.Module, device: Device, settings: ForwardSettings) -> None:
+        if settings.precision in ("tf32", "fp16") and device.where.type != "cuda":
+            raise ValueError(
+                f"precision {settings.precision} needs a CUDA device, the device is {device.where}; use fp32 or bf16"
+            )
         self.network = network.eval()
-        self._device, self._frame_shape = device, frame_shape
+        self._device = device
         self.batch_size = min(settings.batch_size, _CPU_BATCH) if device.kind == "cpu" else settings.batch_size
         self.precision = settings.precision
         self._graphs = settings.cuda_graph and device.where.type == "cuda"
-        self._graph: tuple[torch.cuda.CUDAGraph, Tensor, Tensor | None, tuple[Tensor, Tensor]] | None = None
+        self._recorded: RecordedPass | None = None
         self.graph_state = "on, not recorded yet" if self._graphs else "off"
 
     @torch.inference_mode()
@@ -97,7 +98,7 @@ class BatchedForward:
                     raise
                 self.batch_size = max(1, min(self.batch_size, len(batch)) // 2)
             # Behind the handler: until there the failed pass's tensors are held by its traceback.
-            self._graph = None
+            self._recorded = None
             self._device.release_memory()
             message = f"memory ran out on {self._device}: batches of {self.batch_size} frames now"
             warnings.warn(message, stacklevel=5)
@@ -105,42 +106,36 @@ class BatchedForward:
     def _forward(self, batch: Tensor, probe: Tensor | None) -> tuple[Tensor, Tensor]:
         if not self._graphs:
             return self._eager(batch, probe)
-        if self._graph is None and not self._record(batch, probe):
+        if self._recorded is None and not self._record(batch, probe):
             return self._eager(batch, probe)
-        assert self._graph is not None  # noqa: S101  _record says so
-        graph, counts_in, probe_in, out = self._graph
-        counts_in.copy_(batch)
-        if probe_in is not None and probe is not None:
-            probe_in.copy_(probe)
-        graph.replay()
-        return out[0].clone(), out[1].clone()  # the next replay writes over them
+        assert self._recorded is not None  # noqa: S101  _record says so
+        return self._recorded(batch, probe)
 
     def _record(self, batch: Tensor, probe: Tensor | None) -> bool:
-        """Record one pass; on a network that cannot be recorded, say so and go on without."""
-        counts_in, probe_in = batch.clone(), None if probe is None else probe.clone()
+        """Record one pass; on a network that cannot be recorded, or replayed, say so and go on without."""
         try:
-            side = torch.cuda.Stream(self._device.where)  # type: ignore[no-untyped-call]
-            side.wait_stream(torch.cuda.current_stream(self._device.where))
-            with torch.cuda.stream(side):
-                for _ in range(3):  # plans and workspaces must exist before recording
-                    self._eager(counts_in, probe_in)
-            torch.cuda.current_stream(self._device.where).wait_stream(side)
-            graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph):
-                out = self._eager(counts_in, probe_in)
+            self._recorded = RecordedPass(self._eager, batch, probe, self._device.where)
         except RuntimeError as error:
             if self._device.fault(error) == "memory":
                 raise
             self._graphs, self.graph_state = False, f"off: {error}"[:200]
             warnings.warn(f"CUDA graph not recorded, going on without: {error}", stacklevel=6)
             return False
-        self._graph, self.graph_state = (graph, counts_in, probe_in, out), "on"
+        self.graph_state = "on"
         return True
 
+    @torch.inference_mode()
+    def eager(self, batch: Tensor, probe: Tensor | None) -> Tensor:
+        """Patches (n, h, w) of a batch, without a recording; memory that runs out is the caller's."""
+        return self._eager(batch, probe)[0]
+
     def _eager(self, batch: Tensor, probe: Tensor | None) -> tuple[Tensor, Tensor]:
-        network, half, kind = self.network, self.precision != "fp32", self._device.where.type
+        network, half, kind = self.network, self.precision in _DTYPES, self._device.where.type
         # Cached casts would not outlive the recording of a CUDA graph.
-        with torch.autocast(kind, _DTYPES[self.precision], enabled=half, cache_enabled=False):
+        with (
+            exact_convolutions(self._device.where, tf32=self.precision == "tf32"),
+            torch.autocast(kind, _DTYPES.get(self.precision), enabled=half, cache_enabled=False),
+        ):
             stages = network.stages(batch, probe) if isinstance(network, ObjectNetwork) else [network(batch, probe)]
         out = stages[-1].to(torch.complex64)
         if len(stages) < 2 or probe is None:

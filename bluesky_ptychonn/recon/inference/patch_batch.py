@@ -23,8 +23,8 @@ class PatchBatch:
     patches : (n, h, w) complex64 ndarray
         Object; pixel ``[h // 2, w // 2]`` lies at the frame's position. NaN where the frame is not valid.
     trust : (n,) float32 ndarray
-        0 to 1, see `bluesky_ptychonn.recon.quality.trust`; 0 where the frame is not valid, 1 without a probe to judge
-        by.
+        0 to 1, see `bluesky_ptychonn.recon.quality.trust`; 0 where the frame is not valid, NaN for valid ones without a
+        probe to judge by.
     valid : (n,) bool ndarray
         False where the frame could not be used.
     flag : list of str

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from bluesky_ptychonn.recon.device import Device, Fault
 from bluesky_ptychonn.recon.inference.forward_pass import BatchedForward, ForwardSettings
+from bluesky_ptychonn.recon.inference.precision_check import check_precision
 from bluesky_ptychonn.recon.inference.preprocess import Preprocess, PreprocessConfig
 from bluesky_ptychonn.recon.models.checkpoint import Model
 
@@ -21,8 +22,9 @@ class Placement:
 
     The model stays where it is; a copy is kept on the CPU, where the precision is single whatever was asked for another
     device, and no graph is recorded. `device` is where `passes`, `preprocess` and `probe`, (N, N) complex64 or None,
-    are now; `events` tell what befell it, each move once. Raises ValueError, in words, for a setting out of range and
-    for a model whose own device is lost.
+    are now; `events` tell what befell it, each move once; `precision_check` what a lower precision costs there, None in
+    single precision. Raises ValueError, in words, for a setting out of range, a precision that costs too much, and a
+    model whose own device is lost.
     """
 
     def __init__(
@@ -97,7 +99,14 @@ class Placement:
         # Nothing is assigned before all of it is there.
         probe = None if probe is None else probe.to(device.where, torch.complex64)
         preprocess = Preprocess(self._config, mask=self._mask, device=device.where)
-        self.passes = BatchedForward(moved, device, settings, self._model.card.input.frame_shape)
+        passes = BatchedForward(moved, device, settings)
+        check = None
+        if settings.precision != "fp32":
+            single = BatchedForward(moved, device, replace(settings, precision="fp32"))
+            check = check_precision(
+                settings.precision, self._model.card, probe, passes.batch_size, passes.eager, single.eager
+            )
+        self.passes, self.precision_check = passes, check
         self.device, self.preprocess, self.probe = device, preprocess, probe
 
     def _note(self, device: Device, fault: Fault, error: str) -> None:

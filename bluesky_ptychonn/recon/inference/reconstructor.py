@@ -16,7 +16,7 @@ from torch import Tensor
 
 from bluesky_ptychonn.array_store import ArrayStore
 from bluesky_ptychonn.optics.geometry import Geometry
-from bluesky_ptychonn.recon.device import Device, Fault
+from bluesky_ptychonn.recon.device import Device, Fault, exact_convolutions
 from bluesky_ptychonn.recon.inference.flux import LOST, Flux
 from bluesky_ptychonn.recon.inference.forward_pass import BatchedForward, ForwardOptions, ForwardSettings, filled_up
 from bluesky_ptychonn.recon.inference.patch_batch import (
@@ -210,7 +210,7 @@ class Reconstructor:
 
     def describe(self) -> dict[str, Any]:
         """Tell settings and surroundings as JSON values, for a result's metadata."""
-        verdict, table = self.verdict(), self.card.trust
+        verdict, table, check = self.verdict(), self.card.trust, self._place.precision_check
         return {
             "model": {
                 "name": self.card.name,
@@ -227,6 +227,7 @@ class Reconstructor:
             "threads": torch.get_num_threads(),
             "batch_size": self._passes.batch_size,
             "precision": self._passes.precision,
+            **({"precision_check": check.as_record()} if check else {}),
             "cuda_graph": self._passes.graph_state,
             "photons_per_frame": self._flux.photons,
             "photons_from": self._flux.source,
@@ -286,15 +287,16 @@ class Reconstructor:
             self._note_events()
             try:
                 counts, positions = self._counts(frames), np.stack([y_m, x_m], axis=-1)
-                return refine(
-                    image,
-                    ScanTensors(counts, positions, self._probe * self._flux.probe_factor),
-                    self.weight,
-                    settings,
-                    network=self._passes.network,
-                    anchor=self.anchor,
-                    within_s=within_s,
-                )
+                with exact_convolutions(self._place.device.where):
+                    return refine(
+                        image,
+                        ScanTensors(counts, positions, self._probe * self._flux.probe_factor),
+                        self.weight,
+                        settings,
+                        network=self._passes.network,
+                        anchor=self.anchor,
+                        within_s=within_s,
+                    )
             except RuntimeError as error:
                 fault = self._place.device.fault(error)
                 if fault != "lost":  # without memory for all frames at once there may still be some for the next few
@@ -377,18 +379,19 @@ class Reconstructor:
         unknown = ~np.isfinite(judged)  # a patch of zeros, say: it explains nothing, and its trust must not be NaN
         judged[unknown] = np.inf
         trust = np.where(unknown, 0, judged if table is None else table.trust(judged)).astype(np.float32)
+        if probe is None:
+            trust[:] = np.nan  # not judged is not trusted
         patches[~valid] = np.nan
         trust[~valid] = 0
+        if not flux.settled:
+            self._statistics.add_frames(counts, totals, usable, lost, outside)
         self._flux = flux
-        if flux.settled:
-            return PatchBatch(patches, trust, valid, flag)
-        self._statistics.add_frames(counts, totals, usable, lost, outside)
-        if probe is not None:
+        if probe is not None and not flux.settled:
             self._statistics.add_trust(trust[valid], None if table is None else table.error(judged[valid]))
         return PatchBatch(patches, trust, valid, flag)
 
     def _patches(self, counts: Tensor, probe: Tensor | None) -> tuple[NDArray[np.complex64], NDArray[np.float32]]:
-        """Patches (n, h, w) of counts (n, N, N), and their scores (n,), or 1 without a probe.
+        """Patches (n, h, w) of counts (n, N, N), and their scores (n,), which mean nothing without a probe.
 
         Every pass has the same shape, whatever came together: kernels are chosen by it, and round as they are chosen.
         """

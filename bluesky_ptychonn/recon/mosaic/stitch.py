@@ -34,7 +34,8 @@ class MosaicImage:
     Attributes
     ----------
     amplitude, phase, coverage, trust : (H, W) float32 ndarray
-        Dimensionless, rad, summed weight, 0 to 1; all but `coverage` are NaN where coverage is 0.
+        Dimensionless, rad, summed weight, 0 to 1; all but `coverage` are NaN where coverage is 0, and `trust` is where
+        a patch was not judged.
     origin_m : tuple of float
         Object coordinate (y, x) of the centre of pixel [0, 0], m.
     pixel_m : float
@@ -143,7 +144,7 @@ class Mosaic:
         y_m, x_m : (n,) float ndarray
             Positions, m.
         trust : (n,) float ndarray
-            0 to 1; a patch counts in proportion to it, but at least by 0.05.
+            0 to 1; a patch counts in proportion to it, but at least by 0.05; wholly where it is NaN, not judged.
         order : (n,) sequence of int, optional
             Numbers of the patches, as they came by default: `synchronise` takes them in this order, whatever order they
             came in, and a patch takes the place of an earlier one of its number.
@@ -201,7 +202,7 @@ class Mosaic:
         weight = self.weight
         if np.abs(kept.offset).max() > _WHOLE_PX:
             weight = ndimage.shift(weight, kept.offset, order=1, mode="nearest")
-        return _grained(weight * np.float32(max(kept.trust, 0.05)))
+        return _grained(weight * np.float32(1.0 if np.isnan(kept.trust) else max(kept.trust, 0.05)))
 
     def _add_patch(self, number: int, patch: Complex, kept: _Kept) -> None:
         weight, window = self._weight(kept), self._window(kept)

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal, Self
 import torch
 from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 from torch import Tensor, nn
+from torch.nn import functional
 
 from bluesky_ptychonn.recon.networks.base import FamilyConfig, ObjectNetwork, convolutions
 
@@ -136,8 +137,40 @@ class PtychoNN(ObjectNetwork):
         x = counts.clamp_min(0).sqrt() if self.config.input_root else counts
         if self.config.input_standardised:
             x = (x - self.input_mean) / self.input_deviation
-        code = self.encoder((x / self.config.input_scale).unsqueeze(1))  # (B, C, N/8, N/8)
+        x = (x / self.config.input_scale).unsqueeze(1)
+        unit = _unit(x) if torch.is_autocast_enabled(x.device.type) else None
+        code, unit = _through(self.encoder, x if unit is None else x / unit, unit)  # (B, C, N/8, N/8)
         size = (len(counts), self.config.patch_size, self.config.patch_size)
-        amplitude = counts.new_ones(size) if self.decoder1 is None else self.decoder1(code).squeeze(1)
-        phase = counts.new_zeros(size) if self.decoder2 is None else self.decoder2(code).squeeze(1) * torch.pi
+        amplitude, phase = counts.new_ones(size), counts.new_zeros(size)
+        if self.decoder1 is not None:
+            amplitude = _through(self.decoder1, code, unit)[0].squeeze(1)
+        if self.decoder2 is not None:
+            phase = _through(self.decoder2, code, unit)[0].squeeze(1) * torch.pi
         return [torch.polar(amplitude.float(), phase.float())]  # polar knows no half precision
+
+
+def _unit(x: Tensor) -> Tensor:
+    """Power of two (B, 1, 1, 1) that brings the brightest pixel of each of (B, 1, N, N) below 1024, and is at least 1.
+
+    Half precision ends at 65,504, which counts and what convolutions make of them may exceed.
+    """
+    return torch.exp2((x.abs().amax(dim=(1, 2, 3), keepdim=True) / 1024).clamp_min(1).log2().ceil())
+
+
+def _through(layers: nn.Sequential, x: Tensor, unit: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """Take `x`, which is in this unit, through layers, and say in which unit it comes out.
+
+    A convolution of x / u with its bias divided by u is the convolution of x, divided by u, and most of what
+    stands between convolutions lets the unit pass; normalisation, sigmoid and tanh end it.
+    """
+    if unit is None:
+        return layers(x), None
+    for layer in layers:
+        if isinstance(layer, nn.Conv2d):
+            x = functional.conv2d(x, layer.weight, padding=1)
+            x = x if layer.bias is None else x + (layer.bias[:, None, None] / unit).to(x.dtype)
+        elif isinstance(layer, nn.BatchNorm2d | nn.Sigmoid | nn.Tanh):
+            x, unit = layer(x.float() * unit), torch.ones_like(unit)
+        else:
+            x = layer(x)
+    return x, unit

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -30,8 +31,9 @@ class RunFigures:
         All frames, and the valid ones.
     mean_trust : float or None
         Of valid frames.
-    error_rad : float or None
-        Median over valid frames of the error that 9 in 10 such frames stay below, rad.
+    error_p90_rad : float or None
+        Phase error that 9 in 10 frames of such a score stay below, rad; the median over valid frames. A bound, not the
+        error to expect.
     photons : float or None
         Median counts of a frame.
     lost, out_of_range, saturated : float
@@ -51,7 +53,7 @@ class RunFigures:
     frames: int
     judged: int
     mean_trust: float | None
-    error_rad: float | None
+    error_p90_rad: float | None
     photons: float | None
     lost: float
     out_of_range: float
@@ -61,6 +63,12 @@ class RunFigures:
     width: float | None
     overlap_rad: float | None
     contrast_rad: float | None
+
+    @property
+    def error_rad(self) -> float | None:
+        """Former name of `error_p90_rad`, until the version after next."""
+        warnings.warn("RunFigures.error_rad is a 90 % bound: error_p90_rad now", DeprecationWarning, stacklevel=2)
+        return self.error_p90_rad
 
 
 class RunStatistics:
@@ -126,11 +134,11 @@ class RunStatistics:
         if total is not None:
             self._sum = total if self._sum is None else self._sum + total
 
-    def add_trust(self, trust: NDArray[np.floating], error_rad: NDArray[np.floating] | None) -> None:
-        """Take trust and expected error, rad, of valid frames (n,) into account."""
+    def add_trust(self, trust: NDArray[np.floating], error_p90_rad: NDArray[np.floating] | None) -> None:
+        """Take trust, and the error that 9 in 10 such frames stay below, rad, of valid frames (n,) into account."""
         self._trust += trust.tolist()
-        if error_rad is not None:
-            self._error += error_rad.tolist()
+        if error_p90_rad is not None:
+            self._error += error_p90_rad.tolist()
 
     def add_patches(self, patches: NDArray[np.complex64], y_m: NDArray[np.floating], x_m: NDArray[np.floating]) -> None:
         """Compare patches (n, h, w) with the one before each, where both are lit; positions (n,) in m."""
@@ -174,7 +182,7 @@ class RunStatistics:
             frames=self.frames,
             judged=len(self._trust),
             mean_trust=float(np.mean(self._trust)) if self._trust else None,
-            error_rad=float(np.median(self._error)) if self._error else None,
+            error_p90_rad=float(np.median(self._error)) if self._error else None,
             photons=float(np.median(self._photons)) if self._photons else None,
             lost=self._lost / frames,
             out_of_range=self._outside / frames,

@@ -102,7 +102,8 @@ class Verdict:
     def document(self) -> dict[str, Any]:
         """Give JSON values: ``level``, ``reasons`` as texts, ``figures``."""
         reasons = [str(reason) for reason in self.reasons]
-        return {"level": self.level, "reasons": reasons, "figures": _rounded(asdict(self.figures))}
+        figures = {**asdict(self.figures), "error_rad": self.figures.error_p90_rad}  # its former name too
+        return {"level": self.level, "reasons": reasons, "figures": _rounded(figures)}
 
 
 def judge(figures: RunFigures, card: ModelCard, geometry: Geometry | None = None) -> Verdict | None:
@@ -250,7 +251,8 @@ def _low(figures: RunFigures, norms: dict[str, RunNorm], known: bool) -> _Found:
     if norm is None or trust is None or trust >= _DOUBTFUL_TRUST * norm.typical:
         return
     level = 1 + (trust < _WRONG_TRUST * norm.typical)
-    error = "" if figures.error_rad is None else f"; expect phase errors up to {figures.error_rad:.2f} rad"
+    bound = figures.error_p90_rad
+    error = "" if bound is None else f"; 9 in 10 such frames err by less than {bound:.2f} rad"
     message = f"mean trust {trust:.2f}, {norm.typical:.2f} in held-out scans{error}"
     yield level, Reason(ReasonKind.LOW if known else ReasonKind.SAMPLE_OR_PROBE, message)
 

@@ -261,3 +261,16 @@ def test_a_server_that_does_not_come_up_shows_its_log(tmp_path: Path) -> None:
 def test_state_file_names_address_and_process(catalog_server: CatalogServer) -> None:
     state = json.loads((catalog_server.folder / "server.json").read_text())
     assert state == {"uri": catalog_server.uri, "pid": catalog_server.pid}
+
+
+def test_documents_of_a_run_come_back(catalog_server: CatalogServer, RE: Any, tiled_writer: Any) -> None:
+    from bluesky.plans import count
+    from ophyd.sim import SynSignal
+
+    sent: list[str] = []
+    RE.subscribe(lambda name, doc: sent.append(name))
+    (uid,) = RE(count([SynSignal(func=lambda: 2.0, name="det")], 3))
+    documents = list(catalog_server.raw[uid].documents())
+    assert [name for name, _ in documents] == sent == ["start", "descriptor", "event", "event", "event", "stop"]
+    assert [doc["data"]["det"] for name, doc in documents if name == "event"] == [2.0] * 3
+    assert documents[0][1]["uid"] == uid

@@ -155,6 +155,37 @@ def test_dependencies_are_analysed_on_every_request(analysed: list[Any]) -> None
     assert app.dependency_overrides[get_settings]() is get_settings()  # what makes it harmless
 
 
+def test_a_full_text_query_with_a_sign_in_it_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    from sqlalchemy import create_engine, select, text
+    from sqlalchemy.exc import OperationalError
+    from tiled.catalog.adapter import CatalogNodeAdapter
+    from tiled.catalog.orm import metadata_fts5
+    from tiled.queries import FullText
+
+    registry = CatalogNodeAdapter.query_registry
+    monkeypatch.setattr(registry, "_lookup", dict(registry._lookup))
+    engine = create_engine("sqlite://")
+    tree = SimpleNamespace(
+        context=SimpleNamespace(engine=engine), conditions=[], new_variation=lambda conditions: conditions
+    )
+    with engine.connect() as database:
+        database.execute(text("CREATE VIRTUAL TABLE metadata_fts5 USING fts5(metadata)"))
+        samples = [{"it": "star-2 'new'"}, {"it": 'say "star"'}]
+        database.execute(text("INSERT INTO metadata_fts5(metadata) VALUES (:it)"), samples)
+
+        def found(words: str) -> list[int]:
+            conditions = registry(FullText(words), tree)
+            return [row.rowid for row in database.execute(select(metadata_fts5.c.rowid).where(*conditions))]
+
+        with pytest.raises(OperationalError):
+            pytest.fail(f"{GONE}: {found('star-2')}")
+        tiled_patches.search_words_as_they_are()
+        assert found("star-2") == found("new star") == [1]
+        assert found('"star"') == found("star") == [1, 2]
+        assert found("sta") == found("") == []
+    engine.dispose()
+
+
 def test_versions_to_come_are_left_as_they_are(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

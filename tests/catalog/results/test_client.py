@@ -7,6 +7,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -161,8 +162,29 @@ def test_queries(catalog_server: CatalogServer) -> None:
     assert reconstructions(catalog_server.processed, raw="nothing") == []
     with pytest.raises(ValueError, match=r"status 'done'; allowed: live, complete, partial, failed"):
         reconstructions(catalog_server, status="done")
-    with pytest.raises(ValueError, match="no processed/ in"):
-        reconstructions(catalog_server.processed[keys[0]])
+    assert [one.path_parts[-1] for one in reconstructions(catalog_server.processed[keys[0]], sample=sample)] == keys[
+        ::-1
+    ]
+    elsewhere = catalog_server.client.create_container(sample)
+    elsewhere.create_container("csx")
+    with pytest.raises(ValueError, match="neither raw/ nor runs of its own; it has csx"):
+        reconstructions(elsewhere)
+
+
+def test_trust_that_nobody_judged_stays_unknown(catalog_server: CatalogServer) -> None:
+    """By way of the table, the picture, and the reading behind ``complete``."""
+    sink = make_sink(catalog_server)
+    unknown = np.full(3, np.nan, np.float32)
+    sink.write_block(block_of([1, 2, 3], flags={2: "nan"}, trust=np.where([True, False, True], unknown, 0)))
+    image = picture(9, 9)
+    sink.write_mosaic(replace(image, trust=np.full_like(image.trust, np.nan)))
+    assert sink.finish("success", counts_of(2, nan=1)) == "partial"
+    found = catalog_server.processed[sink.key]
+    assert found.problems == ["1 frames have no reconstruction: 1 (nan)"]
+    np.testing.assert_array_equal(found.frames.trust, [np.nan, 0, np.nan])
+    assert np.isnan(found.trust.read()).all()
+    words = [text.get_text() for axis in found.plot().axes for text in axis.texts]
+    assert "not judged: the model has no probe" in words
 
 
 def test_a_refused_attempt_hides_no_image(catalog_server: CatalogServer) -> None:

@@ -131,6 +131,20 @@ def test_frames_measured_again_overwrite_and_never_double(catalog_server: Catalo
     assert set(found) == {"amplitude_patches", "phase_patches", "frames"}
 
 
+def test_frames_made_again_have_been_readable_since_they_were_made_first(catalog_server: CatalogServer) -> None:
+    sink = make_sink(catalog_server)
+    sink.write_block(block_of(range(1, 5)))
+    found = result_of(catalog_server, sink)
+    first = found.frames.set_index("seq_num")["time_done"]
+    sink.write_block(block_of([3, 4], take=1, time_done=[np.nan, np.nan]))
+    sink.write_block(block_of([5, 6]))
+    assert sink.finish("success", counts_of(6)) == "complete"
+    frames = found.refresh().frames.set_index("seq_num")
+    assert frames.trust[[2, 3, 4]].tolist() == [0.25, 0.5, 0.5]
+    assert frames.time_done[:4].tolist() == first.tolist()
+    assert frames.time_done[5] > first.max()
+
+
 def test_a_block_whose_answer_was_lost_is_sent_again_without_doubling(
     catalog_server: CatalogServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -55,6 +55,7 @@ def stored(documents: list[Document], repeat: int = 0) -> RunPairing:
     metadata = {name: doc for name, doc in documents if name in ("start", "stop")}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(stored_documents, "_length", lambda stream, key: stream.frames)
+        patch.setattr(stored_documents, "_samples", lambda stream, key: None)
         run = SimpleNamespace(metadata=metadata, base={"primary": stream})
         return feed(list(stored_documents.documents_of(run, DataKeys())))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import uuid
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -18,6 +19,7 @@ from tiled.structures.array import ArrayStructure
 from tiled.utils import safe_json_dump
 
 from bluesky_ptychonn.catalog.connection.server import CatalogServer
+from bluesky_ptychonn.catalog.raw.tiled_writer import BatchedTiledWriter
 from bluesky_ptychonn.catalog.runs.data_keys import DataKeys, RunError
 from bluesky_ptychonn.catalog.runs.frame_readers import HTTPFrames, LocalFrames, UnprovenError
 from bluesky_ptychonn.catalog.runs.frame_source import TiledFrames, slices
@@ -363,6 +365,24 @@ def test_a_file_is_used_when_it_is_what_the_server_gives(tmp_path: Path) -> None
         frames(tmp_path / "pipe.h5", away)
 
 
+def test_a_server_inside_this_process_can_open_the_file_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """HDF5 does not open a file twice in one process, once with a lock and once without: a SimpleTiledServer cannot."""
+    path, module = secret_file(tmp_path), "bluesky_ptychonn.catalog.runs.frame_source"
+
+    def get(first: int, stop: int) -> Any:
+        with h5py.File(path, "r") as file:
+            return file["/entry/data/data"][first:stop]
+
+    server = SimpleNamespace(
+        shape=(3, *GEOMETRY.frame_shape), dtype=np.dtype(np.uint16), data_sources=lambda: [None], get=get, has=bool
+    )
+    monkeypatch.setattr(f"{module}.HTTPFrames", lambda *_: server)
+    monkeypatch.setattr(f"{module}.files_of", lambda source: ([str(path)], "/entry/data/data"))
+    source = TiledFrames(None, ("x", "img"), GEOMETRY.frame_shape)
+    assert numbers(source.read([0, 1]).frames) == [SECRET] * 2
+    source.close()
+
+
 def test_sizes_are_looked_at_before_frames_are(monkeypatch: pytest.MonkeyPatch) -> None:
     def source(shape: tuple[int, ...], kind: str) -> TiledFrames:
         monkeypatch.setattr(
@@ -481,6 +501,65 @@ def test_stored_run_gives_what_the_live_one_gave(
     assert stored.stop["exit_status"] == "success"
 
 
+def fly_scan(run: RunMaker, path: Path, points: int, samples: int) -> Iterator[Any]:
+    """Documents of a fly scan as ophyd-async makes them: frames and an encoder's positions in files, and no event."""
+    opening = list(run.open(points))
+    keys = opening[1][1]["data_keys"]
+    for key in ("sx", "sy"):
+        keys[key] = {"dtype": "array", "shape": [samples], "source": "panda", "units": "mm", "dtype_numpy": "<f8"}
+        keys[key]["external"] = "STREAM:"
+    yield from opening
+    places = {"img": "/entry/data/data", "sx": "/entry/sx", "sy": "/entry/sy"}
+    for key, dataset in places.items():
+        parameters = {"dataset": dataset, "chunk_shape": [1]}
+        resource = {"uid": f"{run.uid}-{key}", "run_start": run.uid, "data_key": key, "parameters": parameters}
+        yield "stream_resource", {**resource, "mimetype": "application/x-hdf5", "uri": f"file://localhost{path}"}
+    span = {"indices": {"start": 0, "stop": points}, "seq_nums": {"start": 1, "stop": points + 1}}
+    for key in places:
+        uid = f"{run.uid}-{key}"
+        yield "stream_datum", {"uid": f"{uid}/0", "stream_resource": uid, "descriptor": run.descriptor, **span}
+    yield from run.close()
+
+
+@pytest.mark.parametrize("samples", [1, 5])
+def test_positions_of_a_fly_scan_are_read_where_they_lie(
+    catalog_server: CatalogServer, writer: Any, detector_folder: Path, samples: int
+) -> None:
+    run, points = RunMaker("stream"), 4
+    path = detector_folder / f"{run.uid}.h5"
+    rng = np.random.default_rng(3)
+    x, y = rng.normal(size=(2, points, samples))
+    with h5py.File(path, "w") as file:
+        file["/entry/data/data"] = np.stack([frame_of(number) for number in range(1, points + 1)])
+        file["/entry/sx"], file["/entry/sy"] = (np.squeeze(values) for values in (x, y))
+    send(writer, fly_scan(run, path, points, samples))
+    refs = pairing_of(catalog_server, run).take()
+    assert [(ref.seq_num, ref.row) for ref in refs] == [(1, 0), (2, 1), (3, 2), (4, 3)]
+    np.testing.assert_allclose([ref.x_m for ref in refs], 1e-3 * x.mean(axis=1))
+    np.testing.assert_allclose([ref.y_m for ref in refs], 1e-3 * y.mean(axis=1))
+
+
+@pytest.mark.parametrize("samples", [1, 4, 40])
+def test_samples_of_a_position_in_a_stored_event(catalog_server: CatalogServer, detector: Any, samples: int) -> None:
+    """Few of them, as ours writes them too: a server with its tables in SQLite takes no lists in a table."""
+    run = RunMaker("stream")
+    camera = detector(run)
+    documents = [*run.open(3)]
+    documents[1][1]["data_keys"]["sx"] |= {"dtype": "array", "shape": [samples], "dtype_numpy": "<f8"}
+    x = np.random.default_rng(4).normal(size=(3, samples))
+    for seq_num in (1, 2, 3):
+        points = list(run.point(seq_num, 0.0, 0.0))
+        points[-1][1]["data"]["sx"] = x[seq_num - 1].tolist()
+        documents += points
+        camera.write(seq_num)
+    writer = BatchedTiledWriter(catalog_server.raw, run.uid)
+    for name, doc in [*documents, *run.close()]:
+        writer.put(name, doc)
+        writer.flush()
+    refs = pairing_of(catalog_server, run).take()
+    np.testing.assert_allclose([ref.x_m for ref in refs], 1e-6 * x.mean(axis=1))
+
+
 @pytest.mark.parametrize("kind", ["datum", "stream"])
 def test_a_counter_that_is_late_moves_no_frame(
     catalog_server: CatalogServer, writer: Any, detector: Any, kind: Kind
@@ -526,12 +605,40 @@ def test_missed_frames_of_a_stored_run_are_found_by_the_file_plugins_counter(
 
 
 def test_what_cannot_be_found_is_said(catalog_server: CatalogServer, writer: Any) -> None:
-    with pytest.raises(ValueError, match="no run 'deadbeef-0' in http.* under 'raw'"):
+    with pytest.raises(ValueError, match="no run 'deadbeef-0' in http.*/raw: "):
         find_run(catalog_server.client, "deadbeef-0")
     run = RunMaker("event")
     send(writer, [run.start(), *run.close()])
     with pytest.raises(RunError, match="has no stream 'primary'; it has none"):
         list(documents_of(find_run(catalog_server.client, run.uid), DataKeys()))
+
+
+def test_digits_are_a_scan_id_or_the_beginning_of_a_uid_whatever_their_number(
+    catalog_server: CatalogServer, writer: Any
+) -> None:
+    def measure(uid: str, scan_id: int) -> str:
+        run = RunMaker("event", uid=uid, md={"scan_id": scan_id})
+        send(writer, [*run.open(), *run.close()])
+        return uid
+
+    def find(which: str | int) -> str:
+        return str(find_run(catalog_server.client, which).metadata["start"]["uid"])
+
+    digits = str(uuid.uuid4().int)
+    first, second = digits[:8], "9" + digits[8:12]
+    measure(f"a{uuid.uuid4()}"[:36], int(first))
+    again = measure(f"b{uuid.uuid4()}"[:36], int(first))
+    by_uid = measure(second + str(uuid.uuid4())[5:], 3)
+    assert find(first) == find(int(first)) == again  # HXN counts in six digits and more
+    assert find(second) == by_uid
+    other = measure(f"c{uuid.uuid4()}"[:36], int(second))
+    with pytest.raises(ValueError, match=f"'{second}' is the scan id of run {other} and the beginning of {by_uid}"):
+        find(second)
+    assert find(by_uid[:7]) == by_uid
+    with pytest.raises(ValueError, match="no run '9{30}' in"):
+        find("9" * 30)
+    with pytest.raises(ValueError, match="no run '0' in"):
+        find("0")
 
 
 def test_a_run_is_found_by_the_beginning_of_its_uid(catalog_server: CatalogServer, writer: Any) -> None:

@@ -4,12 +4,14 @@ import itertools
 import math
 from typing import Any, Literal
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from bluesky_ptychonn.catalog.runs.data_keys import DataKeys, DocumentError, RunError, RunLayout, geometry_of
 from bluesky_ptychonn.catalog.runs.pairing import NoFrame, RunPairing
+from bluesky_ptychonn.journal.encoding import slim
 from bluesky_ptychonn.live.pipeline.testing import GEOMETRY, RunMaker
 
 Kind = Literal["event", "datum", "stream"]
@@ -199,11 +201,15 @@ def test_one_key_given_joins_the_hinted_other(
 @pytest.mark.parametrize(
     ("run", "keys", "words"),
     [
-        (RunMaker(units=None), DataKeys(), "sy: its data key names no unit; allowed: m, mm"),
+        (
+            RunMaker(units=None),
+            DataKeys(),
+            "sy: its data key names no unit, nor .* configuration; allowed: m, mm",
+        ),
         (RunMaker(units="degrees"), DataKeys(), "sy: unit 'degrees' is not a length"),
         (RunMaker(), DataKeys(frame="camera"), "has no frame_key 'camera'; it has img, sx, sy"),
         (RunMaker(), DataKeys(frame="sx"), "'sx' of shape .* is not one image per event"),
-        (RunMaker(), DataKeys(x="img"), "position 'img' is not one number per event"),
+        (RunMaker(), DataKeys(x="img"), r"position 'img' is array of shape \[16, 16\] per event; a number"),
         (RunMaker(), DataKeys(x="sz"), "stream 'primary' has no x_key 'sz'; it has img, sx, sy"),
         (NAMELESS, DataKeys(x="sz"), "stream 'primary' has no x_key 'sz'; it has img, sx, sy"),
         (NAMELESS, DataKeys(y="sy"), "y_key='sy', and the hints name no motor, not one .*; there are img, sx, sy"),
@@ -217,6 +223,57 @@ def test_one_key_given_joins_the_hinted_other(
 def test_a_run_that_cannot_be_paired_says_why(run: RunMaker, keys: DataKeys, words: str) -> None:
     with pytest.raises(RunError, match=words):
         pair(run.open(), keys)
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        {"object_keys": {"sx": ["sx"], "sy": ["sy"]}, "configuration": {"sx": "mm", "sy": "um"}},
+        {"object_keys": {"stage": ["sx", "sy"]}, "configuration": {"stage": "mm um"}},
+        {"configuration": {"sx": "mm", "sy": "um"}},
+        {"object_keys": {"sx": ["sx"], "sy": ["sy"]}, "configuration": {"sx": "mm"}},
+    ],
+)
+def test_units_are_found_where_devices_say_them(said: dict[str, Any]) -> None:
+    """ophyd-async says them in `describe`, an EPICS motor there and as ``motor_egu`` in its configuration."""
+    run = RunMaker(units=None)
+    documents = [*run.open(), *run.point(1, 1.0, 1.0)]
+    units = {
+        name: dict(zip(("sx", "sy") if name == "stage" else (name,), text.split(), strict=True))
+        for name, text in said["configuration"].items()
+    }
+    configuration = {
+        name: {"data": {f"{key}_motor_egu": unit for key, unit in found.items()} | {f"{name}_velocity": 1.0}}
+        for name, found in units.items()
+    }
+    documents[1] = ("descriptor", {**documents[1][1], **said, "configuration": configuration})
+    if "sy" not in said["configuration"] and "stage" not in said["configuration"]:
+        documents[1][1]["data_keys"]["sy"] = {"dtype": "number", "shape": [], "source": "", "units": "um"}
+    slimmed = [(name, slim(name, doc) or {}) for name, doc in documents]
+    for told in (documents, slimmed):
+        (ref,) = pair(told).take()
+        assert (ref.x_m, ref.y_m) == (pytest.approx(1e-3), pytest.approx(1e-6))
+
+
+def test_of_several_samples_of_a_position_the_mean_is_taken() -> None:
+    run = RunMaker("stream")
+    documents = [*run.open(), *run.point(1, 1.0, 0.0), *run.point(2, 1.0, 0.0), *run.close()]
+    documents[1][1]["data_keys"]["sx"] |= {"dtype": "array", "shape": [3]}
+    events = [doc for name, doc in documents if name == "event"]
+    for event, samples in zip(events, ([1.0, 2.0, 6.0], [1.0, math.nan, 6.0]), strict=True):
+        event["data"]["sx"] = np.array(samples)
+    for told in (documents, [(name, slim(name, doc) or {}) for name, doc in documents]):
+        pairing = pair(told)
+        assert [(ref.seq_num, ref.x_m) for ref in pairing.take()] == [(1, pytest.approx(3e-6))]
+        assert pairing.unpaired() == {2: NoFrame.BAD_POSITION}
+
+
+def test_positions_outside_the_events_are_refused_while_the_run_goes_on() -> None:
+    run = RunMaker("stream")
+    documents = [*run.open()]
+    documents[1][1]["data_keys"]["sx"]["external"] = "STREAM:"
+    with pytest.raises(RunError, match="positions sx lie outside the events, .* Reconstruct it when it is over"):
+        pair(documents)
 
 
 def test_unit_given_by_hand() -> None:

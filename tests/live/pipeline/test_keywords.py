@@ -6,10 +6,12 @@ import inspect
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
 
 from bluesky_ptychonn.catalog.runs.data_keys import DataKeys
 from bluesky_ptychonn.live.batch.reconstruct import reconstruct
 from bluesky_ptychonn.live.callback import LiveReconstruction
+from bluesky_ptychonn.live.learning.config import LearnerConfig
 from bluesky_ptychonn.live.pipeline.progress import Timing
 from bluesky_ptychonn.live.pipeline.settings import (
     PARTS,
@@ -60,6 +62,8 @@ def test_keywords_change_what_they_name_and_nothing_else() -> None:
         ({"bath_size": 3}, TypeError, "bath_size: unknown; allowed: geometry, frame_key"),
         ({"spool_mib": 3}, TypeError, "spool_mib: unknown"),  # `reconstruct` has no spool
         ({"batch_size": 0}, ValueError, "batch_size: .*greater than or equal to 1, got 0"),
+        ({"device": "cudaa"}, ValueError, "device: 'cudaa' is unknown; allowed: auto, cpu, cuda, cuda:N"),
+        ({"device": "cuda:"}, ValueError, "device: 'cuda:' is unknown"),
         ({"y_sign": 2}, ValueError, "y_sign=2: a sign is 1 or -1"),
     ],
 )
@@ -67,3 +71,14 @@ def test_what_is_wrong_with_a_keyword_is_said_in_words(keywords: Any, kind: type
     with pytest.raises(kind, match=message) as caught:
         with_keywords(ReconstructionOptions(), keywords, ReconstructionKeywords)
     assert "validation error" not in str(caught.value)
+
+
+@pytest.mark.parametrize("device", ["auto", "cpu", "cuda", "cuda:1"])
+def test_devices_are_taken_by_their_names(device: str) -> None:
+    assert with_keywords(LiveOptions(), {"device": device}, LiveKeywords).device == device
+    assert LearnerConfig(device=device).device == device
+
+
+def test_a_learner_is_told_at_once_of_a_device_that_no_machine_has() -> None:
+    with pytest.raises(ValidationError, match="'cudaa' is unknown; allowed: auto, cpu, cuda, cuda:N"):
+        LearnerConfig(device="cudaa")

@@ -662,6 +662,29 @@ def test_field_beyond_reason_is_left_alone() -> None:
     assert field.fill(mosaic.snapshot()).phase.shape == (8, 8)
 
 
+def test_the_last_mosaic_is_synchronised() -> None:
+    """A ramp of phase of which the ends come first: what lies between them agrees with both only afterwards."""
+    places = [0, 16, 4, 12, 8]  # px
+
+    class Ramp(FakeReconstructor):
+        def reconstruct(self, frames: NDArray[Any]) -> PatchBatch:
+            made = super().reconstruct(frames)
+            at = np.array([places[int(frame[0, 0]) - 1] for frame in frames])
+            return replace(
+                made, patches=np.exp(0.3j * (at[:, None, None] + np.arange(8) + np.zeros((8, 1)))).astype("c8")
+            )
+
+    bench = Bench(RunMaker(), 5, pace=Timing(flush_s=0.1, mosaic_s=0.1))
+    bench.factory.fake.__class__, bench.factory.fake.anchor = Ramp, 0.0
+    for seq_num, place in enumerate(places, 1):
+        bench.point(seq_num, x=place / 100)
+        bench.work(1.0)
+    bench.close()
+    apart = [np.ptp(np.diff(np.unwrap(image.phase[4]))) for image in bench.sink.mosaics]
+    assert apart[-2] > 0.1
+    assert apart[-1] < 0.005
+
+
 @pytest.mark.parametrize("blocks", [[9], [1, 2, 6], [1] * 9])
 def test_what_was_made_before_the_flux_was_known_is_made_again(blocks: list[int]) -> None:
     """The fake's factor is that of the brightest frame so far, and its patches have it."""

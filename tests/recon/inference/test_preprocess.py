@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from pydantic import ValidationError
+from torch.nn import functional
 
 from bluesky_ptychonn.optics.geometry import Geometry
 from bluesky_ptychonn.optics.simulate import SimulatedExperiment
+from bluesky_ptychonn.recon.inference import preprocess as preprocessing
 from bluesky_ptychonn.recon.inference.preprocess import Preprocess, PreprocessConfig, find_bad_pixels
 
 
@@ -198,6 +201,35 @@ def test_saturation_below_the_types_largest_value() -> None:
     prepared = Preprocess(PreprocessConfig(saturation=5000))(frames)
     assert prepared.flag == ["", "", "saturated"]
     assert prepared.counts[2, 1, 1] < 100
+
+
+def test_looking_for_hot_pixels_takes_little_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Frames are unfolded a few at a time, and found bad whatever part they are in."""
+    frames = np.random.default_rng(3).poisson(50, (30, 32, 32)).astype(np.float32)
+    frames[::7, 5, 9] = 5000
+    unfolded: list[int] = []
+    unfold = functional.unfold
+
+    def noting(x: torch.Tensor, size: int) -> torch.Tensor:
+        found = unfold(x, size)
+        unfolded.append(found.nbytes)
+        return found
+
+    whole = Preprocess(PreprocessConfig(hot_ratio=10))(frames).counts
+    monkeypatch.setattr(functional, "unfold", noting)
+    monkeypatch.setattr(preprocessing, "_UNFOLDED_PX", 4 * 32 * 32)
+    parts = Preprocess(PreprocessConfig(hot_ratio=10))(frames).counts
+    assert torch.equal(whole, parts)
+    assert parts[::7, 5, 9].max() < 100
+    assert max(unfolded) <= 9 * 4 * frames[0].nbytes
+
+
+def test_bad_pixels_of_a_scan_are_found_in_little_memory() -> None:
+    frames = np.random.default_rng(4).poisson(50, (400, 64, 64)).astype(np.uint16)
+    tracemalloc.start()
+    find_bad_pixels(frames)
+    assert tracemalloc.get_traced_memory()[1] < frames.nbytes
+    tracemalloc.stop()
 
 
 def test_hot_pixels_by_ratio() -> None:

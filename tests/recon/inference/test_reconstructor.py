@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import json
+import math
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -17,11 +21,13 @@ from bluesky_ptychonn.calibration import TrustCalibration
 from bluesky_ptychonn.card import InputContract, ModelCard, ProbeReference
 from bluesky_ptychonn.optics.geometry import Geometry
 from bluesky_ptychonn.optics.simulate import SimulatedExperiment
+from bluesky_ptychonn.recon.device import exact_convolutions
 from bluesky_ptychonn.recon.evaluation.simulated_scans import score_mosaic
+from bluesky_ptychonn.recon.inference import forward_pass
 from bluesky_ptychonn.recon.inference.flux import Flux
-from bluesky_ptychonn.recon.inference.forward_pass import BatchedForward
 from bluesky_ptychonn.recon.inference.preprocess import PreprocessConfig
 from bluesky_ptychonn.recon.inference.reconstructor import PatchBatch, Reconstructor
+from bluesky_ptychonn.recon.inference.recorded_pass import RecordedPass
 from bluesky_ptychonn.recon.models.checkpoint import Model, load_model
 from bluesky_ptychonn.recon.mosaic.stitch import Mosaic
 from bluesky_ptychonn.recon.networks.families import build_network
@@ -323,8 +329,19 @@ def test_what_came_together_changes_no_bit(model: Model, kind: Any, blocks: list
 def test_without_a_probe_trust_is_not_judged(model: Model) -> None:
     reconstructor = Reconstructor(echo(), device="cpu")
     made = reconstructor.reconstruct(frames_of(3))
-    assert (made.trust == 1).all()
+    assert np.isnan(made.trust).all()  # which is no trust
+    assert made.valid.all()
+    assert reconstructor.verdict() is None
+    broken = frames_of(3).astype(float)
+    broken[1] = np.nan
+    assert reconstructor.reconstruct(broken).trust[1] == 0
     assert reconstructor.describe()["trust_judged"] is False
+    mosaic = Mosaic(reconstructor.pixel_m, reconstructor.weight)
+    mosaic.add(made.patches, np.zeros(3), np.zeros(3), made.trust)
+    image = mosaic.snapshot()
+    assert np.isnan(image.trust).all()
+    assert image.coverage.max() == pytest.approx(3)  # they count in full
+    assert np.isfinite(image.amplitude[image.coverage > 0.1]).all()
     assert Reconstructor(model, device="cpu").describe()["trust_judged"] is True
 
 
@@ -351,45 +368,94 @@ def test_other_errors_of_the_network_are_raised() -> None:
         Reconstructor(broken, device="cpu").reconstruct(frames_of(2))
 
 
-class FakeGraph:
-    """A recorded pass, played by the network itself on the recording's own memory."""
+class FakeCuda:
+    """`torch.cuda` on the CPU: a recorded pass is played by the pass itself, on the recording's own memory.
 
-    def __init__(self, passes: Any, counts: torch.Tensor, out: tuple[torch.Tensor, torch.Tensor]) -> None:
-        self.passes, self.counts, self.out, self.replays = passes, counts, out, 0
+    Notes what was current when a recording began, and checks that it is when it is replayed.
+    """
+
+    def __init__(self, follows: bool) -> None:
+        self.follows, self.current, self.replays = follows, "cuda:0", 0
+        self.recorded_on: list[Any] = []
+        self.recording: Any = None
+
+    @contextmanager
+    def device(self, device: Any) -> Iterator[None]:
+        before, self.current = self.current, str(device)
+        yield
+        self.current = before
+
+    def Stream(self, device: Any) -> Any:
+        return SimpleNamespace(device=str(device), wait_stream=lambda other: None)
+
+    current_stream = Stream
+
+    def stream(self, stream: Any) -> Any:
+        return nullcontext()
+
+    def CUDAGraph(self) -> Any:
+        return SimpleNamespace(replay=self.replay)
+
+    def graph(self, graph: Any, stream: Any = None) -> Any:
+        self.recorded_on.append((self.current, None if stream is None else stream.device))
+        return nullcontext()
 
     def replay(self) -> None:
         self.replays += 1
-        for place, new in zip(self.out, self.passes._eager(self.counts, None), strict=True):
-            place.copy_(new)
+        assert self.current == self.recorded_on[0][0]
+        if self.follows:  # as CUDA does with the kernels that it has seen on this stream
+            passed = self.recording
+            for place, new in zip(passed._out, self.run(passed._counts, passed._probe), strict=True):
+                place.copy_(new)
+
+
+class Listening(RecordedPass):
+    """Tells the fake what is recorded."""
+
+    def __init__(self, run: Any, counts: Any, probe: Any, device: Any, cuda: Any) -> None:
+        cuda.recording, cuda.run = self, run
+        super().__init__(run, counts, probe, device, cuda)
+
+
+def recording(monkeypatch: pytest.MonkeyPatch, follows: bool, where: str = "cpu") -> tuple[FakeCuda, Model, Any]:
+    """Give a reconstructor whose passes are recorded by the fake."""
+    cuda, fake = FakeCuda(follows), echo()
+    monkeypatch.setattr(
+        forward_pass,
+        "RecordedPass",
+        lambda run, counts, probe, device: Listening(run, counts, probe, torch.device(where), cuda),
+    )
+    reconstructor = Reconstructor(fake, device="cpu", batch_size=8)
+    reconstructor._passes._graphs = True
+    return cuda, fake, reconstructor
 
 
 def test_a_recorded_pass_serves_whole_batches_and_the_tail(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The CUDA graph's bookkeeping, on the CPU: fixed memory, tail filled up, results kept from the next replay."""
-    graphs: list[FakeGraph] = []
-
-    def record(passes: Any, batch: torch.Tensor, probe: torch.Tensor | None) -> bool:
-        graph = FakeGraph(passes, batch.clone(), passes._eager(batch, probe))
-        graphs.append(graph)
-        passes._graph = (graph, graph.counts, None, graph.out)
-        return True
-
-    monkeypatch.setattr(BatchedForward, "_record", record)
-    fake = echo()
-    reconstructor = Reconstructor(fake, device="cpu", batch_size=8)
-    reconstructor._passes._graphs = True
+    """Fixed memory, tail filled up, results kept from the next replay; recorded on the device's own stream."""
+    cuda, fake, reconstructor = recording(monkeypatch, follows=True, where="cuda:1")
     frames = np.broadcast_to(np.arange(1, 22, dtype=np.float32)[:, None, None], (21, SIZE, SIZE))
     made = reconstructor.reconstruct(frames)
     assert np.array_equal(made.patches[:, 0, 0].real, np.arange(1, 22))
     assert set(fake.network.batches) == {8}  # type: ignore[arg-type]
-    assert len(graphs) == 1
-    assert graphs[0].replays == 3
+    assert cuda.recorded_on == [("cuda:1", "cuda:1")]
+    assert cuda.replays == 4  # one on other frames, to see that it follows
+    assert reconstructor.describe()["cuda_graph"] == "on"
+
+
+def test_a_recording_that_gives_the_first_batch_for_ever_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    _, _, reconstructor = recording(monkeypatch, follows=False)
+    frames = np.broadcast_to(np.arange(1, 12, dtype=np.float32)[:, None, None], (11, SIZE, SIZE))
+    with pytest.warns(UserWarning, match="CUDA graph not recorded, going on without: a replay on other frames differs"):
+        made = reconstructor.reconstruct(frames)
+    assert np.array_equal(made.patches[:, 0, 0].real, np.arange(1, 12))
+    assert reconstructor.describe()["cuda_graph"].startswith("off: a replay on other frames differs by 0.")
 
 
 def test_a_network_that_cannot_be_recorded_goes_on_without(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: Any) -> None:
         raise RuntimeError("operation not permitted when stream is capturing")
 
-    monkeypatch.setattr(torch.cuda, "Stream", refuse)
+    monkeypatch.setattr(forward_pass, "RecordedPass", refuse)
     reconstructor = Reconstructor(echo(), device="cpu", batch_size=8)
     reconstructor._passes._graphs = True
     frames = np.broadcast_to(np.arange(1, 12, dtype=np.float32)[:, None, None], (11, SIZE, SIZE))
@@ -397,6 +463,39 @@ def test_a_network_that_cannot_be_recorded_goes_on_without(monkeypatch: pytest.M
         made = reconstructor.reconstruct(frames)
     assert np.array_equal(made.patches[:, 0, 0].real, np.arange(1, 12))
     assert "not permitted" in reconstructor.describe()["cuda_graph"]
+
+
+def test_convolutions_on_cuda_are_exact_unless_asked_for_otherwise() -> None:
+    cudnn = torch.backends.cudnn
+    before = cudnn.allow_tf32, cudnn.deterministic
+    for tf32 in (False, True):
+        with exact_convolutions(torch.device("cuda"), tf32=tf32):
+            assert (cudnn.enabled, cudnn.allow_tf32, cudnn.deterministic) == (True, tf32, True)
+    assert (cudnn.allow_tf32, cudnn.deterministic) == before
+
+
+def test_what_a_lower_precision_costs_is_recorded(model: Model) -> None:
+    told = Reconstructor(model, device="cpu", precision="bf16").describe()["precision_check"]
+    assert 0 < told["mean"] <= told["largest"] < 0.05
+    assert (told["frames"], told["limit"]) == (16, 0.02)
+    assert "precision_check" not in Reconstructor(model, device="cpu").describe()
+    with pytest.raises(ValueError, match="precision tf32 needs a CUDA device"):
+        Reconstructor(model, device="cpu", precision="tf32")
+
+
+@pytest.mark.parametrize("error", [0.05, math.nan])
+def test_a_precision_that_costs_too_much_is_refused(error: float) -> None:
+    class Coarse(Echo):
+        def forward(self, counts: torch.Tensor, probe: torch.Tensor | None = None) -> torch.Tensor:
+            patches = torch.ones(len(counts), PATCH, PATCH, dtype=torch.complex64)
+            if torch.is_autocast_enabled("cpu"):
+                patches[:, ::2] += 2 * error
+            return patches
+
+    coarse = Model(make_card("direct"), Coarse(), None)
+    Reconstructor(coarse, device="cpu")
+    with pytest.raises(ValueError, match=r"precision bf16: patches of model .* differ by .*; 0.02 is allowed. Use"):
+        Reconstructor(coarse, device="cpu", precision="bf16")
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here: the recorded pass is not exercised")
@@ -486,7 +585,7 @@ def test_preprocessing_given_instead_of_the_cards(model: Model) -> None:
     ("settings_", "words"),
     [
         ({"batch_size": 0}, "batch_size 0 frames must be in 1 to 4096"),
-        ({"precision": "fp8"}, "allowed: fp32, bf16, fp16"),
+        ({"precision": "fp8"}, "allowed: fp32, tf32, bf16, fp16"),
         ({"precision": "fp16"}, "needs a CUDA device"),
         ({"device": "gpu"}, "allowed: auto, cpu, cuda"),
         ({"photons": -1.0}, "positive number"),

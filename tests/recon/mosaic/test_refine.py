@@ -80,6 +80,18 @@ def test_frames_in_a_file_lead_to_the_same_picture(monkeypatch: pytest.MonkeyPat
     np.testing.assert_array_equal(found.complex, again.complex)
 
 
+def test_what_frames_give_is_added_up_in_their_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`index_add_` adds on a graphics processor in any order; light and object are told here by numpy."""
+    counts, y, x = scan(3.3)
+    monkeypatch.setattr(torch.Tensor, "index_add_", None, raising=False)
+    sweeper = sweeps.Sweeper(mosaic_of(y, x), scan_of(counts, y, x, PROBE), Refinement())
+    expected = np.zeros(tuple(sweeper._light.shape), np.float64)
+    for window, probe in zip(sweeper._windows, sweeper._probes(torch.arange(len(y))), strict=True):
+        expected[window] += probe.abs().square().numpy()
+    np.testing.assert_allclose(sweeper._light.numpy(), expected, rtol=1e-4, atol=1e-3 * expected.max())
+    sweeper.sweep()
+
+
 def test_the_truth_stays_where_it_is() -> None:
     counts, y, x = scan(6.0)
     flat = mosaic_of(y, x)

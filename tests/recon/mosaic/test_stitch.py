@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from dataclasses import replace
 from typing import Any
 
@@ -70,6 +71,30 @@ def test_sub_pixel_positions_are_honoured() -> None:
         errors.append(phase_mae(image.complex, experiment.truth_on(origin, image.amplitude.shape)))
     assert errors[0] < 0.01
     assert errors[1] > 2 * errors[0]
+
+
+@pytest.mark.parametrize("shift", [(0.5, 0.0), (0.3, -0.4), (0.0, 0.2)])
+def test_patches_are_shifted_by_parts_of_a_pixel(shift: tuple[float, float]) -> None:
+    """Fine waves of phase, told by a formula: put on whole pixels they would be wrong by 0.1 rad and more."""
+    line = np.arange(0.0, 49, 8)
+    y, x = (g.ravel() for g in np.meshgrid(line + shift[0], line + shift[1], indexing="ij"))
+
+    def phase(rows: NDArray[np.float64], columns: NDArray[np.float64]) -> NDArray[np.float64]:
+        return np.asarray(0.3 * np.sin(2 * np.pi * rows / 7) + 0.3 * np.cos(2 * np.pi * columns / 6))
+
+    pixels = np.arange(32) - 16
+    patches = np.exp(1j * phase(y[:, None, None] + pixels[:, None], x[:, None, None] + pixels)).astype(np.complex64)
+    mosaic = Mosaic(PIXEL, bump(), anchor=0)
+    mosaic.add(patches, y * PIXEL, x * PIXEL, np.ones(len(y)))
+    mosaic.synchronise(50)
+    image = mosaic.snapshot()
+    rows, columns = (o / PIXEL + np.arange(n) for o, n in zip(image.origin_m, image.phase.shape, strict=True))
+    truth = np.exp(1j * phase(rows[:, None], columns))
+    inner = (slice(16, -16), slice(16, -16))
+    turned = image.complex[inner] * truth[inner].conj()
+    error = np.angle(turned * np.exp(-1j * np.angle(turned.sum())))
+    assert np.abs(error).mean() < 0.005
+    assert np.abs(error).max() < 0.02
 
 
 def test_random_global_phases_are_agreed() -> None:
@@ -160,6 +185,18 @@ def test_memory_for_synchronising_is_bounded() -> None:
         assert mosaic._plain.on_disk == (keep < 2**20)
         assert np.nanmax(np.abs(pictures[-1].phase - arrived)) > 0.1  # there was something to synchronise
     np.testing.assert_array_equal(pictures[0].complex, pictures[1].complex)
+
+
+def test_memory_does_not_grow_with_patches() -> None:
+    mosaic = Mosaic(PIXEL, bump(64), keep=0)
+    patches, at = np.ones((32, 64, 64), np.complex64), np.zeros(32)
+    mosaic.add(patches, at, at, np.ones(32))
+    tracemalloc.start()
+    for _ in range(4):
+        mosaic.add(patches, at, at, np.ones(32))
+    grown = tracemalloc.get_traced_memory()[0]
+    tracemalloc.stop()
+    assert grown < 128 * 1024  # 1 KiB a patch; the patches themselves are 32 KiB each
 
 
 def test_patches_that_no_disk_takes_keep_their_phase_and_it_is_said(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -154,3 +154,18 @@ def test_a_further_family_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     network, _ = fit(SimulatedExperiment.demo().probe[16:48, 16:48], config)
     assert isinstance(network, MeanNetwork)
     assert isinstance(build_network(config.network.resized(64).model_dump()), MeanNetwork)
+
+
+@pytest.mark.parametrize("patch_size", [32, 16])
+def test_counts_beyond_half_precision_do_not_overflow(patch_size: int) -> None:
+    """As published, counts go in as they are: 65,504 is all that half precision holds of them."""
+    torch.manual_seed(0)
+    network = build_network(DirectConfig(frame_size=32, patch_size=patch_size)).eval()
+    brightness = torch.tensor([1.0, 1e3, 1e5, 1e6])[:, None, None]
+    counts = torch.poisson(torch.rand(4, 32, 32) * brightness)
+    with torch.inference_mode():
+        single = network(counts)
+        with torch.autocast("cpu", torch.float16):
+            half = network(counts)
+    assert (single - half).abs().amax(dim=(1, 2)).numpy() == pytest.approx(0, abs=0.05)
+    assert (single - half).abs()[:2].max() < 1e-3

@@ -29,7 +29,7 @@ GEOMETRY = SimulatedExperiment.demo().geometry
 CARD = load_card("simulated-zp64")
 SEED = 5000
 GOOD = RunFigures(
-    frames=50, judged=50, mean_trust=0.8, error_rad=0.1, photons=9e4, lost=0.0, out_of_range=0.0, saturated=0.0,
+    frames=50, judged=50, mean_trust=0.8, error_p90_rad=0.1, photons=9e4, lost=0.0, out_of_range=0.0, saturated=0.0,
     shift_px=(0.05, 0.02), scale=0.002, width=1.01, overlap_rad=0.06, contrast_rad=0.4,
 )  # fmt: skip
 
@@ -94,6 +94,16 @@ def test_another_probe_is_named_where_it_matters(engine: Reconstructor) -> None:
     runs = [run_of(engine, CORRUPTIONS["probe"], seed)[1] for seed in range(SEED, SEED + 8)]
     assert sum(verdict.level != "ok" for verdict in runs) >= 4
     assert sum(any(reason.kind == ReasonKind.PROBE for reason in verdict.reasons) for verdict in runs) >= 3
+
+
+def test_the_bound_on_the_error_is_called_one() -> None:
+    verdict = judge(replace(GOOD, mean_trust=0.1, error_p90_rad=0.3512), CARD)
+    assert verdict is not None
+    assert "9 in 10 such frames err by less than 0.35 rad" in verdict.reasons[0].message
+    figures = verdict.document()["figures"]
+    assert figures["error_p90_rad"] == figures["error_rad"] == 0.3512  # results are read by what their writers knew
+    with pytest.warns(DeprecationWarning, match="is a 90 % bound: error_p90_rad now"):
+        assert GOOD.error_rad == 0.1
 
 
 def test_the_energy_that_the_run_tells_is_compared_with_the_card() -> None:
