@@ -284,8 +284,9 @@ class ModelCard(_Frozen):
         if self.for_any_probe:
             raise ValueError(
                 f"model {self.name!r} is for any probe and has none yet. Give it yours: "
-                f"for_probe({self.name!r}, probe, geometry) for use at once, or ptychonn train --start "
-                f"{self.name} --frames 0 --probe FILE --out FOLDER to have its errors measured too"
+                f"for_probe({self.name!r}, probe, geometry), or --probe FILE where a command takes it, for use at "
+                f"once; or ptychonn train --start {self.name} --frames 0 --probe FILE --out FOLDER to have its errors "
+                "measured too"
             )
 
     @property

@@ -80,8 +80,8 @@ def split_name(name: str) -> tuple[str, str | None]:
     return model, version if slash else None
 
 
-def check_model(model: str) -> None:
-    """Refuse an unknown version or folder, or one without its probe, before a server is started.
+def check_model(model: str, probe: str | None = None) -> None:
+    """Refuse an unknown version or folder, or one that is given no `probe` and has none, before a server is started.
 
     A bare name only the catalog may know.
     """
@@ -89,7 +89,9 @@ def check_model(model: str) -> None:
     from bluesky_ptychonn.catalog.registry.champion import bare_name
 
     if not bare_name(model):
-        load_card(model).check_probe()
+        card = load_card(model)
+        if probe is None:
+            card.check_probe()
 
 
 def find_reconstruction(root: Any, which: str) -> Any:

@@ -41,7 +41,7 @@ def reconstruct(
     given: GivenOptions,
 ) -> None:
     """Reconstruct a run of the catalog with a model; the result goes into the same catalog."""
-    check_model(model)
+    check_model(model, probe)
     with open_catalog(catalog) as root:
         from bluesky_ptychonn.card import load_card
         from bluesky_ptychonn.catalog.registry.champion import resolve_model

@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from bluesky_ptychonn import __version__
-from bluesky_ptychonn.card import load_card
+from bluesky_ptychonn.card import find_model, load_card
 from bluesky_ptychonn.cli import main
 from bluesky_ptychonn.cli.app import sentence
 from bluesky_ptychonn.cli.export import writer_for
@@ -161,6 +161,17 @@ def test_missing_geometry(refused, tmp_path) -> None:
 def test_model_for_another_detector(refused, tmp_path) -> None:
     words = refused("replay", write_cxi(tmp_path / "scan.cxi", shape=128), "--model", MODEL)
     assert "takes frames of 64 x 64 px; the detector's 128 x 128 px" in words
+
+
+def test_a_model_for_any_probe_needs_one(refused, tmp_path) -> None:
+    folder = str(find_model("zone-plates"))
+    words = "is for any probe and has none yet. Give it yours: for_probe"
+    for command in (("reconstruct", "latest"), ("backfill",)):
+        assert words in refused(*command, "--catalog", tmp_path, "--model", folder)
+    assert "no catalog is here" in refused(
+        "reconstruct", "latest", "--catalog", tmp_path, "--model", folder, "--probe", "probe.npy"
+    )
+    assert words in refused("models", "measure", "zone-plates", "--out", tmp_path / "out")
 
 
 def test_model_for_another_pixel(refused, tmp_path) -> None:

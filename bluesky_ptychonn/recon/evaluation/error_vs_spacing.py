@@ -145,6 +145,7 @@ def measure_simulated(
         Where there is no solver, or it fails.
     """
     card = model.card
+    card.check_probe()
     if model.probe is None or card.probe is None:
         raise ValueError(f"model {card.name!r} has no probe to simulate with; measure it on labels")
     if scans < 1:
