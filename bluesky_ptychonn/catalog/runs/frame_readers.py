@@ -107,12 +107,49 @@ class HTTPFrames:
 
 def _refused(error: CatalogRefusedError) -> Exception:
     """Say why frames are not given: a matter of the key or the server is not one of the frames."""
-    message = error.lacks or f"HTTP {error.status}"
+    words = str(error).partition(" answered 422: ")[2]  # the only status with which Tiled says what is wrong
+    message = error.lacks or f"HTTP {error.status}" + (words and f": {words}")
     if error.status == 404:  # its writer has taken the run back, to write it once more
         return KeyError(f"frames are not in the catalog ({message})")
     if error.status in (401, 403):
         return ConnectionError(f"catalog does not give frames to this key ({message})")
     return OSError(f"frames cannot be read through the catalog ({message})")
+
+
+def why_not_given(sources: Sequence[Any], promised: str, *, differs: bool = False, readable_here: bool = False) -> str:
+    """Say what to do about an array of which the server gives nothing, though its catalog has it.
+
+    The server answers the same whatever it is; what is known of the file from here tells it apart. Nothing of the file
+    itself is said, for see `LocalFrames`.
+
+    Parameters
+    ----------
+    sources : sequence of DataSource
+        Of the array in Tiled.
+    promised : str
+        What the descriptor says of the data.
+    differs, readable_here : bool
+        Whether the file, as it can be read on this machine, holds something else, or just that.
+    """
+    from tiled.utils import path_from_uri
+
+    uris = [asset.data_uri for source in sources for asset in source.assets]
+    paths = [Path(path_from_uri(uri)) if uri.startswith("file:") else Path(uri) for uri in uris]
+    folders = ", ".join(sorted({str(path.parent) for path in paths})[:3]) or "the detector's files"
+    allow = "readable_storage of its configuration (readable=[…] of serve_catalog)"
+    if differs:
+        names = ", ".join(path.name for path in paths[:3])
+        return f"{names}: the descriptor says {promised}, the file holds something else; mend what the device describes"
+    if readable_here:
+        return f"the server may not read {folders}, or does not see it: add the folder to {allow}"
+    return (
+        f"the server may not read {folders} (add it to {allow}), does not see the files there, or finds something else "
+        f"in them than {promised}, as the descriptor says; its log tells which"
+    )
+
+
+class DiffersError(ValueError):
+    """A file does not hold what the catalog says."""
 
 
 class UnprovenError(Exception):
@@ -199,7 +236,7 @@ class LocalFrames:
         refuse_missing_filter(found, f"{path}: {dataset}")
         frames_of = found.shape[1:] if found.shape[1:] == self._frame_shape else found.shape[2:]
         if frames_of != self._frame_shape or found.dtype != dtype:
-            raise ValueError(f"{path}: {dataset} of shape {found.shape} {found.dtype} is not what the catalog says")
+            raise DiffersError(f"{path}: {dataset} of shape {found.shape} {found.dtype} is not what the catalog says")
         if found.chunks is not None and math.prod(found.chunks) * dtype.itemsize > MOST_BYTES:
             raise ValueError(f"{path}: {dataset} has chunks of {found.chunks}, which are unpacked whole")
         self._datasets.append(found)

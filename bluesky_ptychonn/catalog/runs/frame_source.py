@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -16,7 +16,14 @@ from numpy.typing import NDArray
 
 from bluesky_ptychonn.catalog.connection.circuit_breaker import CircuitBreaker
 from bluesky_ptychonn.catalog.runs.data_keys import RunError
-from bluesky_ptychonn.catalog.runs.frame_readers import HTTPFrames, LocalFrames, UnprovenError, files_of
+from bluesky_ptychonn.catalog.runs.frame_readers import (
+    DiffersError,
+    HTTPFrames,
+    LocalFrames,
+    UnprovenError,
+    files_of,
+    why_not_given,
+)
 
 log = logging.getLogger(__name__)
 
@@ -37,6 +44,7 @@ class Fetched:
     broken: NDArray[np.bool_]  # (rows,) which of them are there and cannot be decoded
     problem: str = ""  # why the others are not given; empty when all are
     unreachable: bool = False  # whether that is because the catalog does not answer
+    withheld: bool = False  # whether the server gave none of the run's frames so far
 
 
 class FrameReader(Protocol):
@@ -97,6 +105,8 @@ class TiledFrames:
         self._http: HTTPFrames | None = None
         self._frame_bytes = 0
         self._files: LocalFrames | None = None
+        self._given = self._differs = self._readable_here = False  # what is known of the frames
+        self._why = ""
 
     def __repr__(self) -> str:
         return f"<TiledFrames {'/'.join(self._path)} {self.how}>"
@@ -111,7 +121,11 @@ class TiledFrames:
         if self.how == "http" and self._breaker is not None:
             self._breaker.wait()
         try:
-            return self._read(rows)
+            got = self._read(rows)
+            self._given |= bool(got.found.any())
+            if got.broken.any() and not self._given:
+                got = replace(got, problem=f"{got.problem}: {self._why_not_given()}", withheld=True)
+            return got
         except (KeyError, ConnectionError) as error:
             unreachable = isinstance(error, ConnectionError)
             if not unreachable:
@@ -136,6 +150,14 @@ class TiledFrames:
             except ValueError as error:
                 self._give_up(str(error))
         return _assemble(http, rows, longest)
+
+    def _why_not_given(self) -> str:
+        """Say why the server gives none of the frames: one request, once."""
+        if not self._why and self._http is not None:
+            promised = f"{list(self._frame_shape)} px of {self._http.dtype} per point"
+            known = {"differs": self._differs, "readable_here": self._readable_here}
+            self._why = why_not_given(self._http.data_sources(), promised, **known)
+        return self._why
 
     def _forget(self) -> None:
         """Look the array up once more: a raw writer whose catalog was away writes its run anew, from the beginning."""
@@ -182,9 +204,11 @@ class TiledFrames:
         except (OSError, KeyError, ValueError) as error:
             if isinstance(error, ValueError):
                 self._local_tries = 0  # not a matter of time
+            self._differs = isinstance(error, DiffersError)
             log.info("%s: no local file (%s); frames come over HTTP", self._path, error)
             return None
         self._local_tries = _TRIES
+        self._readable_here = True
         return files
 
 

@@ -212,6 +212,8 @@ def _fetched(
             raise ConnectionError(got.problem)
         there = [ref for ref, found in zip(block, got.found, strict=True) if found]
         broken = int(got.broken.sum())
+        if got.withheld:
+            raise RunError(got.problem)
         rejected.update({NoFrame.UNREADABLE: broken, NoFrame.NOT_THERE: len(block) - len(there) - broken})
         if not there:
             continue

@@ -24,6 +24,7 @@ class NoFrame(StrEnum):
     """Why there is no usable frame at a point of a run, as it stands in a result's counts and flags."""
 
     UNREADABLE = "frame cannot be decoded"
+    WITHHELD = "catalog's server gives no frame of the run"
     NOT_THERE = "frame not in the catalog"
     NOT_TAKEN = "detector gave no frame"
     NO_EVENT = "frame without an event"

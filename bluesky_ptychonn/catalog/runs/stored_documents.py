@@ -13,10 +13,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bluesky_ptychonn.catalog.connection.errors import CatalogUnavailableError
+from bluesky_ptychonn.catalog.connection.errors import CatalogRefusedError, CatalogUnavailableError
 from bluesky_ptychonn.catalog.connection.http import TiledNode
 from bluesky_ptychonn.catalog.connection.layout import runs_path, uri_of
 from bluesky_ptychonn.catalog.runs.data_keys import DataKeys, RunError, RunLayout
+from bluesky_ptychonn.catalog.runs.frame_readers import why_not_given
 from bluesky_ptychonn.catalog.runs.frame_rows import find_rows
 
 Document = tuple[str, dict[str, Any]]
@@ -164,9 +165,10 @@ def _samples(stream: Any, key: str) -> NDArray[np.float64] | None:
     RunError when the catalog's server cannot read them.
     """
     from tiled.structures.array import ArrayStructure
+    from tiled.structures.data_source import DataSource
 
     node = TiledNode(stream)
-    found = node.attributes(key)
+    found = node.attributes(key, sources=True)
     if found is None or found.get("structure") is None:
         return None
     structure = ArrayStructure.from_json(found["structure"])
@@ -179,6 +181,10 @@ def _samples(stream: Any, key: str) -> NDArray[np.float64] | None:
     except CatalogUnavailableError as error:
         if error.status in (None, 429, 502, 503, 504):
             raise
+        sources = [DataSource.from_json(each) for each in found["data_sources"]]
+        why = why_not_given(sources, f"{list(rest)} numbers of {kind} per point")
+        raise RunError(f"position {key!r} cannot be read through the catalog (HTTP {error.status}): {why}") from None
+    except CatalogRefusedError as error:
         raise RunError(f"position {key!r} cannot be read through the catalog: {error}") from None
     values: NDArray[np.float64] = np.frombuffer(content, kind).reshape(-1, samples).astype(np.float64)
     return np.asarray(values.mean(axis=1))

@@ -94,10 +94,11 @@ class Assembly:
         if usable.any():
             refs = [attempt.ref for attempt, is_usable in zip(found, usable, strict=True) if is_usable]
             took += self._reconstruct(refs, fetched.frames[usable])
+        broken = NoFrame.WITHHELD if fetched.withheld else NoFrame.UNREADABLE
         for attempt, is_found, is_broken in zip(attempts, fetched.found, fetched.broken, strict=True):
             attempt.looks += bool(is_broken)
             if not is_found and (over or attempt.looks >= _LOOKS):
-                self._reject(attempt.ref, NoFrame.UNREADABLE if is_broken else NoFrame.NOT_THERE, fetched.problem)
+                self._reject(attempt.ref, broken if is_broken else NoFrame.NOT_THERE, fetched.problem)
         return took
 
     def _usable(self, attempts: list[Attempt], frames: NDArray[Any], *, running: bool) -> NDArray[np.bool_]:

@@ -86,6 +86,7 @@ class FakeSource:
     frames: dict[int, NDArray[Any]] = field(default_factory=dict)
     broken: set[int] = field(default_factory=set)
     outage: bool = False
+    withheld: bool = False
     reads: list[list[int]] = field(default_factory=list)
     closed: bool = False
 
@@ -97,7 +98,7 @@ class FakeSource:
         there = [self.frames[row] for row, is_found in zip(rows, found, strict=True) if is_found]
         frames = np.stack(there) if there else np.zeros((0, *GEOMETRY.frame_shape))
         problem = "no answer" if self.outage else "" if found.all() else "not there"
-        return Fetched(frames, found, broken, problem, unreachable=self.outage)
+        return Fetched(frames, found, broken, problem, unreachable=self.outage, withheld=self.withheld)
 
     def close(self) -> None:
         """Note it."""

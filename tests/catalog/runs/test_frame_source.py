@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import uuid
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -281,6 +282,69 @@ def test_a_catalog_cannot_have_other_files_of_ours_read(
         assert "cannot be read through the catalog (HTTP 500)" in got.problem
         assert source.how == "http"
         source.close()
+
+
+@pytest.mark.parametrize(
+    ("kind", "local", "words"),
+    [
+        ("folder", False, r"may not read {folder} \(add it to readable_storage of its configuration .*, does not see"),
+        (
+            "folder",
+            True,
+            r"\(HTTP 500\): the server may not read {folder}, or does not see it: add .* readable_storage",
+        ),
+        ("gone", True, r"may not read {folder} \(add it to readable_storage .*, does not see the files there, or"),
+        (
+            "dtype",
+            False,
+            r"or finds something else in them than \[16, 16\] px of uint16 per point, as the descriptor says",
+        ),
+        ("dtype", True, r"{name}: the descriptor says \[16, 16\] px of uint16 per point, the file holds something"),
+        (
+            "shape",
+            False,
+            r"HTTP 422: .*reshape \(3, 32, 32\) array data to \(3, 16, 16\).* finds something else in them",
+        ),
+        ("shape", True, r"{name}: the descriptor says \[16, 16\] px of uint16 per point, the file holds something"),
+    ],
+)
+def test_a_server_that_gives_no_frame_is_told_what_it_needs(
+    catalog_server: CatalogServer,
+    writer: Any,
+    detector_folder: Path,
+    tmp_path: Path,
+    kind: str,
+    local: bool,
+    words: str,
+) -> None:
+    run = RunMaker("stream")
+    folder = tmp_path if kind == "folder" else detector_folder
+    path = folder / f"{run.uid}.h5"
+    if kind != "gone":
+        size, dtype = (32 if kind == "shape" else 16), (np.float32 if kind == "dtype" else np.uint16)
+        with h5py.File(path, "w") as file:
+            file["/entry/data/data"] = np.full((3, size, size), SECRET, dtype)
+    run.resource = {"uri": f"file://localhost{path}"}
+    send(writer, [*run.open(), *(doc for number in (1, 2, 3) for doc in run.point(number, 0.0, 0.0)), *run.close()])
+    source = frames_of(catalog_server, run, local=local)
+    for _ in range(4 if (kind, local) == ("folder", True) else 1):  # until the file here is given up
+        got = source.read([0])
+        assert got.withheld
+        assert not got.found.any()
+        found = re.search(words.format(folder=re.escape(str(folder)), name=path.name), got.problem)
+        assert found, got.problem
+    source.close()
+
+
+def test_a_folder_of_positions_that_the_server_may_not_read_is_named(
+    catalog_server: CatalogServer, writer: Any, tmp_path: Path
+) -> None:
+    run = RunMaker("stream")
+    send(writer, fly_scan(run, tmp_path / "panda.h5", 2, 1))
+    with pytest.raises(
+        RunError, match=rf"position 'sy' cannot be read .*may not read {tmp_path} \(add it to readable_st"
+    ):
+        pairing_of(catalog_server, run)
 
 
 def _external_link(file: h5py.File, private: Path) -> None:

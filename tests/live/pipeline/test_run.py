@@ -186,6 +186,15 @@ def test_frames_that_never_come_are_named_after_bounded_patience() -> None:
     assert sorted(bench.sink.table) == [1, 2, 3]
 
 
+def test_frames_that_the_server_gives_none_of_are_no_broken_ones() -> None:
+    bench = Bench(RunMaker(), 2)
+    bench.source.broken, bench.source.withheld = {0, 1}, True
+    bench.point(1)
+    bench.point(2)
+    bench.close()
+    assert bench.sink.counts["rejected"] == {"catalog's server gives no frame of the run": 2}
+
+
 def test_frame_that_cannot_be_decoded_is_named_and_holds_up_nobody() -> None:
     bench = Bench(RunMaker(), 3)
     bench.source.broken = {1}
