@@ -100,9 +100,15 @@ def test_connect_takes_what_users_have(catalog_server: CatalogServer, profiles: 
     by_name.context.close()
 
 
-def test_connect_says_what_it_takes(tmp_path: Path, profiles: Path) -> None:
-    with pytest.raises(ValueError, match="no Tiled profile 'elsewhere'; there are: none"):
+def test_connect_says_what_it_takes(tmp_path: Path, profiles: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(
+        ValueError, match="no Tiled profile 'elsewhere'; there are: none; nor is there a folder of that n"
+    ):
         connect("elsewhere")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "beamtime").mkdir()
+    with pytest.raises(ValueError, match=r"beamtime is a folder: give Path\('beamtime'\)"):
+        connect("beamtime")
     with pytest.raises(ValueError, match="int is not a catalog; allowed: a server handle"):
         connect(3)
     with pytest.raises(ValueError, match="no catalog is served from here"):
