@@ -129,11 +129,14 @@ def find_reconstruction(root: Any, which: str) -> Any:
 
 
 def _of_scan(root: Any, scan_id: int) -> Any:
-    """Find the newest reconstruction of a scan id with an image, else a refused attempt; None for neither."""
+    """Find the newest reconstruction of a scan id with an image, else one without, else a refused attempt; or None."""
     from bluesky_ptychonn.catalog.results.client import newest_with_image, reconstructions
 
-    refused = reconstructions(root, raw=scan_id, status="failed", limit=1)
-    return newest_with_image(root, raw=scan_id) or next(iter(refused), None)
+    image = newest_with_image(root, raw=scan_id)
+    if image is not None:
+        return image
+    others = (reconstructions(root, raw=scan_id, status=status, limit=1) for status in (None, "failed"))
+    return next((found[0] for found in others if found), None)
 
 
 def refused_later(root: Any, result: PtychoReconstruction) -> list[str]:
