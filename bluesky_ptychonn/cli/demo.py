@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from bluesky_ptychonn.cli.options import GivenOptions, takes_reconstruction_options
+from bluesky_ptychonn.cli.common.options import GivenOptions, takes_reconstruction_options
 from bluesky_ptychonn.live.pipeline.settings import LiveOptions
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ def demo(
     from bluesky_ptychonn.beamline.sim import SimulatedBeamline
     from bluesky_ptychonn.beamline.start_document import UM, scan_field, spacing
     from bluesky_ptychonn.card import load_card
-    from bluesky_ptychonn.cli import local_session as local
+    from bluesky_ptychonn.cli.common import local_session as local
 
     # What can be refused is refused before anything is started.
     _, step_m = spacing(model, tolerated_error, step_um, False)

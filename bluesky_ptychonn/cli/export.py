@@ -11,7 +11,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import numpy as np
 import typer
 
-from bluesky_ptychonn.cli.catalogs import CatalogOption, ReconstructionArgument, find_reconstruction, open_catalog
+from bluesky_ptychonn.cli.common.catalogs import (
+    CatalogOption,
+    ReconstructionArgument,
+    find_reconstruction,
+    open_catalog,
+)
 
 if TYPE_CHECKING:
     import pandas as pd

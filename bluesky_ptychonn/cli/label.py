@@ -6,8 +6,8 @@ from typing import Annotated
 
 import typer
 
-from bluesky_ptychonn.cli.catalogs import CatalogOption, RunArgument, open_catalog, run_key
-from bluesky_ptychonn.cli.options import GivenOptions, takes_reconstruction_options
+from bluesky_ptychonn.cli.common.catalogs import CatalogOption, RunArgument, open_catalog, run_key
+from bluesky_ptychonn.cli.common.options import GivenOptions, takes_reconstruction_options
 
 
 @takes_reconstruction_options(only=("geometry", "keys", "preprocess", "raw"))

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from bluesky_ptychonn.cli.catalogs import CatalogOption, open_catalog
+from bluesky_ptychonn.cli.common.catalogs import CatalogOption, open_catalog
 from bluesky_ptychonn.cli.models.cards import printable
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from bluesky_ptychonn.cli.catalogs import (
+from bluesky_ptychonn.cli.common.catalogs import (
     MODEL_HELP,
     CatalogOption,
     RunArgument,
@@ -17,14 +17,14 @@ from bluesky_ptychonn.cli.catalogs import (
     open_catalog,
     run_key,
 )
-from bluesky_ptychonn.cli.options import (
+from bluesky_ptychonn.cli.common.options import (
     GivenOptions,
     ProbeOption,
     ProbePixelOption,
     takes_reconstruction_options,
     with_probe,
 )
-from bluesky_ptychonn.cli.progress import show_progress
+from bluesky_ptychonn.cli.common.progress import show_progress
 
 # Of `reconstruct`, which has a timing of its own and keeps no results on disk.
 _takes_options = takes_reconstruction_options(without=("pace", "spool_mib"))

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from bluesky_ptychonn.cli.catalogs import CatalogOption, open_catalog
+from bluesky_ptychonn.cli.common.catalogs import CatalogOption, open_catalog
 
 
 def recover(

@@ -7,8 +7,8 @@ from typing import Annotated, Any
 
 import typer
 
-from bluesky_ptychonn.cli.catalogs import echo_result
-from bluesky_ptychonn.cli.options import (
+from bluesky_ptychonn.cli.common.catalogs import echo_result
+from bluesky_ptychonn.cli.common.options import (
     GivenOptions,
     ProbeOption,
     ProbePixelOption,
@@ -35,9 +35,8 @@ def replay(
 ) -> None:
     """Play a measured scan through RunEngine and catalog, and reconstruct it while it plays."""
     from bluesky_ptychonn.card import load_card
-    from bluesky_ptychonn.cli import local_session as local
+    from bluesky_ptychonn.cli.common import local_session as local
     from bluesky_ptychonn.optics.cxi import read_cxi
-    from bluesky_ptychonn.optics.mask_file import read_mask
 
     # What can be refused is refused before anything is started.
     card = load_card(model)
@@ -60,11 +59,7 @@ def replay(
     used = card.prepared_by(keywords.get("preprocess"))
     used.check_geometry(geometry)
     scan.check_masked(used.input.preprocess.rejected_fraction)
-    mask = keywords.get("mask")
-    if mask is not None and (shape := read_mask(mask).shape) != scan.geometry.frame_shape:
-        raise ValueError(
-            f"{mask.name}: a mask of {shape} px; the frames that are played have {scan.geometry.frame_shape}"
-        )
+    _check_mask(keywords.get("mask"), scan.geometry.frame_shape)
     from bluesky_ptychonn.beamline.replay import ReplayBeamline, replay_scan
 
     typer.echo(f"starting the catalog in {out / local.CATALOG}, and a worker with the model {model} ...")
@@ -76,15 +71,17 @@ def replay(
         echo_result(result)
         picture = out / f"{file.stem}-every-{every}.png"
         local.save_picture(picture, result, repr(result).strip("<>"), probe_diameter_m=beamline.camera.probe_diameter_m)
-        report = {
-            "file": file.name,
-            "every": every,
-            "status": result.status,
-            "counts": result.counts,
-            "scan_s": round(took_s, 2),
-            **session.report(result),
-        }
+        report = {"file": file.name, "every": every, "status": result.status, "counts": result.counts}
+        report |= {"scan_s": round(took_s, 2), **session.report(result)}
     typer.echo(f"picture {picture}, report {local.write_report(out, report)}")
+
+
+def _check_mask(mask: Path | None, frame_shape: tuple[int, int]) -> None:
+    """Refuse a mask of another size than the frames that are played."""
+    from bluesky_ptychonn.optics.mask_file import read_mask
+
+    if mask is not None and (shape := read_mask(mask).shape) != frame_shape:
+        raise ValueError(f"{mask.name}: a mask of {shape} px; the frames that are played have {frame_shape}")
 
 
 def _recorded(file: Path, entry: str | None) -> Geometry | None:

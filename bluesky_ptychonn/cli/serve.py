@@ -21,7 +21,7 @@ def serve(
 ) -> None:
     """Serve a catalog until Ctrl-C: raw runs, reconstructions, models."""
     from bluesky_ptychonn.catalog.connection.server import serve_catalog
-    from bluesky_ptychonn.cli.local_session import FRAMES
+    from bluesky_ptychonn.cli.common.local_session import FRAMES
 
     allowed = [folder / FRAMES, *(readable or [])]
     with (

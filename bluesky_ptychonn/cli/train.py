@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from bluesky_ptychonn.cli.catalogs import CATALOG_VARIABLE, open_catalog, run_key
-from bluesky_ptychonn.cli.progress import show_progress
+from bluesky_ptychonn.cli.common.catalogs import CATALOG_VARIABLE, open_catalog, run_key
+from bluesky_ptychonn.cli.common.progress import show_progress
 
 if TYPE_CHECKING:
     from bluesky_ptychonn.card import ModelCard
@@ -92,12 +92,6 @@ def train(
     from bluesky_ptychonn.recon.training.request import TrainRequest
 
     torch.set_num_threads(threads or free_processors())
-    geometry = {
-        "energy_ev": energy_ev,
-        "wavelength_m": wavelength_m,
-        "distance_m": distance_m,
-        "pixel_pitch_m": pixel_pitch_m,
-    }
     request = TrainRequest(
         probe=probe,
         out=out,
@@ -111,7 +105,9 @@ def train(
             "patience": patience,
             "seed": seed,
         },
-        geometry_given={name: value for name, value in geometry.items() if value is not None},
+        geometry_given=_given(
+            energy_ev=energy_ev, wavelength_m=wavelength_m, distance_m=distance_m, pixel_pitch_m=pixel_pitch_m
+        ),
         family=family,
         start=start,
         photons=photons,
@@ -129,6 +125,10 @@ def train(
         card = request.run(labelled, unlabelled, bar)
     if card is not None:  # a helper of the process that writes has none
         _print_result(card, out)
+
+
+def _given(**values: float | None) -> dict[str, float]:
+    return {name: value for name, value in values.items() if value is not None}
 
 
 def _print_result(card: ModelCard, out: Path) -> None:

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from bluesky_ptychonn.cli.catalogs import (
+from bluesky_ptychonn.cli.common.catalogs import (
     CatalogOption,
     ReconstructionArgument,
     echo_result,

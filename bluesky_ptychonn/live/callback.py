@@ -52,6 +52,14 @@ log = logging.getLogger(__name__)
 _open: set[LiveReconstruction] = set()
 
 
+def _check_reachable(address: Address) -> None:
+    if address.in_process:
+        raise ValueError(
+            f"catalog {address.uri} is a server inside this process, which no other can reach; "
+            "use worker='thread', or serve_catalog(...)"
+        )
+
+
 @takes_options(LiveOptions, LiveKeywords)
 class LiveReconstruction:
     """Reconstruct every ptychography scan of a RunEngine while it runs.
@@ -114,11 +122,8 @@ class LiveReconstruction:
         self._address = address = Address.from_catalog(catalog)
         address.check(options.raw)
         folder = "" if loaded is not None else local_or_champion(model, address)
-        if own_process and address.in_process:
-            raise ValueError(
-                f"catalog {address.uri} is a server inside this process, which no other can reach; "
-                "use worker='thread', or serve_catalog(...)"
-            )
+        if own_process:
+            _check_reachable(address)
         root = (options.journal_dir or journal_root()).expanduser().resolve()
         behind = left_behind(root, address.uri) if own_process else []
         self.folder = new_session(root)
@@ -133,11 +138,7 @@ class LiveReconstruction:
         self._journal = Journal(self.folder, slimmed=True)
         self._raw_writer = raw_writer
         self._log_handler = None if own_process else log_to(self.folder)
-        self._supervisor: Supervisor
-        if own_process:
-            self._supervisor = WorkerSupervisor(self.folder, self.settings, address.api_key)
-        else:
-            self._supervisor = ThreadSupervisor(self.folder, self.settings, lambda: self._make_factory(loaded))
+        self._supervisor = self._make_supervisor(own_process, loaded)
         if behind:
             resume(behind, address.api_key)
         self._closed = False
@@ -148,6 +149,11 @@ class LiveReconstruction:
         announce(self._announced)
         self._notifier = ProblemNotifier(self._find_problems, find_finished=self._find_finished)
         self._notifier.start()
+
+    def _make_supervisor(self, own_process: bool, loaded: Any) -> Supervisor:
+        if own_process:
+            return WorkerSupervisor(self.folder, self.settings, self._address.api_key)
+        return ThreadSupervisor(self.folder, self.settings, lambda: self._make_factory(loaded))
 
     def _make_factory(self, loaded: Any) -> ComponentFactory:
         """Make what a worker in a thread of ours works with."""

@@ -19,9 +19,9 @@ from bluesky_ptychonn import __version__
 from bluesky_ptychonn.card import find_model, load_card
 from bluesky_ptychonn.cli import main
 from bluesky_ptychonn.cli.app import sentence
+from bluesky_ptychonn.cli.common.local_session import _without_traceback
+from bluesky_ptychonn.cli.common.progress import PlainLines, show_progress
 from bluesky_ptychonn.cli.export import writer_for
-from bluesky_ptychonn.cli.local_session import _without_traceback
-from bluesky_ptychonn.cli.progress import PlainLines, show_progress
 from bluesky_ptychonn.files import lock
 from bluesky_ptychonn.journal.router import Journal
 from bluesky_ptychonn.live.pipeline.progress import Progress

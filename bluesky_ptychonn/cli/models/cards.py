@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from bluesky_ptychonn.cli.catalogs import AlsoCatalogOption, ModelArgument, open_registry, split_name
+from bluesky_ptychonn.cli.common.catalogs import AlsoCatalogOption, ModelArgument, open_registry, split_name
 
 if TYPE_CHECKING:
     from bluesky_ptychonn.card import ModelCard, SamplingPoint

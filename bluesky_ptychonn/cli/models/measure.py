@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from bluesky_ptychonn.cli.catalogs import CATALOG_VARIABLE, DeviceOption, ModelArgument, open_catalog, run_key
+from bluesky_ptychonn.cli.common.catalogs import CATALOG_VARIABLE, DeviceOption, ModelArgument, open_catalog, run_key
 from bluesky_ptychonn.cli.models.cards import curve_head, curve_line, printable
 
 if TYPE_CHECKING:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from bluesky_ptychonn.cli.catalogs import CatalogOption, ModelArgument, open_registry, split_name
+from bluesky_ptychonn.cli.common.catalogs import CatalogOption, ModelArgument, open_registry, split_name
 
 if TYPE_CHECKING:
     from bluesky_ptychonn.catalog.registry.decisions import Decision

@@ -12,7 +12,7 @@ import pytest
 from bluesky_ptychonn.beamline.sim import SimulatedBeamline
 from bluesky_ptychonn.catalog.connection.server import CatalogServer
 from bluesky_ptychonn.catalog.results.client import reconstructions
-from bluesky_ptychonn.cli.catalogs import find_reconstruction, refused_later
+from bluesky_ptychonn.cli.common.catalogs import find_reconstruction, refused_later
 from bluesky_ptychonn.live.batch.reconstruct import reconstruct
 from bluesky_ptychonn.live.pipeline.progress import Progress
 from bluesky_ptychonn.optics.framing import PreprocessConfig

@@ -18,8 +18,9 @@ import typer
 from bluesky_ptychonn.beamline.sim import SimulatedBeamline
 from bluesky_ptychonn.card import load_card
 from bluesky_ptychonn.catalog.runs.data_keys import DataKeys
-from bluesky_ptychonn.cli import app, local_session, main
-from bluesky_ptychonn.cli.options import GivenOptions, flags_of
+from bluesky_ptychonn.cli import app, main
+from bluesky_ptychonn.cli.common import local_session
+from bluesky_ptychonn.cli.common.options import GivenOptions, flags_of
 from bluesky_ptychonn.live.pipeline.progress import Timing
 from bluesky_ptychonn.live.pipeline.settings import LiveOptions, ReconstructionOptions
 from bluesky_ptychonn.optics.framing import PreprocessConfig

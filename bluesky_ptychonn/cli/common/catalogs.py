@@ -48,7 +48,7 @@ def open_catalog(catalog: str) -> Iterator[Any]:
     """Tiled client of a catalog; a folder that nobody serves is served meanwhile. ValueError for none at all."""
     from bluesky_ptychonn.catalog.connection.connect import LOCK_FILE, connect_catalog
     from bluesky_ptychonn.catalog.connection.server import serve_catalog
-    from bluesky_ptychonn.cli.local_session import FRAMES
+    from bluesky_ptychonn.cli.common.local_session import FRAMES
 
     folder = Path(catalog).expanduser()
     if catalog.startswith(("http://", "https://")) or not folder.is_dir():

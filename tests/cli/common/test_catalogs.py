@@ -7,7 +7,7 @@ import uuid
 import pytest
 
 from bluesky_ptychonn.catalog.connection.server import CatalogServer
-from bluesky_ptychonn.cli.catalogs import find_reconstruction, run_key
+from bluesky_ptychonn.cli.common.catalogs import find_reconstruction, run_key
 from tests.support.results import make_sink
 
 pytestmark = pytest.mark.system

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from bluesky_ptychonn.cli.progress import PlainLines
+from bluesky_ptychonn.cli.common.progress import PlainLines
 from bluesky_ptychonn.live.pipeline.progress import Timing
 from bluesky_ptychonn.live.pipeline.settings import LiveOptions
 
