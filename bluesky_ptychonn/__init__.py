@@ -83,7 +83,7 @@ if TYPE_CHECKING:
     from bluesky_ptychonn.viewer import LiveView as LiveView
     from bluesky_ptychonn.viewer import reconstruction_figure as reconstruction_figure
 
-__version__ = "0.2.0"
+__version__ = "0.3.0"
 
 # What it is for, where it lives, its names. The imports above say the same to type checkers.
 _HOMES = {

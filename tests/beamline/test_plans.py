@@ -384,7 +384,7 @@ def test_a_unit_that_stands_in_the_description_is_found(RE, of, beamline, kind) 
     motor = kind()
     RE(rel_ptycho_scan([beamline.camera], motor, beamline.stage.y, 1.0, 0.0, 0.5, pattern="raster"))
     assert [e["data"]["mover"] for e in of("event")] == pytest.approx([1.5, 2.0, 2.5])
-    with pytest.raises(ValueError, match="move from -4 to 8 in its own unit, outside its soft limits -5 to 5"):
+    with pytest.raises(ValueError, match="move from -4 to 8 µm, outside its soft limits -5 to 5 µm"):
         RE(rel_ptycho_scan([beamline.camera], motor, beamline.stage.y, 12.0, 0.0, 6.0, pattern="raster"))
 
 
