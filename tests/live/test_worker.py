@@ -625,7 +625,7 @@ def test_scans_without_ptychography_are_passed_over(fake_live: Any, RE: Any) -> 
         (("no-such-model", "http://nowhere"), {}, "model 'no-such-model' is unknown"),
         (("{model}", "http://nowhere"), {"worker": "fork"}, "worker: .*'process' or 'thread', got 'fork'"),
         (("{model}", 3.5), {}, "float is not a catalog"),
-        (("{model}", "http://nowhere"), {"precision": "fp8"}, "precision: .*'fp32', 'tf32', 'bf16' or 'fp16', got 'fp8'"),
+        (("{model}", "http://nowhere"), {"precision": "fp8"}, "precision: .*'tf32', 'bf16' or 'fp16', got 'fp8'"),
         (("{model}", "http://nowhere"), {"x_sign": 0}, "x_sign=0: a sign is 1 or -1"),
     ],
 )
