@@ -9,8 +9,6 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from bluesky_ptychonn import moved
-
 if TYPE_CHECKING:
     from bluesky_ptychonn.beamline.devices import PtychoCamera as PtychoCamera
     from bluesky_ptychonn.beamline.devices import ScanStage as ScanStage
@@ -144,13 +142,9 @@ _HOME_OF = {name: home for home, names in _HOMES.items() for name in names.split
 
 __all__ = ["__version__", *sorted(_HOME_OF)]
 
-moved.install()
-
 
 def __getattr__(name: str) -> Any:
     """Import `name` from where it lives, once (PEP 562)."""
-    if name in moved.FACE:
-        return moved.renamed(__name__, name, __name__, moved.FACE[name])
     if name not in _HOME_OF:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}; it offers {', '.join(__all__)}")
     value = getattr(import_module(f"{__name__}.{_HOME_OF[name]}"), name)

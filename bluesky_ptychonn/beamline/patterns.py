@@ -10,10 +10,6 @@ import numpy as np
 from bluesky import plan_patterns
 from cycler import Cycler, cycler
 
-from bluesky_ptychonn.moved import former
-
-__getattr__ = former(__name__)
-
 Pattern = Literal["raster", "snake", "jittered", "spiral"]
 MOST_POINTS = 1_000_000
 _ROUNDING = 1e-9  # so that 3.0 / 0.1 makes 30 steps, not 31

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import threading
-import warnings
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -118,12 +117,6 @@ class ReplayBeamline:
         player = SimCamera(source=ReplaySource(recorded), stage=stage, folder=folder, **camera)
         player.cam.model.put(f"replay of {recorded.path.name}")
         return cls(stage, player, recorded)
-
-    @classmethod
-    def of(cls, scan: CxiScan | str | os.PathLike[str], folder: Path | str, **options: Any) -> ReplayBeamline:
-        """Give `from_scan`, which was called so in version 0.1.0."""
-        warnings.warn("ReplayBeamline.of is ReplayBeamline.from_scan now", DeprecationWarning, stacklevel=2)
-        return cls.from_scan(scan, folder, **options)
 
 
 @plan  # type: ignore[untyped-decorator]  # bluesky's is

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -93,12 +92,6 @@ class SimulatedBeamline:
         stage = SimStage(name="stage", egu=egu, velocity=velocity, settle_error=settle_error, seed=experiment.seed)
         source = ExperimentSource(experiment)
         return cls(stage, SimCamera(source=source, stage=stage, folder=folder, **camera), experiment)
-
-    @classmethod
-    def of(cls, experiment: SimulatedExperiment, folder: Path | str, **options: Any) -> SimulatedBeamline:
-        """Give `from_experiment`, which was called so in version 0.1.0."""
-        warnings.warn("SimulatedBeamline.of is SimulatedBeamline.from_experiment now", DeprecationWarning, stacklevel=2)
-        return cls.from_experiment(experiment, folder, **options)
 
     @classmethod
     def demo(

@@ -10,7 +10,6 @@ import logging
 import queue
 import threading
 import time
-import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Unpack
@@ -256,12 +255,6 @@ class LiveReconstruction:
                 name = f"run {uid[:8]}" if run.scan_id is None else f"scan {run.scan_id}"
                 lines[uid] = f"{name}: reconstruction {run.state}, {run.done}{of} frames{verdict}{look}"
         return lines
-
-    @property
-    def order(self) -> ReconstructionSettings:
-        """Former name of `settings`."""
-        warnings.warn("LiveReconstruction.order is LiveReconstruction.settings now", DeprecationWarning, stacklevel=2)
-        return self.settings
 
     @property
     def model(self) -> str:

@@ -165,11 +165,6 @@ def test_what_a_file_says_of_its_detector_reaches_the_image(RE, tmp_path) -> Non
     assert correlation(recorded) < 0.5
 
 
-def test_the_name_of_version_0_1_0_warns(tmp_path, recorded) -> None:
-    with pytest.warns(DeprecationWarning, match="ReplayBeamline.from_scan now"):
-        assert ReplayBeamline.of(recorded, tmp_path / "frames", egu="um").stage.x.egu == "um"
-
-
 def test_other_plans_must_keep_to_measured_positions(RE, tmp_path, recorded) -> None:
     beamline = ReplayBeamline.from_scan(recorded, tmp_path / "frames")
     with pytest.raises(FailedStatus) as failed:

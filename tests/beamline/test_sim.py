@@ -15,15 +15,8 @@ from ophyd.utils.errors import LimitError
 from bluesky_ptychonn.beamline.axis import SimAxis, SimStage
 from bluesky_ptychonn.beamline.frames import DATASET, FrameFile
 from bluesky_ptychonn.beamline.sim import SimulatedBeamline
-from bluesky_ptychonn.optics.simulate import SimulatedExperiment
 
 UM = 1e-3  # in mm, the unit of the stage
-
-
-def test_the_name_of_version_0_1_0_warns(tmp_path) -> None:
-    experiment = SimulatedExperiment.demo()
-    with pytest.warns(DeprecationWarning, match="SimulatedBeamline.from_experiment now"):
-        assert SimulatedBeamline.of(experiment, tmp_path, egu="um").experiment is experiment
 
 
 def scan(beamline: SimulatedBeamline, num: int = 5, **md: Any) -> Any:

@@ -495,12 +495,6 @@ def test_how_a_run_ended_and_how_to_open_it(fake_live: Any, caplog: pytest.LogCa
         live.result("nosuch")
 
 
-def test_a_former_name_still_works(fake_live: Any) -> None:
-    live = fake_live()
-    with pytest.warns(DeprecationWarning, match=r"LiveReconstruction\.settings now"):
-        assert live.order is live.settings
-
-
 @pytest.mark.parametrize("kind", ["event", "datum", "stream"])
 def test_a_run_that_the_raw_writer_keeps_is_written_once(
     fake_live: Any, tmp_path: Path, kind: Any, monkeypatch: pytest.MonkeyPatch

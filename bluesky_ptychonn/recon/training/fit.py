@@ -14,7 +14,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from bluesky_ptychonn.moved import called
 from bluesky_ptychonn.recon.data.batches import Mix, TrainingData
 from bluesky_ptychonn.recon.data.scans import LabelledScan, MeasuredScan
 from bluesky_ptychonn.recon.data.simulated import SyntheticConfig
@@ -27,8 +26,6 @@ from bluesky_ptychonn.recon.training.distributed import process_group
 from bluesky_ptychonn.recon.training.loop import Progress, Training
 
 __all__ = ["Progress", "TrainingConfig", "fine_tune", "fit"]
-
-called(__name__)  # `from ...recon.training import fit` gave the function in 0.1.0
 
 
 def fit(
