@@ -84,6 +84,14 @@ def test_masked_pixels_are_unknown_and_those_with_signal_are_good(tmp_path, fram
         scan.check_masked(0.005)
 
 
+def test_a_mask_beside_the_frames_and_a_dark_as_pynx_names_it_are_used(tmp_path, frames) -> None:
+    told = (put("mask", mask_of((3, 4)), at="data_1"), put("dark", np.full((16, 16), 7)))
+    scan = read_cxi(write(tmp_path / "a.cxi", frames, *told))
+    wanted = frames.astype(np.float32) - 7
+    wanted[:, 3, 4] = np.nan
+    np.testing.assert_array_equal(scan.frames[:], wanted)
+
+
 def test_a_mask_that_condemns_nothing_leaves_counts_as_they_are(tmp_path, frames) -> None:
     scan = read_cxi(write(tmp_path / "a.cxi", frames, put("mask", np.full((16, 16), 0x1000))))
     assert scan.frames.dtype == np.uint16
