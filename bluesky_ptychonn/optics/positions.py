@@ -16,8 +16,12 @@ def nearest(y_m: NDArray[np.float64], x_m: NDArray[np.float64]) -> tuple[NDArray
 
 
 def spacing_m(y_m: NDArray[np.float64], x_m: NDArray[np.float64]) -> float | None:
-    """Median distance of a position to its nearest neighbour, m; None for a single one."""
-    return float(np.median(nearest(y_m, x_m)[0])) if len(y_m) > 1 else None
+    """Median distance of a position to the nearest other one, m, several frames at one place counted once.
+
+    None for a single place.
+    """
+    y, x = np.unique(np.stack([y_m, x_m]), axis=1)
+    return float(np.median(nearest(y, x)[0])) if len(y) > 1 else None
 
 
 def thinned(y_m: NDArray[np.float64], x_m: NDArray[np.float64], every: int, first: int = 0) -> NDArray[np.intp]:

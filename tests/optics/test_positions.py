@@ -52,3 +52,9 @@ def test_all_and_one_and_several_at_one_place() -> None:
     assert sorted(set(thinned(y * 0, x * 0, 2).tolist())) == thinned(y * 0, x * 0, 2).tolist()
     assert spacing_m(y[:1], x[:1]) is None
     assert spacing_m(y[3:], x[3:]) == pytest.approx(5 * 2**0.5)
+
+
+def test_frames_taken_twice_at_a_place_are_no_step_of_nothing() -> None:
+    y, x = np.repeat(raster(), 2, axis=1)
+    assert spacing_m(y, x) == 1
+    assert spacing_m(y[:2], x[:2]) is None

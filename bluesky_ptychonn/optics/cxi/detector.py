@@ -118,7 +118,7 @@ def read_detector(
     beam, distance = stands.corner(vectors)
     framing = _framing(stands, asked, turn, beam)
     bad, masks = reader.bad_pixels()
-    dark = None if image else reader.mean_image("data_dark")
+    dark = None if image else reader.dark()
     gain = None if image else reader.gain(dark, energy_j)
     unknown = [part for part in (dark, gain) if isinstance(part, np.ndarray)]
     if any(not np.isfinite(part).all() for part in unknown):

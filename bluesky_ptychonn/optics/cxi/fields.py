@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from bluesky_ptychonn.optics.cxi.frames import marked_bad
 from bluesky_ptychonn.optics.geometry import to_metres
-from bluesky_ptychonn.optics.hdf5 import find_inside, numeric_dataset, read_numeric
+from bluesky_ptychonn.optics.hdf5 import find_first, find_inside, numeric_dataset, read_numeric
 
 JOULE_PER_EV = 1.602176634e-19
 _ENERGY_UNITS = {"j": 1.0, "joule": 1.0, "ev": JOULE_PER_EV, "kev": 1e3 * JOULE_PER_EV}
@@ -125,8 +125,9 @@ class DetectorFields:
 
     def bad_pixels(self) -> tuple[NDArray[np.bool_] | None, str | None]:
         """Pixels (H, W) bad in every frame, and the dataset with a mask for each, where the file has such."""
-        place = f"{self.place}/mask"
-        if find_inside(self.group, place, self.name) is None:
+        # Some keep it beside the frames instead, as Condor and psocake do.
+        place = find_first(self.group, (f"{self.place}/mask", "data_1/mask"), self.name)
+        if place is None:
             return None, None
         dataset = numeric_dataset(self.group, place, self.name)
         if dataset.dtype.kind not in "biu" or dataset.shape not in (
@@ -134,10 +135,9 @@ class DetectorFields:
             (1, *self.shape),
             (self.count, *self.shape),
         ):
-            raise self.refused(
-                "mask",
-                f"{dataset.dtype} of shape {dataset.shape}; needed are integers, {self.shape} or, a mask a frame, "
-                f"{(self.count, *self.shape)}",
+            raise ValueError(
+                f"{self.name}: {dataset.name}: {dataset.dtype} of shape {dataset.shape}; needed are integers, "
+                f"{self.shape} or, a mask a frame, {(self.count, *self.shape)}"
             )
         if dataset.ndim == 3 and len(dataset) > 1:
             return None, dataset.name
@@ -154,6 +154,11 @@ class DetectorFields:
         known = np.isfinite(images)
         total = np.where(known, images, 0).sum(axis=0)
         return np.asarray(np.where(known.any(axis=0), total / known.sum(axis=0).clip(1), np.nan), np.float32)
+
+    def dark(self) -> NDArray[np.float32] | None:
+        """Image (H, W) of the counts without light; PyNX calls it ``dark``."""
+        named = self.mean_image("data_dark")
+        return self.mean_image("dark") if named is None else named
 
     def gain(self, dark: NDArray[np.float32] | None, energy_j: float | None) -> NDArray[np.float32] | float | None:
         """Find the counts a photon: relative ones by the white field, absolute by ``counts_per_joule``; None is 1."""

@@ -75,14 +75,28 @@ class FrameCorrection:
 def _not_there(frames: NDArray[Any]) -> NDArray[np.bool_]:
     """Pixels (n, H, W) whose value is a sign, not counts: of integers the largest two, and -1 and -2.
 
-    Negative counts mean that something was subtracted; then -1 and -2 are counts as well.
+    Counts below -2 mean that something was subtracted; then -1 and -2 are counts as well. So they are where the pixels
+    around are dark: weak read noise.
     """
     if frames.dtype.kind not in "iu":
         return np.zeros(frames.shape, bool)
     marked = frames >= np.iinfo(frames.dtype).max - 1
     if frames.dtype.kind == "i":
-        marked |= (frames < 0) & (frames.min(axis=(1, 2), keepdims=True) >= -2)
+        coded = (frames < 0) & (frames.min(axis=(1, 2), keepdims=True) >= -2)
+        some = coded.any(axis=(1, 2))
+        marked[some] |= coded[some] & _lit(frames[some])
     return np.asarray(marked)
+
+
+def _lit(frames: NDArray[Any]) -> NDArray[np.bool_]:
+    """Whether the median of what a pixel's 5 x 5 neighbours count is 3 or more, or none of them counts, (n, H, W)."""
+    from scipy.ndimage import uniform_filter
+
+    known, bright = (
+        np.rint(25 * uniform_filter((frames >= least).astype(np.float32), (1, 5, 5), mode="constant"))
+        for least in (0, 3)  # read noise that nowhere reaches -3 does not reach 3
+    )
+    return np.asarray((2 * bright > known) | (known == 0))
 
 
 @dataclass(frozen=True)

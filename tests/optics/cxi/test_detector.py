@@ -84,6 +84,27 @@ def test_masked_pixels_are_unknown_and_those_with_signal_are_good(tmp_path, fram
         scan.check_masked(0.005)
 
 
+def test_a_mask_beside_the_frames_and_a_dark_as_pynx_names_it_are_used(tmp_path, frames) -> None:
+    told = (put("mask", mask_of((3, 4)), at="data_1"), put("dark", np.full((16, 16), 7)))
+    scan = read_cxi(write(tmp_path / "a.cxi", frames, *told))
+    wanted = frames.astype(np.float32) - 7
+    wanted[:, 3, 4] = np.nan
+    np.testing.assert_array_equal(scan.frames[:], wanted)
+
+
+def test_weak_read_noise_below_zero_is_no_sign_of_pixels_that_are_not_there(tmp_path) -> None:
+    noise = np.random.default_rng(4).integers(-2, 3, (9, 16, 16)).astype(np.int32)
+    light = np.zeros((16, 16), np.int32)
+    light[4:12, 4:12] = 90
+    subtracted = noise + light
+    subtracted[:, 7, :] = np.where(light[7] > 0, -1, subtracted[:, 7])  # a row that is not there, where light falls
+    scan = read_cxi(write(tmp_path / "a.cxi", subtracted, put("mask", mask_of((0, 0)))))
+    unknown = np.isnan(scan.frames[:])
+    assert unknown[:, 7, 4:12].all()
+    assert not unknown[:, 1:2].any()
+    assert not unknown[:, 14:].any()
+
+
 def test_a_mask_that_condemns_nothing_leaves_counts_as_they_are(tmp_path, frames) -> None:
     scan = read_cxi(write(tmp_path / "a.cxi", frames, put("mask", np.full((16, 16), 0x1000))))
     assert scan.frames.dtype == np.uint16
