@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import Enum
+from functools import partial
 from typing import Any
 
 from bluesky_ptychonn.catalog.connection.errors import is_outage
@@ -94,7 +95,6 @@ class RunReconstruction:
         self._unusable = Counter[str]()  # documents that could not be used, by kind
         self._due_at = 0.0
         self._retry = Retry(clock)
-        self._raw_run = RawRunWait(lambda: self._factory.is_raw_run_complete(start), self.pace, clock)
         self._closing_since: float | None = None
         try:
             self._pairing = RunPairing(start, keys or DataKeys())
@@ -104,6 +104,8 @@ class RunReconstruction:
             self.progress.model = self._factory.model
         except RunError as error:
             self._error = error
+        # Holds nothing of this run: in a cycle its patches and frames would lie in memory for many runs more.
+        self._raw_run = RawRunWait(partial(self._factory.is_raw_run_complete, start), self.pace, clock)
 
     # -- documents in
 
