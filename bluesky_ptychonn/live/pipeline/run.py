@@ -313,7 +313,7 @@ class RunReconstruction:
     def _write_failure(self, error: RunError) -> None:
         """Mark the run failed: in the catalog too, where it says that it is ptychography."""
         self._note(Problem(str(error), ProblemKind.RUN))
-        log.warning("run %s: %s", self.progress.uid, error)
+        log.warning("run %s: %s", self.progress.uid, str(error))
         if self._assembly is None and not isinstance(self.start.get("ptychography"), Mapping):
             self._finish("ignored")
             return
@@ -332,6 +332,7 @@ class RunReconstruction:
 
     def _finish(self, state: str) -> None:
         self.progress.state = state
+        self._error = None  # its traceback holds this run
         if self._assembly is not None:
             self._assembly.source.close()
 

@@ -111,15 +111,25 @@ def test_whole_run_is_complete(kind: Any, points: int) -> None:
     assert bench.sink.mosaics[-1].coverage.max() > 0
 
 
-def test_a_finished_run_leaves_memory_at_once() -> None:
+@pytest.mark.parametrize("state", ["complete", "failed"])
+def test_a_finished_run_leaves_memory_at_once(state: str) -> None:
     """Not when Python looks for cycles, which it seldom does where much lives long: some 10 KiB a frame stayed."""
+
+    class Particular(FakeReconstructor):
+        def reconstruct(self, frames: NDArray[Any]) -> PatchBatch:
+            if state == "failed" and frames.max() > 1:
+                raise ValueError("cannot be used")
+            return super().reconstruct(frames)
+
     bench = Bench(RunMaker(), 2)
+    bench.factory.fake.__class__ = Particular
     gc.disable()
     try:
-        bench.point(1)
-        bench.point(2)
+        for seq_num in (1, 2):
+            bench.point(seq_num)
+            bench.work(1.0)
         bench.close()
-        assert bench.job.progress.state == "complete"
+        assert bench.job.progress.state == state
         run = weakref.ref(bench.job)
         del bench.job
         assert run() is None
