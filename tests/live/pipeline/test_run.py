@@ -32,7 +32,7 @@ from bluesky_ptychonn.live.pipeline.testing import (
 )
 from bluesky_ptychonn.live.pipeline.waiting import RAW_BEHIND
 from bluesky_ptychonn.optics.geometry import Geometry
-from bluesky_ptychonn.recon.inference.patch_batch import PatchBatch
+from bluesky_ptychonn.recon.inference.patch_batch import BEAM_LOST, OUT_OF_RANGE, PatchBatch
 from bluesky_ptychonn.recon.mosaic.refine_config import Refinement
 from bluesky_ptychonn.recon.mosaic.stitch import Mosaic, MosaicImage
 
@@ -771,6 +771,37 @@ def test_what_was_made_before_the_flux_was_known_is_made_again(blocks: list[int]
     }
     assert np.nanmax(bench.sink.mosaics[-1].amplitude) == pytest.approx(1)
     assert sum(map(len, bench.sink.blocks)) == 18 - blocks[-1]  # those that had the right one are left
+
+
+@pytest.mark.parametrize("blocks", [[9], [2, 3, 4], [1] * 9])
+def test_a_beam_that_was_lost_at_first_is_found_to_be_however_frames_came(blocks: list[int]) -> None:
+    """The first two frames are dim, which only those that follow tell from a dim run."""
+
+    class Judging(FakeReconstructor):
+        seen = 0.0
+
+        def reconstruct(self, frames: NDArray[Any]) -> PatchBatch:
+            self.seen = max(self.seen, float(frames.max()))
+            made = super().reconstruct(frames)
+            for i, value in enumerate(frames[:, 0, 0]):
+                if value < 3:
+                    made.valid[i] = self.seen < 3
+                    made.flag[i] = OUT_OF_RANGE if made.valid[i] else BEAM_LOST
+                    made.patches[i] = made.patches[i] if made.valid[i] else np.nan
+            return made
+
+    bench = Bench(RunMaker(), 9)
+    bench.factory.fake.__class__ = Judging
+    numbers = iter(range(1, 10))
+    for block in blocks:
+        for seq_num in itertools.islice(numbers, block):
+            bench.point(seq_num, x=seq_num / 50)
+        bench.work(1.0)
+    bench.close()
+    assert (bench.job.progress.done, bench.job.progress.rejected) == (7, {BEAM_LOST: 2})
+    assert [bool(bench.sink.table[number]["valid"]) for number in range(1, 10)] == [False] * 2 + [True] * 7
+    covered = np.isfinite(bench.sink.mosaics[-1].phase).any(axis=0)
+    assert covered.sum() == 8 + 6 * 2
 
 
 def refining(points: int, **pace: Any) -> Bench:
