@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -20,12 +21,13 @@ from bluesky_ptychonn.live.pipeline.problems import ProblemKind
 from bluesky_ptychonn.live.pipeline.progress import Progress, Timing
 from bluesky_ptychonn.live.pipeline.protocols import FrameReconstructor, Sink
 from bluesky_ptychonn.live.pipeline.refining import MosaicRefiner
-from bluesky_ptychonn.recon.inference.patch_batch import PatchBatch
+from bluesky_ptychonn.recon.inference.patch_batch import BEAM_LOST, OUT_OF_RANGE, PatchBatch
 from bluesky_ptychonn.recon.mosaic.stitch import Mosaic, MosaicImage
 
 log = logging.getLogger(__name__)
 
 _LOOKS = 3  # at a frame that cannot be decoded, or is all zeros: it may be half written
+_FIRST = 256  # usable frames, by which a run's flux is known
 LONGEST_REST = 10  # times flush_s, mosaic_s
 
 
@@ -119,7 +121,9 @@ class Assembly:
         for ref, is_valid, flag in zip(refs, batch.valid.tolist(), batch.flag, strict=True):
             if is_valid:
                 self.frames.commit(ref)
-                self._probe_factors[ref.seq_num] = ref, self.reconstructor.probe_factor
+                # Whether one with few counts had lost the beam shows by those that follow.
+                unsure = OUT_OF_RANGE in flag and self.frames.committed <= _FIRST
+                self._probe_factors[ref.seq_num] = ref, math.nan if unsure else self.reconstructor.probe_factor
             else:
                 self.frames.reject(ref.seq_num, flag or "not valid", FrameState.REJECTED)
         self._stitch(batch, refs)
@@ -155,7 +159,8 @@ class Assembly:
     def _settle(self) -> None:
         """Make those frames again that were made before the run's flux was known: none depends on what came together.
 
-        At most some hundred, and none where the probe's own flux holds. One whose data are gone stays as it is.
+        At most some hundred, and none where the probe's own flux holds and counts are usual. One whose data are gone
+        stays as it is.
         """
         factor = self.reconstructor.probe_factor
         early = [
@@ -172,11 +177,20 @@ class Assembly:
             refs = [ref for ref, is_found in zip(some, fetched.found, strict=True) if is_found]
             if refs:
                 batch = self._make(refs, fetched.frames)
-                if batch.valid.all():
+                lost = [BEAM_LOST in flag for flag in batch.flag]
+                if (batch.valid | lost).all():
                     self._write(refs, batch, time_done=np.full(len(refs), np.nan))  # readable since they came
                     self._stitch(batch, refs)
+                    for i in np.flatnonzero(lost):
+                        self._withdraw(refs[i].seq_num, batch.flag[i])
             for ref in some:
                 self._probe_factors[ref.seq_num] = ref, factor
+
+    def _withdraw(self, seq_num: int, reason: str) -> None:
+        self._mosaic.remove(seq_num)
+        self._final_mosaic = None
+        self._refiner.forget(seq_num)
+        self.frames.withdraw(seq_num, reason)
 
     def _reject(self, ref: FrameRef, reason: str, problem: str) -> None:
         log.warning("frame %d (row %d): %s: %s", ref.seq_num, ref.row, reason, problem)

@@ -70,6 +70,12 @@ class FrameLedger:
         if before is None or before.reason != reason or seq_num in self._under_way:
             self._close(seq_num, _Outcome(state, reason=str(reason)))
 
+    def withdraw(self, seq_num: int, reason: str) -> None:
+        """Note that a frame has none after all: its line says so, and nothing sums over it any more."""
+        outdated = self.outdated
+        self.reject(seq_num, reason, FrameState.REJECTED)
+        self.outdated = outdated
+
     def _close(self, seq_num: int, outcome: _Outcome) -> None:
         self._under_way.pop(seq_num, None)
         before = self._outcomes.get(seq_num)

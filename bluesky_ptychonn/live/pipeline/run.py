@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import Enum
+from functools import partial
 from typing import Any
 
 from bluesky_ptychonn.catalog.connection.errors import is_outage
@@ -94,7 +95,6 @@ class RunReconstruction:
         self._unusable = Counter[str]()  # documents that could not be used, by kind
         self._due_at = 0.0
         self._retry = Retry(clock)
-        self._raw_run = RawRunWait(lambda: self._factory.is_raw_run_complete(start), self.pace, clock)
         self._closing_since: float | None = None
         try:
             self._pairing = RunPairing(start, keys or DataKeys())
@@ -104,6 +104,8 @@ class RunReconstruction:
             self.progress.model = self._factory.model
         except RunError as error:
             self._error = error
+        # Holds nothing of this run: in a cycle its patches and frames would lie in memory for many runs more.
+        self._raw_run = RawRunWait(partial(self._factory.is_raw_run_complete, start), self.pace, clock)
 
     # -- documents in
 
@@ -311,7 +313,7 @@ class RunReconstruction:
     def _write_failure(self, error: RunError) -> None:
         """Mark the run failed: in the catalog too, where it says that it is ptychography."""
         self._note(Problem(str(error), ProblemKind.RUN))
-        log.warning("run %s: %s", self.progress.uid, error)
+        log.warning("run %s: %s", self.progress.uid, str(error))
         if self._assembly is None and not isinstance(self.start.get("ptychography"), Mapping):
             self._finish("ignored")
             return
@@ -330,6 +332,7 @@ class RunReconstruction:
 
     def _finish(self, state: str) -> None:
         self.progress.state = state
+        self._error = None  # its traceback holds this run
         if self._assembly is not None:
             self._assembly.source.close()
 

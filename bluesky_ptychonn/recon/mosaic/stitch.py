@@ -172,7 +172,7 @@ class Mosaic:
         self._grow(whole.min(0), whole.max(0) + np.array(self.weight.shape))
         numbers = range(self.count, self.count + len(patches)) if order is None else order
         for patch, pixel, corner, t, number in zip(patches, pixels, whole, np.atleast_1d(trust), numbers, strict=True):
-            self._remove(int(number))
+            self.remove(int(number))
             (row, column), (down, right) = corner.tolist(), (pixel - corner).tolist()
             self._add_patch(int(number), patch, _Kept(row, column, (down, right), float(t)))
 
@@ -221,7 +221,7 @@ class Mosaic:
             except OSError as error:
                 self.problem = f"patches beyond {len(self._plain)} cannot be kept: {error}"
 
-    def _remove(self, number: int) -> None:
+    def remove(self, number: int) -> None:
         """Take a patch out again, where there is one of this number and it is kept."""
         kept = self._kept.get(number)
         if kept is None or kept.stored < 0:

@@ -1,6 +1,7 @@
 """Train a network, by simulation through a probe, by labels, by the physics alone, or all at once.
 
-Deterministic for a seed, and resumable after any kill.
+Deterministic for a seed on a CPU, and resumable after any kill. On CUDA the sums of some gradients are added up as
+threads come to them, so that weights of one seed differ by rounding.
 """
 
 from __future__ import annotations

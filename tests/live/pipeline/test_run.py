@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+import gc
 import itertools
 import math
 import time
+import weakref
 from dataclasses import replace
 from typing import Any
 
@@ -30,7 +32,7 @@ from bluesky_ptychonn.live.pipeline.testing import (
 )
 from bluesky_ptychonn.live.pipeline.waiting import RAW_BEHIND
 from bluesky_ptychonn.optics.geometry import Geometry
-from bluesky_ptychonn.recon.inference.patch_batch import PatchBatch
+from bluesky_ptychonn.recon.inference.patch_batch import BEAM_LOST, OUT_OF_RANGE, PatchBatch
 from bluesky_ptychonn.recon.mosaic.refine_config import Refinement
 from bluesky_ptychonn.recon.mosaic.stitch import Mosaic, MosaicImage
 
@@ -107,6 +109,32 @@ def test_whole_run_is_complete(kind: Any, points: int) -> None:
     assert bench.source.closed
     assert bench.job.progress.key == bench.sink.key
     assert bench.sink.mosaics[-1].coverage.max() > 0
+
+
+@pytest.mark.parametrize("state", ["complete", "failed"])
+def test_a_finished_run_leaves_memory_at_once(state: str) -> None:
+    """Not when Python looks for cycles, which it seldom does where much lives long: some 10 KiB a frame stayed."""
+
+    class Particular(FakeReconstructor):
+        def reconstruct(self, frames: NDArray[Any]) -> PatchBatch:
+            if state == "failed" and frames.max() > 1:
+                raise ValueError("cannot be used")
+            return super().reconstruct(frames)
+
+    bench = Bench(RunMaker(), 2)
+    bench.factory.fake.__class__ = Particular
+    gc.disable()
+    try:
+        for seq_num in (1, 2):
+            bench.point(seq_num)
+            bench.work(1.0)
+        bench.close()
+        assert bench.job.progress.state == state
+        run = weakref.ref(bench.job)
+        del bench.job
+        assert run() is None
+    finally:
+        gc.enable()
 
 
 def test_first_frame_at_once_then_in_blocks() -> None:
@@ -694,6 +722,29 @@ def test_the_last_mosaic_is_synchronised() -> None:
     assert apart[-1] < 0.005
 
 
+def test_the_last_mosaic_is_the_same_to_the_bit_when_frames_come_late() -> None:
+    class Turned(FakeReconstructor):
+        def reconstruct(self, frames: NDArray[Any]) -> PatchBatch:
+            made = super().reconstruct(frames)
+            turns = [np.random.default_rng(int(frame[0, 0])).normal(0, 1, (8, 8)) for frame in frames]
+            return replace(made, patches=np.exp(1j * np.array(turns)).astype("c8"))
+
+    images = []
+    for late in (set[int](), {1, 2, 5}):
+        bench = Bench(RunMaker(), 7)
+        bench.factory.fake.__class__ = Turned
+        for seq_num in range(1, 8):
+            bench.point(seq_num, there=seq_num not in late, x=seq_num / 40)
+        bench.work(0.5)
+        for seq_num in late:
+            bench.source.frames[seq_num - 1] = frame_of(seq_num)
+        bench.close()
+        assert bench.sink.blocks[0] == [seq_num for seq_num in range(1, 8) if seq_num not in late]
+        images.append(bench.sink.mosaics[-1])
+    for name in ("amplitude", "phase", "coverage", "trust"):
+        np.testing.assert_array_equal(*(getattr(image, name) for image in images))
+
+
 @pytest.mark.parametrize("blocks", [[9], [1, 2, 6], [1] * 9])
 def test_what_was_made_before_the_flux_was_known_is_made_again(blocks: list[int]) -> None:
     """The fake's factor is that of the brightest frame so far, and its patches have it."""
@@ -720,6 +771,37 @@ def test_what_was_made_before_the_flux_was_known_is_made_again(blocks: list[int]
     }
     assert np.nanmax(bench.sink.mosaics[-1].amplitude) == pytest.approx(1)
     assert sum(map(len, bench.sink.blocks)) == 18 - blocks[-1]  # those that had the right one are left
+
+
+@pytest.mark.parametrize("blocks", [[9], [2, 3, 4], [1] * 9])
+def test_a_beam_that_was_lost_at_first_is_found_to_be_however_frames_came(blocks: list[int]) -> None:
+    """The first two frames are dim, which only those that follow tell from a dim run."""
+
+    class Judging(FakeReconstructor):
+        seen = 0.0
+
+        def reconstruct(self, frames: NDArray[Any]) -> PatchBatch:
+            self.seen = max(self.seen, float(frames.max()))
+            made = super().reconstruct(frames)
+            for i, value in enumerate(frames[:, 0, 0]):
+                if value < 3:
+                    made.valid[i] = self.seen < 3
+                    made.flag[i] = OUT_OF_RANGE if made.valid[i] else BEAM_LOST
+                    made.patches[i] = made.patches[i] if made.valid[i] else np.nan
+            return made
+
+    bench = Bench(RunMaker(), 9)
+    bench.factory.fake.__class__ = Judging
+    numbers = iter(range(1, 10))
+    for block in blocks:
+        for seq_num in itertools.islice(numbers, block):
+            bench.point(seq_num, x=seq_num / 50)
+        bench.work(1.0)
+    bench.close()
+    assert (bench.job.progress.done, bench.job.progress.rejected) == (7, {BEAM_LOST: 2})
+    assert [bool(bench.sink.table[number]["valid"]) for number in range(1, 10)] == [False] * 2 + [True] * 7
+    covered = np.isfinite(bench.sink.mosaics[-1].phase).any(axis=0)
+    assert covered.sum() == 8 + 6 * 2
 
 
 def refining(points: int, **pace: Any) -> Bench:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import warnings
@@ -472,6 +473,21 @@ def test_convolutions_on_cuda_are_exact_unless_asked_for_otherwise() -> None:
         with exact_convolutions(torch.device("cuda"), tf32=tf32):
             assert (cudnn.enabled, cudnn.allow_tf32, cudnn.deterministic) == (True, tf32, True)
     assert (cudnn.allow_tf32, cudnn.deterministic) == before
+
+
+@pytest.mark.parametrize("precision", ["fp32", "tf32"])
+def test_only_a_pass_that_is_asked_for_tf32_has_it(monkeypatch: pytest.MonkeyPatch, precision: Any) -> None:
+    asked = []
+
+    def noted(device: torch.device, *, tf32: bool = False) -> Any:
+        asked.append(tf32)
+        return contextlib.nullcontext()
+
+    monkeypatch.setattr("bluesky_ptychonn.recon.inference.forward_pass.exact_convolutions", noted)
+    reconstructor = Reconstructor(echo(), device="cpu")
+    reconstructor._passes.precision = precision
+    reconstructor.reconstruct(np.ones((1, SIZE, SIZE), np.float32))
+    assert asked == [precision == "tf32"]
 
 
 def test_what_a_lower_precision_costs_is_recorded(model: Model) -> None:

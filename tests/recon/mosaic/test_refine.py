@@ -132,6 +132,25 @@ def test_the_network_looks_again_between_rounds() -> None:
     assert torch.isfinite(torch.view_as_real(again)).all()
 
 
+def test_a_second_look_is_synchronised() -> None:
+    """A ramp of phase of which the ends come first: what lies between them agrees with both only afterwards."""
+    places, (h, w) = np.array([0, 64, 16, 48, 32]), WEIGHT.shape  # px
+
+    class Ramp(LiftedNetwork):
+        def last_stage(self, counts: torch.Tensor, probe: torch.Tensor, known: torch.Tensor) -> torch.Tensor:
+            columns = places[counts[:, 0, 0].int().numpy()][:, None, None] + np.arange(w) + np.zeros((h, 1))
+            return torch.as_tensor(np.exp(0.3j * columns).astype(np.complex64))
+
+    counts = torch.arange(5.0)[:, None, None].expand(5, N, N)
+    y, x = np.zeros(5), places * PIXEL
+    flat = mosaic_of(y, x)
+    swept = sweeps.Sweeper(flat, scan_of(counts, y, x, PROBE), Refinement())
+    network = Ramp(LiftedConfig(frame_size=N, patch_size=N // 2, width=4, stages=1))
+    swept.apply_last_stage(network, np.ones((h, w), np.float32), anchor=0.0)
+    phase = np.unwrap(swept.image(flat).phase[h // 2])
+    assert np.ptp(np.diff(phase)) < 0.005
+
+
 class Forgetful(LiftedNetwork):
     """A network whose second look undoes what the sweeps did."""
 

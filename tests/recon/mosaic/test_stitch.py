@@ -97,6 +97,15 @@ def test_patches_are_shifted_by_parts_of_a_pixel(shift: tuple[float, float]) -> 
     assert np.abs(error).max() < 0.02
 
 
+def test_a_patch_weighs_where_it_lies_between_pixels() -> None:
+    """Light that falls linearly from a ridge: half a pixel on, each pixel has the mean of the two it lies between."""
+    weight = (1 - np.abs(np.arange(8) - 3) / 8 + np.zeros((8, 1))).astype(np.float32)
+    mosaic = Mosaic(PIXEL, weight)
+    mosaic.add(np.ones((1, 8, 8), np.complex64), np.zeros(1), np.array([0.25 * PIXEL]), np.ones(1))
+    expected = 0.75 * weight[:, 1:] + 0.25 * weight[:, :-1]
+    np.testing.assert_allclose(mosaic.snapshot().coverage[:, 1:], expected, atol=1e-5)
+
+
 def test_random_global_phases_are_agreed() -> None:
     """What the network cannot know, the overlap tells: turned patches give the same picture."""
     experiment = middle("etched")
