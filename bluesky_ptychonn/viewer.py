@@ -181,7 +181,7 @@ class LiveView:
         self._closing = threading.Event()
         self._thread = threading.Thread(target=self._follow, name="LiveView", daemon=True)
         self._thread.start()
-        if _has_windows():
+        if plot.has_windows():
             import matplotlib.pyplot as plt
 
             self.figure = plt.figure(figsize=_LIVE_SIZE, layout="constrained")
@@ -195,6 +195,8 @@ class LiveView:
                     "with RunEngine(during_task=WindowsDuringPlan())",
                     plt.get_backend(),
                 )
+        elif path is None:
+            log.warning("LiveView: matplotlib has no windows here. Call its draw(), or make it with path='live.png'")
 
     def draw(self) -> Figure | None:
         """Draw the newest snapshot into the figure, if it is not there yet; None while there is none at all."""
@@ -278,12 +280,3 @@ class _Snapshot:
         plot.draw_all(figure.subplots(2, 2, sharex=True, sharey=True), self.image, self.frames)
         plot.write_title(figure, self.title)
         return figure
-
-
-def _has_windows() -> bool:
-    """Whether matplotlib's backend draws into windows."""
-    import matplotlib.pyplot as plt
-    from matplotlib.backends.registry import BackendFilter, backend_registry
-
-    registry: Any = backend_registry
-    return plt.get_backend().lower() in {name.lower() for name in registry.list_builtin(BackendFilter.INTERACTIVE)}

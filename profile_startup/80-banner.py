@@ -8,7 +8,7 @@ bluesky_ptychonn {__version__}: ptychography scans of RE are reconstructed while
   catalog          {getattr(catalog, "uri", catalog)}
   camera, stage    a simulated beamline; the stage has x and y
   plans            ptycho_scan, sparse_ptycho_scan, and both as rel_...; lengths in µm
-  live             how the reconstruction stands; live.result() is the newest image
+  live             how the reconstruction stands; live.result() is the newest image of this session
   reconstructions  finds images: reconstructions(catalog, raw=scan_id)
   LiveView         shows the scan under way: view = LiveView(live)
 

@@ -12,6 +12,7 @@ from bluesky import RunEngine
 from bluesky.plan_stubs import sleep
 
 from bluesky_ptychonn import plan_windows, viewer
+from bluesky_ptychonn.catalog.results import plot
 from bluesky_ptychonn.plan_windows import WindowsDuringPlan
 
 
@@ -69,7 +70,8 @@ def test_a_view_whose_window_will_not_move_says_what_helps(
         with caplog.at_level(logging.WARNING), viewer.LiveView(Nothing(), interval_s=0.05):
             return caplog.text
 
-    monkeypatch.setattr(viewer, "_has_windows", lambda: True)
+    assert "matplotlib has no windows here. Call its draw(), or make it with path='live.png'" in said()
+    monkeypatch.setattr(plot, "has_windows", lambda: True)
     monkeypatch.setattr("matplotlib.figure.Figure.show", lambda *_: None)
     monkeypatch.setattr(plan_windows, "_made", set())
     assert "Install PySide6, or make the RunEngine with RunEngine(during_task=WindowsDuringPlan())" in said()

@@ -251,7 +251,7 @@ class LiveReconstruction:
             if run.finished and run.state != "ignored":
                 of = f" of {run.expected}" if run.expected else ""
                 verdict = f", verdict {run.verdict}" if run.verdict else ""
-                look = f"; live.result({uid[:8]!r}).plot() shows it" if run.done else ""
+                look = f"; live.result({uid[:8]!r}).plot('image.png') draws it" if run.done else ""
                 name = f"run {uid[:8]}" if run.scan_id is None else f"scan {run.scan_id}"
                 lines[uid] = f"{name}: reconstruction {run.state}, {run.done}{of} frames{verdict}{look}"
         return lines

@@ -13,6 +13,7 @@ log = logging.getLogger(__name__)
 
 _EVERY_S = 1.0
 _OVER_S = 5.0  # quiet for so long: over
+_USUAL_S: dict[str, float] = {ProblemKind.RAW_RUN: 10.0}  # until then part of every scan: raw data come late
 
 
 class ProblemNotifier:
@@ -33,6 +34,7 @@ class ProblemNotifier:
         self._clock = clock
         self._finished: set[str] = set()  # runs of which it was said
         self._known: dict[str, tuple[str, float]] = {}  # kind -> message as it was logged, when it was seen last
+        self._usual: dict[str, float] = {}  # kind of which nothing was said yet -> since when it is there
         self._closing = threading.Event()
         self._thread = threading.Thread(target=self._run, name="ptychonn notifier", daemon=True)
 
@@ -62,7 +64,11 @@ class ProblemNotifier:
         except Exception as error:  # noqa: BLE001  # said; a session must not lose its voice for good
             message = f"where live reconstruction stands cannot be told: {type(error).__name__}: {error}"
             problems = [(Problem(message, ProblemKind.STATUS), "")]
+        here = [problem.kind for problem, _ in problems]
+        self._usual = {kind: self._usual.get(kind, now) for kind in here if kind in _USUAL_S}
         for problem, more in problems:
+            if now - self._usual.get(problem.kind, now) < _USUAL_S.get(problem.kind, 0.0):
+                continue
             if problem.kind not in self._known:
                 log.warning("%s%s", problem.message, more)
             self._known[problem.kind] = self._known.get(problem.kind, problem)[0], now

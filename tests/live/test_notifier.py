@@ -55,3 +55,22 @@ def test_a_notifier_outlives_what_it_looks_at(caplog: pytest.LogCaptureFixture) 
     assert [record.message for record in caplog.records] == [
         "where live reconstruction stands cannot be told: PermissionError: status.json"
     ]
+
+
+def test_a_raw_run_that_is_a_little_behind_is_no_trouble(caplog: pytest.LogCaptureFixture) -> None:
+    now, problems = [0.0], list[tuple[Problem, str]]()
+    notifier = ProblemNotifier(lambda: problems, lambda: now[0])
+    behind = (Problem("waiting for the raw run in the catalog", ProblemKind.RAW_RUN), "")
+
+    def tell(seconds: int, *current: tuple[Problem, str]) -> list[str]:
+        caplog.clear()
+        problems[:] = current
+        with caplog.at_level(logging.INFO):
+            for _ in range(seconds):
+                now[0] += 1.0
+                notifier.update()
+        return [record.message for record in caplog.records]
+
+    assert tell(8, behind) == tell(9) == tell(8, behind) == tell(9) == []  # after every scan, for a moment
+    assert tell(12, behind) == [behind[0].message]
+    assert tell(9) == [f"over: {behind[0].message}"]

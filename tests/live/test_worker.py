@@ -490,7 +490,7 @@ def test_how_a_run_ended_and_how_to_open_it(fake_live: Any, caplog: pytest.LogCa
     failed, complete = (record.message for record in caplog.records if record.message.startswith("scan"))
     assert failed == "scan 7: reconstruction failed, 0 of 2 frames"
     assert complete.startswith("scan 7: reconstruction complete, 2 of 2 frames, verdict doubtful (low trust); ")
-    assert complete.endswith(f"; live.result({good.uid[:8]!r}).plot() shows it")
+    assert complete.endswith(f"; live.result({good.uid[:8]!r}).plot('image.png') draws it")
     with pytest.raises(LookupError, match="no reconstruction: nosuch"):
         live.result("nosuch")
 

@@ -228,18 +228,19 @@ class PtychoReconstruction(DerivedData):
         return self
 
     def plot(self, path: Any = None) -> Figure:
-        """Show amplitude, phase, trust and coverage with the scan's points, axes in µm.
+        """Draw amplitude, phase, trust and coverage with the scan's points, axes in µm; in a session, into a window.
 
         Parameters
         ----------
         path : path, optional
             Also save it there.
         """
-        from bluesky_ptychonn.catalog.results.plot import plot_reconstruction
+        from bluesky_ptychonn.catalog.results.plot import plot_reconstruction, show
 
         figure = plot_reconstruction(self.mosaic(), self.frames, self._title())
         if path is not None:
             figure.savefig(path, dpi=150)
+        show(figure)
         return figure
 
     def __repr__(self) -> str:

@@ -5,6 +5,7 @@ What little light fell on is drawn faintly, so that noise does not look like a f
 
 from __future__ import annotations
 
+import sys
 import textwrap
 from typing import TYPE_CHECKING, Any
 
@@ -42,6 +43,21 @@ def plot_reconstruction(image: MosaicImage, frames: pd.DataFrame, title: str) ->
     figure, axes = make_axes(image, 2, 2, title)
     draw_all(axes, image, frames)
     return figure
+
+
+def has_windows() -> bool:
+    """Whether matplotlib's backend draws into windows."""
+    import matplotlib.pyplot as plt
+    from matplotlib.backends.registry import BackendFilter, backend_registry
+
+    registry: Any = backend_registry
+    return plt.get_backend().lower() in {name.lower() for name in registry.list_builtin(BackendFilter.INTERACTIVE)}
+
+
+def show(figure: Figure) -> None:
+    """Open the figure's window, where somebody types and there are windows; a script shows its own when it wants."""
+    if hasattr(sys, "ps1") and has_windows():
+        figure.show()
 
 
 def draw_all(axes: NDArray[Any], image: MosaicImage, frames: pd.DataFrame) -> None:

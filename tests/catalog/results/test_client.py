@@ -18,6 +18,7 @@ from PIL import Image
 from bluesky_ptychonn.catalog.connection.errors import CatalogUnavailableError
 from bluesky_ptychonn.catalog.connection.http import TiledNode
 from bluesky_ptychonn.catalog.connection.server import CatalogServer
+from bluesky_ptychonn.catalog.results import plot
 from bluesky_ptychonn.catalog.results.client import PtychoReconstruction, newest_with_image, reconstructions
 from bluesky_ptychonn.catalog.results.mosaics import PICTURES
 from bluesky_ptychonn.catalog.results.overview import OVERVIEW
@@ -48,6 +49,20 @@ def test_the_catalog_hands_out_reconstructions(catalog_server: CatalogServer, fi
     assert isinstance(finished, PtychoReconstruction)
     found = catalog_server.client["processed"][finished.path_parts[-1]]
     assert type(found) is PtychoReconstruction
+
+
+@pytest.mark.parametrize(("windows", "prompt", "opened"), [(True, True, 1), (False, True, 0), (True, False, 0)])
+def test_plot_opens_a_window_where_somebody_types(
+    finished: PtychoReconstruction, monkeypatch: pytest.MonkeyPatch, windows: bool, prompt: bool, opened: int
+) -> None:
+    shown = list[object]()
+    monkeypatch.setattr("matplotlib.figure.Figure.show", lambda figure: shown.append(figure))
+    monkeypatch.setattr(plot, "has_windows", lambda: windows)
+    monkeypatch.delattr(sys, "ps1", raising=False)
+    if prompt:
+        monkeypatch.setattr(sys, "ps1", "In : ", raising=False)
+    figure = finished.plot()
+    assert shown == [figure] * opened
 
 
 def test_pictures_and_arrays(finished: PtychoReconstruction) -> None:
