@@ -21,13 +21,13 @@ from bluesky_ptychonn.paths import CONFIG_VARIABLE, named_config, raw_backup, st
 
 
 def _beside_the_file(*names: str) -> Any:
-    """Make relative paths mean those beside the configuration file."""
+    """Make relative paths mean those beside the configuration file; without ``..``, of which Tiled serves no file."""
 
     def resolve(value: Any, info: ValidationInfo) -> Any:
         base = Path((info.context or {}).get("base", "."))
         if isinstance(value, tuple):
-            return tuple(base / path.expanduser() for path in value)
-        return None if value is None else base / value.expanduser()
+            return tuple((base / path.expanduser()).resolve() for path in value)
+        return None if value is None else (base / value.expanduser()).resolve()
 
     return field_validator(*names)(resolve)
 

@@ -188,7 +188,9 @@ def _explain(item: Any, section: Any, names: Mapping[str, str]) -> str:
     if item["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
         for part in item["loc"][:-1]:
             section = fields_of(section).get(part)
-        return f"{place}: unknown; allowed: {', '.join(fields_of(section))}"
+        fields = fields_of(section)
+        alone = [name for name, (part, *_) in PARTS.items() if part in fields]
+        return f"{place}: unknown; allowed: {', '.join([*fields, *alone])}"
     if item["type"] == "value_error":
         return f"{place}: {item['ctx']['error']}"
     return f"{place}: {item['msg']}" + ("" if item["type"] == "missing" else f", got {item['input']!r}")
