@@ -140,11 +140,9 @@ def test_what_may_be_said_by_itself_is_taken_from_the_file_too(write, tmp_path) 
 
 
 def test_a_folder_beside_the_files_own_is_named_without_going_back(write, tmp_path) -> None:
-    config = Config.load(write('[catalog]\nfolder = "../catalog"\nreadable = ["../frames"]\n'))
-    assert (config.catalog.folder, config.catalog.readable) == (
-        tmp_path.parent / "catalog",
-        (tmp_path.parent / "frames",),
-    )
+    catalog = '[catalog]\nfolder = "../catalog"\nreadable = ["../frames"]\n'
+    section = Config.load(write(catalog + '[reconstruction]\nmodel = "m"\n')).catalog
+    assert (section.folder, section.readable) == (tmp_path.parent / "catalog", (tmp_path.parent / "frames",))
 
 
 def test_the_environment_names_the_file(write, monkeypatch) -> None:
