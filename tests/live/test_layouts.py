@@ -147,14 +147,21 @@ def test_what_is_no_catalog_is_refused_at_once(
             raw_writer(address, tmp_path / "backup")
     above = hxn.create_container("above")
     above.create_container("csx")
+    pasted = f"{catalog_server.uri}/metadata/{hxn.path_parts[-1]}/above/NAME"
+    cure = f"it has csx. Name the .* as in {pasted}, or"
     for given in (above, address_of(above, catalog_server)):
-        with pytest.raises(ValueError, match=r"above has neither raw/ nor runs of its own; it has csx. Name the cont"):
+        with pytest.raises(ValueError, match=rf"above has neither raw/ nor runs of its own; {cure}"):
             LiveReconstruction(small_model, given, journal_dir=tmp_path)
     with pytest.raises(ValueError, match=r"no container 'rwa' for runs \(raw=\); it has raw, processed, above"):
         LiveReconstruction(small_model, hxn, journal_dir=tmp_path, raw="rwa")
     with pytest.raises(ValueError, match="no container 'rwa' for runs"):
         raw_writer(hxn, tmp_path / "backup", raw="rwa")
     assert list(tmp_path.glob("2*")) == []  # no session was begun
+
+
+def test_a_catalog_without_runs_has_no_latest(hxn: Any) -> None:
+    with pytest.raises(ValueError, match=r"no run -1: http.*/raw has 0 runs"):
+        find_run(hxn, -1)
 
 
 # -- a server as it comes

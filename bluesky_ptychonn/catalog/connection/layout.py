@@ -28,9 +28,9 @@ _ANSWER_S = 3.0
 _NAMED = 8  # containers that an error names
 
 
-def uri_of(root: Any) -> str:
-    """Address of a container of which there is a client."""
-    return join_address(str(root.context.api_uri), [key for key in root.path_parts if key])
+def uri_of(root: Any, *below: str) -> str:
+    """Address of a container of which there is a client, or of one `below` it."""
+    return join_address(str(root.context.api_uri), [*(key for key in root.path_parts if key), *below])
 
 
 def runs_path(root: Any, raw: str | None = None, before_request: Callable[[], None] | None = None) -> str:
@@ -73,7 +73,7 @@ def runs_path(root: Any, raw: str | None = None, before_request: Callable[[], No
         raise ValueError(f"catalog {uri_of(root)}: there is no container {raw!r} for runs (raw=); it has {names}")
     raise ValueError(
         f"catalog {uri_of(root)} has neither {RAW}/ nor runs of its own; it has {names}. Name the container that the "
-        f"runs are below, as in {join_address(uri_of(root), ['NAME'])}, or say where they are: raw='NAME', or raw='' "
+        f"runs are below, as in {uri_of(root, 'NAME')}, or say where they are: raw='NAME', or raw='' "
         "where they will lie beside these"
     )
 

@@ -50,7 +50,9 @@ def find_run(root: Any, run: Any, raw: str | None = None) -> Any:
     runs = find_runs(root, raw)
     try:
         return _by_digits(runs, run) if isinstance(run, str) and run.isdecimal() else runs[run]
-    except (KeyError, ValueError, IndexError) as error:
+    except IndexError:  # a number counted from the newest
+        raise ValueError(f"no run {run}: {runs.uri} has {len(runs)} runs") from None
+    except (KeyError, ValueError) as error:
         raise ValueError(f"no run {run!r} in {runs.uri}: {error}") from None
 
 

@@ -74,6 +74,13 @@ def open_registry(catalog: str) -> Iterator[Registry]:
         yield Registry(root)
 
 
+def without_key(catalog: str) -> str:
+    """Say a catalog as it was given, without the key that an address may have: terminals are seen and kept."""
+    from bluesky_ptychonn.catalog.connection.address import is_address, split_key
+
+    return split_key(catalog)[0] if is_address(catalog) else catalog
+
+
 def split_name(name: str) -> tuple[str, str | None]:
     """Split what a user types for a model in a catalog into its name and, where there is one, its version."""
     model, slash, version = name.partition("/")

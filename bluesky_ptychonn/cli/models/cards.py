@@ -7,7 +7,13 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from bluesky_ptychonn.cli.common.catalogs import AlsoCatalogOption, ModelArgument, open_registry, split_name
+from bluesky_ptychonn.cli.common.catalogs import (
+    AlsoCatalogOption,
+    ModelArgument,
+    open_registry,
+    split_name,
+    without_key,
+)
 
 if TYPE_CHECKING:
     from bluesky_ptychonn.card import ModelCard, SamplingPoint
@@ -32,7 +38,7 @@ def list_models(catalog: AlsoCatalogOption = None) -> None:
         return
     with open_registry(catalog) as registry:
         published = registry.list()
-    typer.echo(f"in the catalog {catalog}:" if published else f"in the catalog {catalog}: no models")
+    typer.echo(f"in the catalog {without_key(catalog)}:{'' if published else ' no models'}")
     for model in published:
         summary = "card cannot be read" if model.card is None else one_line(model.card)
         mark = "champion, " if model.champion else "unfinished upload, " if model.state != "complete" else ""
@@ -86,7 +92,7 @@ def _in_catalog(registry: Registry, name: str, catalog: str) -> tuple[ModelCard,
     if version is None and registry.champion(model) is None:
         complete = [item.version for item in registry.list() if item.name == model and item.state == "complete"]
         version = complete[-1] if complete else None
-    return registry.card(model, version), f"catalog {catalog}"
+    return registry.card(model, version), f"catalog {without_key(catalog)}"
 
 
 def printable(text: str) -> str:

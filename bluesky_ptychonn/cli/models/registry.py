@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from bluesky_ptychonn.cli.common.catalogs import CatalogOption, ModelArgument, open_registry, split_name
+from bluesky_ptychonn.cli.common.catalogs import CatalogOption, ModelArgument, open_registry, split_name, without_key
 
 if TYPE_CHECKING:
     from bluesky_ptychonn.catalog.registry.decisions import Decision
@@ -21,7 +21,7 @@ def publish(name: ModelArgument, catalog: CatalogOption) -> None:
 
     with open_registry(catalog) as registry:
         version = registry.publish(name)
-    typer.echo(f"{load_card(name).name}/{version} in the catalog {catalog}")
+    typer.echo(f"{load_card(name).name}/{version} in the catalog {without_key(catalog)}")
 
 
 def fetch(

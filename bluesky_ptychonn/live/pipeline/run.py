@@ -14,7 +14,7 @@ from typing import Any
 from bluesky_ptychonn.catalog.connection.errors import is_outage
 from bluesky_ptychonn.catalog.results.verification import in_words
 from bluesky_ptychonn.catalog.runs.data_keys import DataKeys, DocumentError, RunError, geometry_of
-from bluesky_ptychonn.catalog.runs.pairing import RunPairing
+from bluesky_ptychonn.catalog.runs.pairing import NoFrame, RunPairing
 from bluesky_ptychonn.live.pipeline.assembly import LONGEST_REST, Assembly
 from bluesky_ptychonn.live.pipeline.problems import Problem, ProblemKind
 from bluesky_ptychonn.live.pipeline.progress import Progress, Timing
@@ -296,7 +296,7 @@ class RunReconstruction:
             counts = self._counts()
             state = str(assembly.sink.finish(end.exit_status, counts))
             if state == "failed":
-                self._note(Problem(_why_failed(counts), ProblemKind.FAILED))
+                self._note(Problem(_why_failed(counts, self.progress.problem), ProblemKind.FAILED))
             self._finish(state)
 
     def _counts(self) -> dict[str, Any]:
@@ -337,9 +337,10 @@ class RunReconstruction:
             self._assembly.source.close()
 
 
-def _why_failed(counts: Mapping[str, Any]) -> str:
-    """Say why there is no image though nothing is wrong with the run itself."""
+def _why_failed(counts: Mapping[str, Any], problem: str) -> str:
+    """Say why there is no image though nothing is wrong with the run itself; with the problem, where that is why."""
     if counts["reconstructed"]:
         return "the catalog does not hold what was written; the result's problems say what"
     rejected = in_words(counts["rejected"])
-    return f"no frame was reconstructed: {rejected}" if rejected else "the run has no frame"
+    cure = f": {problem}" if NoFrame.WITHHELD in counts["rejected"] and problem else ""
+    return f"no frame was reconstructed: {rejected}{cure}" if rejected else "the run has no frame"

@@ -397,6 +397,11 @@ def test_the_command_takes_a_model_from_one_machine_to_another(
     assert out == f"champion of {name}: 2, before 1: better\n"
     out = ptychonn("list", *catalog)[1]
     assert f"{name}/1 " in out
+    address = f"{catalog_server.uri}?api_key={catalog_server.api_key}"
+    for command in (["list"], ["show", name], ["publish", two]):
+        said = ptychonn(*command, "--catalog", address)[1]
+        assert f"catalog {catalog_server.uri}" in said
+        assert catalog_server.api_key not in said
     assert f"{name}/2 " in out
     assert "champion, lifted, frames 64×64" in out
     assert ptychonn("rollback", name, *catalog)[1] == f"champion of {name}: 1, before 2: rolled back\n"

@@ -61,6 +61,16 @@ def test_run_that_says_nothing_of_ptychography(
     assert refinement["probe"]["frames"] == 8
 
 
+def test_the_error_names_the_folder_that_the_server_may_not_read(
+    RE: Any, tiled_writer: Any, catalog_server: CatalogServer, small_model: Path, tmp_path: Path
+) -> None:
+    beamline = SimulatedBeamline.demo(tmp_path)
+    (uid,) = RE(grid(beamline, ptychography={"geometry": beamline.geometry.model_dump(mode="json")}))
+    words = rf"no frame was reconstructed: 9 \(catalog's server gives .*\): .* {tmp_path}.* readable_storage"
+    with pytest.raises(ValueError, match=words):
+        reconstruct(uid, small_model, catalog_server)
+
+
 def test_a_run_that_gives_no_image_says_why_and_hides_none(
     RE: Any, tiled_writer: Any, catalog_server: CatalogServer, small_model: Path, detector_folder: Path
 ) -> None:
