@@ -121,6 +121,7 @@ def test_what_was_subtracted_from_its_input_is_imported_with_it(said: Any, refus
     assert "--input-deviation 'none.npy' is neither a number nor a .npy" in refused(
         "import", *options, "--input-deviation", "none.npy"
     )
+    assert "--input-counts says that nothing is done to counts" in refused("import", *options, "--input-counts")
 
 
 def test_two_cards_side_by_side(said: Any, tmp_path: Path) -> None:

@@ -98,7 +98,10 @@ def _input_step(root: bool, mean: str | None, deviation: str | None, scale: floa
     from bluesky_ptychonn.recon.models.upstream.input_step import InputStep, number_or_file
 
     step = InputStep(root, number_or_file(mean, "--input-mean"), number_or_file(deviation, "--input-deviation"), scale)
-    return step if said or step.words != InputStep().words else None
+    something = step.words != InputStep().words
+    if said and something:
+        raise ValueError(f"import: --input-counts says that nothing is done to counts, the others {step.words}: choose")
+    return step if said or something else None
 
 
 def _import_state_dict(

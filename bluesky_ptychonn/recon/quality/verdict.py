@@ -121,7 +121,7 @@ def judge(figures: RunFigures, card: ModelCard, geometry: Geometry | None = None
     Returns
     -------
     Verdict or None
-        None before the first frame.
+        None before the first frame, and where no frame is valid and nothing else is known: no image is in order.
     """
     if not figures.frames:
         return None
@@ -133,6 +133,8 @@ def judge(figures: RunFigures, card: ModelCard, geometry: Geometry | None = None
             found += _pattern(figures, norms)
         found += _sample(figures, norms, known=bool(found))
         found += _low(figures, norms, known=bool(found))
+    if not found and not figures.judged:
+        return None
     worst = max((level for level, _ in found), default=0)
     reasons = tuple(reason for _, reason in sorted(found, key=lambda f: -f[0]))
     return Verdict(_LEVELS[worst], reasons, figures)

@@ -165,6 +165,12 @@ def test_no_frames_no_verdict_and_few_frames_no_pattern(engine: Reconstructor) -
     assert few.level == "ok"
 
 
+def test_where_every_frame_was_rejected_nothing_is_in_order(engine: Reconstructor) -> None:
+    run = engine.for_run()
+    assert not run.reconstruct(np.full((10, 64, 64), np.nan, np.float32)).valid.any()
+    assert run.verdict() is None
+
+
 def test_each_run_has_a_verdict_of_its_own_in_json(engine: Reconstructor) -> None:
     first, second = engine.for_run(), engine.for_run()
     first.reconstruct(np.zeros((10, 64, 64), np.uint16))
