@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from bluesky_ptychonn.optics.geometry import Geometry
 
@@ -137,7 +137,13 @@ class PreprocessConfig(BaseModel):
         """
         rows, columns = self.output_shape(geometry.frame_shape)
         pitch = geometry.pixel_pitch_m * self.window_shape(geometry.frame_shape)[0] / rows
-        return geometry.model_copy(update={"frame_shape": (rows, columns), "pixel_pitch_m": pitch})
+        try:
+            return geometry.model_copy(update={"frame_shape": (rows, columns), "pixel_pitch_m": pitch})
+        except ValidationError as error:
+            wrong = "; ".join(item["msg"] for item in error.errors())
+            raise ValueError(
+                f"frames of {geometry.frame_shape} px after preprocess (crop, bin, resize): {wrong}"
+            ) from None
 
 
 #: What the authors of the two-head PtychoNN did to 256×256 frames; the counts went in as they then were.

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from bluesky_ptychonn.optics.framing import PreprocessConfig, framed, turned_probe
+from bluesky_ptychonn.optics.geometry import Geometry
 from bluesky_ptychonn.recon.inference.preprocess import Preprocess
 
 
@@ -49,3 +50,11 @@ def test_the_probe_of_turned_frames_gives_turned_frames(options: dict[str, Any],
     expected = framed(_frame(probe)[None], config)[0]
     # An even frame flipped about the beam's pixel loses its first row, which is of no use to compare.
     np.testing.assert_allclose(_frame(turned_probe(probe, config))[1:, 1:], expected[1:, 1:])
+
+
+def test_frames_that_come_out_odd_are_refused_in_one_sentence() -> None:
+    geometry = Geometry(energy_ev=8800, distance_m=1, pixel_pitch_m=75e-6, frame_shape=(90, 90))
+    with pytest.raises(
+        ValueError, match=r"^frames of \(90, 90\) px after preprocess .*\(45, 45\) px: .*crop or pad it.*$"
+    ):
+        PreprocessConfig(bin=2).geometry_after(geometry)
