@@ -97,14 +97,18 @@ def test_a_wrong_plan_is_refused_before_anything_moves(ask: Ask) -> None:
 @pytest.mark.slow
 def test_scan_ids_go_on_and_a_line_does_not_break_what_is_typed(ask: Ask, folder: Path) -> None:
     """The second session, with IPython's own prompt, beside the first: one catalog cannot be served twice."""
+    ask("_ = RE(sparse_ptycho_scan([camera], stage.x, stage.y, 0.8, 0.8, model='simulated-zp64', step_um=0.4))")
+    found = re.search(r"^at (\d+)", ask("print('at', RE.md['scan_id'])"), re.MULTILINE)
+    assert found is not None
+    scan_id = int(found[1]) + 1
     ask("live.close(); writer.close(); catalog.close()")
     session = start(folder)
-    session.expect_exact("The next scan is 2.")
+    session.expect_exact(f"The next scan is {scan_id}.")
     session.expect_exact("In [1]: ")
     session.send("_ = RE(sparse_ptycho_scan([camera], stage.x, stage.y, 0.8, 0.8, model=live.model, step_um=0.4))\r")
     session.expect_exact("In [2]: ")
     session.send("half = 4")
-    session.expect(r"scan 2: reconstruction complete, 9 of 9 frames")
+    session.expect(rf"scan {scan_id}: reconstruction complete, 9 of 9 frames")
     session.send("2\r")
     session.expect_exact("In [3]: ")
     session.send("print('it is', half)\r")
