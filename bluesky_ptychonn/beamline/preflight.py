@@ -49,8 +49,15 @@ class ReconstructionAtWork:
         """Card of the model at work; None where only the catalog knows it."""
         try:
             return load_card(self.model()).prepared_by(self.preprocess)
-        except (ValueError, OSError):
+        except (LookupError, OSError, TypeError, ValueError):
             return None
+
+    def present_trouble(self) -> str:
+        """Say what keeps results from being made or delivered; where it cannot be asked, that."""
+        try:
+            return self.trouble(ANSWER_S)
+        except Exception as error:  # noqa: BLE001  # said to the user; a session's own fault is none of the scan
+            return f"live reconstruction cannot say how it stands: {type(error).__name__}: {error}"
 
 
 _at_work: list[ReconstructionAtWork] = []
@@ -99,7 +106,7 @@ class ScanToCheck:
         if preflight not in get_args(Preflight):
             raise ValueError(f"preflight {preflight!r} is unknown; allowed: {', '.join(get_args(Preflight))}")
         grave = list(dict.fromkeys(self._faults()))
-        light = [words for at_work in _at_work if (words := at_work.trouble(ANSWER_S))]
+        light = [words for at_work in _at_work if (words := at_work.present_trouble())]
         refused = {"refuse": grave, "warn": [], "strict": grave + light}[preflight]
         if refused:
             raise ValueError(

@@ -52,6 +52,16 @@ def session(
     return ReconstructionAtWork(lambda: model, geometry, more.get("preprocess"), lambda _: trouble)
 
 
+def test_a_session_that_cannot_be_asked_stops_no_scan(RE, of, beamline, at_work, caplog) -> None:
+    def broken(*_: Any) -> str:
+        raise KeyError("status")
+
+    at_work.append(ReconstructionAtWork(broken, None, None, broken))
+    RE(sparse_ptycho_scan([beamline.camera], beamline.stage.x, beamline.stage.y, **FIELD, model=MODEL, step_um=0.35))
+    assert of("stop")[0]["exit_status"] == "success"
+    assert "live reconstruction cannot say how it stands: KeyError: 'status'" in caplog.text
+
+
 @pytest.mark.usefixtures("at_work")
 @pytest.mark.parametrize("plan", [sparse_ptycho_scan, rel_sparse_ptycho_scan])
 def test_a_sparse_plan_without_geometry_is_refused_and_nothing_moves(RE, of, beamline, plan) -> None:

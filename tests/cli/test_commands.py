@@ -8,6 +8,7 @@ import logging
 import os
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import h5py
@@ -17,7 +18,6 @@ import torch
 
 from bluesky_ptychonn import __version__
 from bluesky_ptychonn.card import find_model, load_card
-from bluesky_ptychonn.cli import main
 from bluesky_ptychonn.cli.app import sentence
 from bluesky_ptychonn.cli.common.local_session import _without_traceback
 from bluesky_ptychonn.cli.common.progress import PlainLines, show_progress
@@ -29,6 +29,7 @@ from bluesky_ptychonn.live.pipeline.settings import ReconstructionSettings
 from bluesky_ptychonn.live.session import WORKER_LOCK, WorkerStatus, new_session
 from bluesky_ptychonn.recon.models.checkpoint import load_model
 from bluesky_ptychonn.recon.mosaic.stitch import MosaicImage
+from tests.support.commands import run_command
 
 MODEL = "simulated-zp64"
 
@@ -37,17 +38,7 @@ MODEL = "simulated-zp64"
 def ptychonn(monkeypatch, capsys):
     """Run the command; returns exit code, stdout, stderr."""
 
-    def run(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["ptychonn", *map(str, arguments)])
-        code = 0
-        try:
-            main()
-        except SystemExit as end:
-            code = end.code or 0
-        said = capsys.readouterr()
-        return code, said.out, said.err
-
-    return run
+    return partial(run_command, monkeypatch, capsys)
 
 
 @pytest.fixture

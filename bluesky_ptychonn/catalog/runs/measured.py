@@ -81,10 +81,6 @@ class ProbeSetup:
         array = loaded.probe.detach().cpu().numpy().astype(np.complex64)
         return cls(array, preprocess or card.input.preprocess, f"model {card.name} {card.version}")
 
-    def geometry_for(self, recorded: Geometry) -> Geometry:
-        """Geometry of the frames that go with the probe, see `fitted`."""
-        return self.fitted(recorded)[1]
-
     def fitted(self, recorded: Geometry) -> tuple[NDArray[np.complex64], Geometry]:
         """Probe (N, N) and geometry of the frames that come out of preprocessing.
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-import sys
 import uuid
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +20,9 @@ from bluesky_ptychonn.catalog.connection.http import TiledNode
 from bluesky_ptychonn.catalog.connection.server import CatalogServer
 from bluesky_ptychonn.catalog.registry.decisions import Decision, champion_before
 from bluesky_ptychonn.catalog.registry.registry import Registry
-from bluesky_ptychonn.cli import main
 from bluesky_ptychonn.recon.models.checkpoint import load_model
 from bluesky_ptychonn.recon.models.library import WEIGHTS_FILE
+from tests.support.commands import run_command
 
 
 @pytest.fixture
@@ -369,17 +369,7 @@ def ptychonn(
 ) -> Callable[..., tuple[int, str, str]]:
     """Run the command; returns exit code, stdout, stderr."""
 
-    def run(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["ptychonn", "models", *map(str, arguments)])
-        code = 0
-        try:
-            main()
-        except SystemExit as end:
-            code = int(end.code or 0)
-        said = capsys.readouterr()
-        return code, said.out, said.err
-
-    return run
+    return partial(run_command, monkeypatch, capsys, "models")
 
 
 def test_the_command_takes_a_model_from_one_machine_to_another(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import importlib
-import sys
+from functools import partial
 from pathlib import Path
 from typing import Any, get_args
 
@@ -18,7 +18,7 @@ import typer
 from bluesky_ptychonn.beamline.sim import SimulatedBeamline
 from bluesky_ptychonn.card import load_card
 from bluesky_ptychonn.catalog.runs.data_keys import DataKeys
-from bluesky_ptychonn.cli import app, main
+from bluesky_ptychonn.cli import app
 from bluesky_ptychonn.cli.common import local_session
 from bluesky_ptychonn.cli.common.options import GivenOptions, flags_of
 from bluesky_ptychonn.live.pipeline.progress import Timing
@@ -26,6 +26,7 @@ from bluesky_ptychonn.live.pipeline.settings import LiveOptions, ReconstructionO
 from bluesky_ptychonn.optics.framing import PreprocessConfig
 from bluesky_ptychonn.optics.simulate import SimulatedExperiment
 from bluesky_ptychonn.recon.mosaic.refine_config import Refinement
+from tests.support.commands import run_command
 
 MODEL = "simulated-zp64"
 # What each command decides on itself: `reconstruct` has a timing of its own and no session; others a catalog of theirs.
@@ -44,17 +45,7 @@ LEFT_OUT = {
 def run(monkeypatch, capsys) -> Any:
     """Run the command; exit code, stdout, stderr."""
 
-    def run(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["ptychonn", *map(str, arguments)])
-        code = 0
-        try:
-            main()
-        except SystemExit as end:
-            code = int(end.code or 0)
-        said = capsys.readouterr()
-        return code, said.out, said.err
-
-    return run
+    return partial(run_command, monkeypatch, capsys)
 
 
 def leaves(options: type, name: str) -> int:
